@@ -1,0 +1,82 @@
+"""LiRA, the likelihood ratio attack (Carlini et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_cwrf.attacks.signals import check_coverage, check_shadows
+
+Variance = Literal["auto", "pooled", "per_example"]
+
+ENOUGH = 32
+"""IN and OUT models an example needs before ``variance="auto"`` trusts its own variance (64 in all, as in the paper)."""
+
+VARIANCE_FLOOR = 1e-12
+"""Added to every variance, in squared units of φ, so that shadow models that all agree do not divide by zero."""
+
+
+def lira(
+    target: Tensor, shadows: Tensor, membership: Tensor, *, online: bool = True, variance: Variance = "auto"
+) -> Tensor:
+    """Score each example by LiRA.
+
+    Online: ``log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²)``. Offline: ``log Φ((φ − μ_out) / σ_out)``, one-sided, so
+    that a score only rises with the signal. Means are each example's own.
+
+    Args:
+        target: φ of the audited model, shape ``(n,)`` (:func:`~lightning_cwrf.attacks.logit_signal`).
+        shadows: φ of the k shadow models, shape ``(k, n)``.
+        membership: bool ``(k, n)``, True where that shadow model was trained with that example.
+        online: use the IN models; else the OUT models alone.
+        variance: ``"per_example"``; ``"pooled"``, one within-example variance for IN and one for OUT; ``"auto"``, the
+            first when every example has at least 32 IN and 32 OUT models, else the second.
+
+    Returns:
+        float64 scores of shape ``(n,)``.
+
+    Raises:
+        ValueError: wrong shapes; NaN or infinite signals (which examples); too few IN or OUT models.
+
+    >>> shadows = torch.tensor([[3.0, 0.0], [3.2, 0.1], [1.0, 2.0], [1.2, 2.1]])
+    >>> membership = torch.tensor([[True, False], [True, False], [False, True], [False, True]])
+    >>> (lira(torch.tensor([3.1, 0.0]), shadows, membership) > 0).tolist()
+    [True, False]
+    """
+    target, shadows, membership = check_shadows(target, shadows, membership)
+    if variance not in ("auto", "pooled", "per_example"):
+        raise ValueError(f"variance must be 'auto', 'pooled' or 'per_example', not {variance!r}.")
+    inside = membership.sum(0)
+    outside = len(membership) - inside
+    fewest = int((torch.minimum(inside, outside) if online else outside).min()) if len(target) else ENOUGH
+    per_example = variance == "per_example" or (variance == "auto" and fewest >= ENOUGH)
+    least = 2 if per_example else 1
+    check_coverage(membership, least_in=least if online else 0, least_out=least)
+    mean_out, var_out = _moments(shadows, ~membership, outside, per_example)
+    if not online:
+        return torch.special.log_ndtr((target - mean_out) / var_out.sqrt())
+    mean_in, var_in = _moments(shadows, membership, inside, per_example)
+    return _log_normal(target, mean_in, var_in) - _log_normal(target, mean_out, var_out)
+
+
+def _moments(signals: Tensor, chosen: Tensor, count: Tensor, per_example: bool) -> tuple[Tensor, Tensor]:
+    """Mean per example over the chosen models, and the unbiased variance per example or pooled over examples."""
+    weight = chosen.to(signals.dtype)
+    mean = (signals * weight).sum(0) / count
+    squares = ((signals - mean).square_() * weight).sum(0)
+    if per_example:
+        return mean, squares / (count - 1) + VARIANCE_FLOOR
+    freedom = int((count - 1).sum())
+    if freedom == 0:
+        raise ValueError(
+            "the pooled variance needs an example with at least 2 IN and one with at least 2 OUT shadow models: train at "
+            "least 4 shadow models with balanced membership (2 OUT models for the offline attack)."
+        )
+    return mean, squares.sum() / freedom + VARIANCE_FLOOR
+
+
+def _log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return -0.5 * ((x - mean).square() / variance + variance.log() + math.log(2 * math.pi))

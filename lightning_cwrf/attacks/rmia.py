@@ -1,0 +1,98 @@
+"""RMIA, the robust membership inference attack (Zarifzadeh et al. 2024)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_cwrf.attacks.signals import check_coverage, check_finite, check_shadows
+
+
+def rmia(
+    target: Tensor,
+    shadows: Tensor,
+    membership: Tensor,
+    population_target: Tensor,
+    population_shadows: Tensor,
+    *,
+    online: bool = True,
+    gamma: float = 2.0,
+    offline_a: float = 0.3,
+) -> Tensor:
+    """Score each example by RMIA: the share of population points z with ratio(x) / ratio(z) ≥ γ.
+
+    ``ratio(x) = Pr(x|θ) / Pr(x)``, where Pr(x) is the mean over all shadow models, IN and OUT (online; balanced
+    membership gives both sides the same weight), or ``½·[(1 + a)·P_out(x) + (1 − a)]`` (offline). No shadow model has
+    seen the population, so Pr(z) is the mean over all of them (offline: with the same affine correction as for x).
+
+    The share is a step function of ratio(x): sorting ratio(z) once and one binary search per x give it exactly, in
+    O((n + m) log m) time and O(k·(n + m)) memory, the size of the input.
+
+    Args:
+        target: true-class probability under the audited model, shape ``(n,)``.
+        shadows: the same under the k shadow models, ``(k, n)``.
+        membership: bool ``(k, n)``, True where that shadow model was trained with that example.
+        population_target: the same for m population points, ``(m,)``; they are in no model's training data.
+        population_shadows: ``(k, m)``.
+        online: use IN and OUT models; else the OUT models alone.
+        gamma: γ ≥ 1. The paper uses 2; some implementations 1.
+        offline_a: a in [0, 1], for offline use. The paper: about 0.3 for CIFAR-10.
+
+    Returns:
+        float64 scores in [0, 1] of shape ``(n,)``. A population of m points makes steps of 1/m.
+
+    Raises:
+        ValueError: wrong shapes or settings; values that are no probabilities (which examples); too few shadow models;
+            an example of probability 0 under every model.
+
+    >>> shadows = torch.tensor([[0.9, 0.2], [0.3, 0.8]])
+    >>> membership = torch.tensor([[True, False], [False, True]])
+    >>> population = torch.tensor([0.3, 0.5, 0.6, 0.9])
+    >>> rmia(torch.tensor([0.9, 0.1]), shadows, membership, population, population.expand(2, 4), gamma=1.0)
+    tensor([1., 0.], dtype=torch.float64)
+    """
+    target, shadows, membership = check_shadows(target, shadows, membership)
+    population_target = check_finite("population_target", population_target)
+    population_shadows = check_finite("population_shadows", population_shadows)
+    if population_target.ndim != 1 or len(population_target) == 0:
+        raise ValueError(f"population_target must have shape (m,) with m >= 1, not {tuple(population_target.shape)}.")
+    if population_shadows.shape != (len(shadows), len(population_target)):
+        raise ValueError(
+            f"population_shadows must have shape {(len(shadows), len(population_target))}, "
+            f"not {tuple(population_shadows.shape)}."
+        )
+    if not gamma >= 1.0:
+        raise ValueError(f"gamma must be at least 1, not {gamma}.")
+    if not 0.0 <= offline_a <= 1.0:
+        raise ValueError(f"offline_a must lie in [0, 1], not {offline_a}.")
+    for name, values in (("target", target), ("shadows", shadows)):
+        _check_probabilities(name, values)
+        _check_probabilities(f"population_{name}", population_target if name == "target" else population_shadows)
+    check_coverage(membership, least_in=int(online), least_out=1)
+    mean_x, mean_z = shadows.mean(0), population_shadows.mean(0)
+    if not online:
+        outside = (~membership).to(shadows.dtype)
+        mean_out = (shadows * outside).sum(0) / outside.sum(0)
+        mean_x, mean_z = (((1 + offline_a) * mean + (1 - offline_a)) / 2 for mean in (mean_out, mean_z))
+    ratio_x = _ratio("target", target, mean_x)
+    ratio_z = _ratio("population_target", population_target, mean_z)
+    # ratio(x)/ratio(z) ≥ γ  ⇔  γ·ratio(z) ≤ ratio(x): count the sorted right sides that do not exceed it.
+    bounds = (gamma * ratio_z).sort().values
+    return torch.searchsorted(bounds, ratio_x, right=True).to(torch.float64) / len(bounds)
+
+
+def _check_probabilities(name: str, values: Tensor) -> None:
+    wrong = (values < 0) | (values > 1 + 1e-6)
+    if wrong.any():
+        examples = torch.unique(wrong.nonzero()[:, -1]).tolist()
+        raise ValueError(f"{name} must hold probabilities; examples {examples[:10]} lie outside [0, 1].")
+
+
+def _ratio(name: str, probability: Tensor, mean: Tensor) -> Tensor:
+    empty = (mean == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"{name}: examples {empty[:10]} have probability 0 under every shadow model, so their ratio is undefined; "
+            "compute the probabilities in float64 (lightning_cwrf.attacks.true_class_probability does)."
+        )
+    return probability / mean

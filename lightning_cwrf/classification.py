@@ -1,0 +1,120 @@
+"""The one place that turns a batch into inputs and targets, and a model's output into logits.
+
+Scoring, defenses and audits all go through :func:`classification_step`. A module whose step is unusual (several
+inputs, auxiliary outputs) defines a method ``classification_step(batch) -> (logits, targets)``, which then takes the
+place of everything in this file but the checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+_OVERRIDE = "define classification_step(batch) -> (logits, targets) on your module"
+
+
+def split_batch(batch: Any) -> tuple[Any, Tensor]:
+    """Split a batch into ``(inputs, targets)``.
+
+    Args:
+        batch: a pair ``(inputs, targets)``, or a mapping that holds the targets under one of ``labels``, ``label``,
+            ``targets``, ``target``, ``y`` and the inputs under its other keys.
+
+    Returns:
+        The inputs (a single tensor, or a dict where the mapping has several other keys) and the targets.
+
+    Raises:
+        TypeError: the batch has another form.
+
+    >>> inputs, targets = split_batch({"pixels": torch.zeros(2, 3), "labels": torch.tensor([0, 1])})
+    >>> inputs.shape, targets
+    (torch.Size([2, 3]), tensor([0, 1]))
+    """
+    if isinstance(batch, Mapping):
+        found = [key for key in TARGET_KEYS if key in batch]
+        if len(found) != 1:
+            raise TypeError(
+                f"a dict batch needs exactly one of the target keys {TARGET_KEYS}, this one has the keys "
+                f"{sorted(map(str, batch))}; rename one, or {_OVERRIDE}."
+            )
+        inputs = {key: value for key, value in batch.items() if key != found[0]}
+        return (next(iter(inputs.values())) if len(inputs) == 1 else inputs), batch[found[0]]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    form = f"a {type(batch).__name__} of length {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch)
+    raise TypeError(f"a batch must be (inputs, targets) or a dict with targets, not {form}; {_OVERRIDE}.")
+
+
+def extract_logits(output: Any) -> Tensor:
+    """Take the logits out of a model's output: a tensor, an object or dict with ``logits``, or a tuple led by them.
+
+    >>> extract_logits({"logits": torch.zeros(2, 3), "hidden": None}).shape
+    torch.Size([2, 3])
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits", output)
+    else:
+        output = getattr(output, "logits", output)
+    if isinstance(output, tuple) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise TypeError(f"cannot find logits in a model output of type {type(output).__name__}; {_OVERRIDE}.")
+    return output
+
+
+def check_targets(logits: Tensor, targets: Tensor) -> None:
+    """Raise a ValueError unless ``logits`` are finite ``(n, K)`` and ``targets`` are n class indices below K."""
+    if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be a floating-point tensor of shape (n, K) with K >= 2 classes, "
+            f"not {logits.dtype} of shape {tuple(logits.shape)}; {_OVERRIDE}."
+        )
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim != 1:
+        raise ValueError(
+            f"targets must be class indices of shape (n,), not {targets.dtype} of shape {tuple(targets.shape)}; "
+            "turn one-hot or probability targets into indices with .argmax(-1)."
+        )
+    if len(logits) != len(targets):
+        raise ValueError(f"{len(logits)} rows of logits do not fit {len(targets)} targets.")
+    classes = logits.shape[1]
+    wrong = (targets < 0) | (targets >= classes)
+    if wrong.any():
+        raise ValueError(
+            f"label {int(targets[wrong][0])} is out of range: the model has {classes} classes, labels go from 0 to "
+            f"{classes - 1}."
+        )
+    bad = ~torch.isfinite(logits.detach()).all(dim=1)
+    if bad.any():
+        rows = bad.nonzero().flatten().tolist()
+        raise ValueError(
+            f"the logits of {len(rows)} examples are NaN or infinite (rows {rows[:5]} of this batch); "
+            "the model has diverged, or its inputs are not finite."
+        )
+
+
+def classification_step(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    """Run ``module`` on ``batch`` and return checked ``(logits, targets)`` of shapes ``(n, K)`` and ``(n,)``.
+
+    A method ``classification_step(batch)`` of the module is used where there is one; else the batch is taken apart by
+    :func:`split_batch`, dict inputs are passed as keyword arguments, and :func:`extract_logits` reads the output.
+
+    Raises:
+        TypeError: the batch or the output has an unknown form.
+        ValueError: logits or targets that no classifier has (see :func:`check_targets`).
+
+    >>> logits, targets = classification_step(nn.Linear(4, 3), (torch.zeros(2, 4), torch.tensor([0, 2])))
+    >>> logits.shape, targets
+    (torch.Size([2, 3]), tensor([0, 2]))
+    """
+    own = getattr(module, "classification_step", None)
+    if own is not None:
+        logits, targets = own(batch)
+    else:
+        inputs, targets = split_batch(batch)
+        logits = extract_logits(module(**inputs) if isinstance(inputs, Mapping) else module(inputs))
+    check_targets(logits, targets)
+    return logits, targets

@@ -1,0 +1,151 @@
+"""Batches: where they come from, how they are begun again, and how an example is recognised by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
+
+from lightning_cwrf.classification import split_batch
+
+
+@contextmanager
+def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
+    """Give the caller's random state (Python, NumPy, torch on CPU and on ``device``) back as it was."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what is kept
+    devices = [device] if device is not None and device.type not in ("cpu", "meta") else []
+    kind = devices[0].type if devices else "cuda"
+    try:
+        with torch.random.fork_rng(devices, device_type=kind):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """Move every tensor of a nested batch to ``device``; everything else stays."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: move(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(value, device) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(move(value, device) for value in batch)
+    return batch
+
+
+def as_loader(data: Any, *, shuffle: bool, batch_size: int = 256) -> Iterable[Any]:
+    """A fresh pass over ``data`` that shares no iterator, sampler or worker with its owner.
+
+    A running ``DataLoader`` with persistent workers has one iterator only, so iterating it from a callback would take
+    batches from the training loop. Hence the loader is built anew over the same dataset, with every example in it.
+
+    Args:
+        data: a ``DataLoader``, a ``Dataset`` (of single examples), or any iterable of batches, which is returned as is.
+        shuffle: draw the examples in random order, else in the dataset's order.
+        batch_size: for a bare ``Dataset``.
+    """
+    if isinstance(data, Dataset):
+        data = DataLoader(data, batch_size=batch_size)
+    if not isinstance(data, DataLoader):
+        if isinstance(data, Iterable):
+            return data
+        raise TypeError(f"expected a DataLoader, a Dataset or an iterable of batches, not {type(data).__name__}.")
+    common: dict[str, Any] = {
+        "num_workers": data.num_workers,
+        "collate_fn": data.collate_fn,
+        "worker_init_fn": data.worker_init_fn,
+        "multiprocessing_context": data.multiprocessing_context,
+        "timeout": data.timeout,
+    }
+    if isinstance(data.dataset, IterableDataset):
+        return DataLoader(data.dataset, batch_size=data.batch_size, **common)
+    own_batches = data.batch_sampler
+    if own_batches is not None and type(own_batches) is not BatchSampler and not hasattr(own_batches, "batch_size"):
+        return DataLoader(data.dataset, batch_sampler=own_batches, **common)
+    size = data.batch_size if data.batch_size is not None else getattr(own_batches, "batch_size", None)
+    return DataLoader(data.dataset, batch_size=size, shuffle=shuffle, **common)
+
+
+def cycle(batches: Iterable[Any], name: str) -> Iterator[Any]:
+    """Yield batches for ever, beginning again when they run out.
+
+    Raises:
+        ValueError: there is no batch at all, or a one-shot iterator ran out and cannot be begun again.
+    """
+    seen = 0
+    while True:
+        before = seen
+        for batch in batches:
+            seen += 1
+            yield batch
+        if seen == 0:
+            raise ValueError(f"{name} holds no batch: an empty loader cannot be scored or audited.")
+        if seen == before:
+            raise ValueError(
+                f"{name} ran out after {seen} batches and cannot be begun again; pass a list or a DataLoader "
+                "instead of a generator."
+            )
+
+
+def _leaves(inputs: Any) -> list[Tensor]:
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    if isinstance(inputs, np.ndarray):
+        return [torch.from_numpy(inputs)]
+    if isinstance(inputs, Mapping):
+        return [leaf for key in sorted(inputs) for leaf in _leaves(inputs[key])]
+    if isinstance(inputs, (tuple, list)):
+        return [leaf for value in inputs for leaf in _leaves(value)]
+    raise TypeError(f"cannot tell examples apart by content in inputs of type {type(inputs).__name__}.")
+
+
+def fingerprints(inputs: Any) -> list[bytes]:
+    """One 16-byte digest of content per example of a batch of inputs (a tensor, or a nest of tensors).
+
+    Two examples have the same digest when their values, shape and dtype are the same, whatever their position.
+
+    >>> a, b, c = fingerprints(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
+    >>> a == c, a == b
+    (True, False)
+    """
+    leaves = [leaf.detach().cpu().contiguous() for leaf in _leaves(inputs)]
+    if not leaves or any(leaf.ndim == 0 or len(leaf) != len(leaves[0]) for leaf in leaves):
+        raise ValueError(f"every input must have the batch first, not shapes {[tuple(leaf.shape) for leaf in leaves]}.")
+    head = repr([(str(leaf.dtype), tuple(leaf.shape[1:])) for leaf in leaves]).encode()
+    rows = [leaf.reshape(len(leaf), -1).view(torch.uint8).numpy() for leaf in leaves]
+    digests = []
+    for example in zip(*rows, strict=True):
+        digest = hashlib.blake2b(head, digest_size=16)
+        for row in example:
+            digest.update(row.tobytes())
+        digests.append(digest.digest())
+    return digests
+
+
+def example_digests(batch: Any) -> list[bytes]:
+    """:func:`fingerprints` of a batch's inputs; of the whole batch where only the user's own step can take it apart."""
+    try:
+        inputs, _ = split_batch(batch)
+    except TypeError:
+        inputs = batch
+    return fingerprints(inputs)
+
+
+def check_disjoint(members: Iterable[bytes], nonmembers: Sequence[bytes] | set[bytes], name: str) -> None:
+    """Raise a ValueError when an example stands among the members and among the data called ``name``."""
+    common = set(members).intersection(nonmembers)
+    if common:
+        raise ValueError(
+            f"{len(common)} of the {len(set(nonmembers))} distinct examples of {name} are members (the very same "
+            "content): reference and non-member data must never have been trained on. Remove them."
+        )

@@ -1,0 +1,21 @@
+"""Membership metrics: torchmetrics over (score, is_member), each with a confidence interval."""
+
+from lightning_cwrf.metrics.functional.intervals import Interval
+from lightning_cwrf.metrics.membership import (
+    AttackAdvantage,
+    LossGap,
+    MembershipAUROC,
+    MembershipMetric,
+    P1Score,
+    TPRAtFPR,
+)
+
+__all__ = [
+    "AttackAdvantage",
+    "Interval",
+    "LossGap",
+    "MembershipAUROC",
+    "MembershipMetric",
+    "P1Score",
+    "TPRAtFPR",
+]

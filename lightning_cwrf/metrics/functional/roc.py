@@ -1,0 +1,157 @@
+"""The ROC of a membership attack, and what is read off it.
+
+Points of equal score are one step of the curve. Every measure is a function of two rows of counts over the distinct
+scores, highest first: how many members and how many non-members have each. A bootstrap replicate is nothing but other
+counts, so the same functions serve the value and its interval.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ScoreCounts(NamedTuple):
+    """Members and non-members per distinct score, highest score first.
+
+    ``members`` and ``nonmembers`` are float64 of shape ``(..., g)``; leading dimensions are bootstrap replicates.
+    """
+
+    scores: Tensor
+    members: Tensor
+    nonmembers: Tensor
+
+
+def check_scores(scores: Tensor, is_member: Tensor) -> None:
+    """Raise a ValueError unless both are 1-D of one length, ``is_member`` is bool and no score is NaN."""
+    if scores.ndim != 1 or scores.shape != is_member.shape:
+        raise ValueError(
+            f"scores and is_member must be 1-D and of one length, not {tuple(scores.shape)} and "
+            f"{tuple(is_member.shape)}."
+        )
+    if is_member.dtype != torch.bool:
+        raise ValueError(f"is_member must be a bool tensor, not {is_member.dtype}; use is_member.bool().")
+    bad = scores.isnan().nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"{len(bad)} scores are NaN (first at {bad[:10]}).")
+
+
+def split_scores(scores: Tensor, is_member: Tensor) -> tuple[Tensor, Tensor]:
+    """The members' and the non-members' scores, checked; both must be there."""
+    check_scores(scores, is_member)
+    members, nonmembers = scores[is_member], scores[~is_member]
+    if len(members) == 0 or len(nonmembers) == 0:
+        raise ValueError(f"both groups are needed: there are {len(members)} members, {len(nonmembers)} non-members.")
+    return members, nonmembers
+
+
+def count_scores(scores: Tensor, is_member: Tensor) -> ScoreCounts:
+    """Count members and non-members at each distinct score, highest first."""
+    split_scores(scores, is_member)
+    distinct, group = torch.unique(scores, sorted=True, return_inverse=True)
+    members = torch.bincount(group[is_member], minlength=len(distinct)).flip(0).double()
+    nonmembers = torch.bincount(group[~is_member], minlength=len(distinct)).flip(0).double()
+    return ScoreCounts(distinct.flip(0), members, nonmembers)
+
+
+def membership_roc(scores: Tensor, is_member: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The ROC curve, from (0, 0) to (1, 1), with one point per distinct score.
+
+    Args:
+        scores: shape ``(n,)``, higher = more likely a member.
+        is_member: bool, shape ``(n,)``.
+
+    Returns:
+        FPR, TPR (float64) and thresholds, each of shape ``(distinct + 1,)``; the first threshold is infinite.
+
+    >>> fpr, tpr, thresholds = membership_roc(torch.tensor([2.0, 1.0, 1.0]), torch.tensor([True, True, False]))
+    >>> fpr.tolist(), tpr.tolist(), thresholds.tolist()
+    ([0.0, 0.0, 1.0], [0.0, 0.5, 1.0], [inf, 2.0, 1.0])
+    """
+    counts = count_scores(scores, is_member)
+    fpr, tpr = _rates(counts)
+    first = torch.full_like(counts.scores[:1], torch.inf, dtype=counts.scores.dtype)
+    return fpr, tpr, torch.cat([first, counts.scores])
+
+
+def membership_auroc(scores: Tensor, is_member: Tensor) -> Tensor:
+    """Area under the ROC curve: the chance that a member scores above a non-member, ties counting one half.
+
+    >>> membership_auroc(torch.zeros(4), torch.tensor([True, True, False, False]))
+    tensor(0.5000, dtype=torch.float64)
+    """
+    return auroc_of(count_scores(scores, is_member))
+
+
+def tpr_at_fpr(scores: Tensor, is_member: Tensor, max_fpr: float = 1e-3) -> Tensor:
+    """The highest TPR of any threshold whose FPR is at most ``max_fpr``.
+
+    With fewer than ``1 / max_fpr`` non-members this is the TPR at zero false positives.
+
+    >>> tpr_at_fpr(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, False, True]), max_fpr=0.5)
+    tensor(0.5000, dtype=torch.float64)
+    """
+    if not 0.0 <= max_fpr <= 1.0:
+        raise ValueError(f"max_fpr must lie in [0, 1], not {max_fpr}.")
+    return tpr_of(count_scores(scores, is_member), max_fpr)
+
+
+def attack_advantage(scores: Tensor, is_member: Tensor) -> Tensor:
+    """Membership advantage, the maximum of TPR − FPR over all thresholds (Yeom et al. 2018).
+
+    >>> attack_advantage(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, True, False]))
+    tensor(1., dtype=torch.float64)
+    """
+    return advantage_of(count_scores(scores, is_member))
+
+
+def p1_score(accuracy: Tensor | float, advantage: Tensor | float) -> Tensor:
+    """P1 = 2·Acc·(1 − Adv) / (Acc + 1 − Adv), the harmonic mean of utility and privacy (as in PAST, Hu et al. 2024).
+
+    >>> p1_score(1.0, 0.0)
+    tensor(1., dtype=torch.float64)
+    """
+    utility = torch.as_tensor(accuracy, dtype=torch.float64)
+    privacy = 1 - torch.as_tensor(advantage, dtype=torch.float64)
+    total = utility + privacy
+    return torch.where(total > 0, 2 * utility * privacy / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+
+
+def loss_gap(losses: Tensor, is_member: Tensor) -> Tensor:
+    """Mean loss of the non-members minus mean loss of the members.
+
+    >>> loss_gap(torch.tensor([0.5, 2.0]), torch.tensor([True, False]))
+    tensor(1.5000, dtype=torch.float64)
+    """
+    members, nonmembers = split_scores(losses, is_member)
+    return nonmembers.double().mean() - members.double().mean()
+
+
+def auroc_of(counts: ScoreCounts) -> Tensor:
+    """AUC of counts: every member pairs with the non-members below it, and half of those at its own score."""
+    members, nonmembers = counts.members, counts.nonmembers
+    below = nonmembers.sum(-1, keepdim=True) - nonmembers.cumsum(-1)
+    won = (members * (below + nonmembers / 2)).sum(-1)
+    return won / (members.sum(-1) * nonmembers.sum(-1))
+
+
+def tpr_of(counts: ScoreCounts, max_fpr: float) -> Tensor:
+    """Highest TPR at an FPR of at most ``max_fpr``."""
+    fpr, tpr = _rates(counts)
+    return torch.where(fpr <= max_fpr, tpr, 0.0).amax(-1)
+
+
+def advantage_of(counts: ScoreCounts) -> Tensor:
+    """Maximum of TPR − FPR."""
+    fpr, tpr = _rates(counts)
+    return (tpr - fpr).amax(-1)
+
+
+def _rates(counts: ScoreCounts) -> tuple[Tensor, Tensor]:
+    def rate(part: Tensor) -> Tensor:
+        steps = torch.cat([torch.zeros_like(part[..., :1]), part.cumsum(-1)], -1)
+        return steps / steps[..., -1:]
+
+    return rate(counts.nonmembers), rate(counts.members)

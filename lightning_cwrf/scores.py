@@ -1,0 +1,266 @@
+"""Weight scores: how much each weight matters for privacy (Eq. 4 with Eq. 2) and for accuracy (Eq. 2).
+
+Equations are those of "Learnability and Privacy Vulnerability Are Entangled in a Few Critical Weights" (CWRF, ICLR
+2026). Everything here works on copies: the model, its buffers, gradients and mode and the caller's random state are
+the same before and after.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_cwrf.classification import check_targets, classification_step
+from lightning_cwrf.data import as_loader, check_disjoint, cycle, example_digests, isolated_rng, move
+from lightning_cwrf.vanilla import VanillaSource, load_vanilla
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_CONVS = nn.modules.conv._ConvNd
+
+
+def learnability_scores(
+    model: nn.Module,
+    members: Iterable[Any],
+    *,
+    steps: int = 30,
+    lr: float = 1e-3,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Score each weight by its importance for the members' loss: Eq. 2, first-order Taylor (Molchanov et al. 2019).
+
+    Args:
+        model: a classifier; see :func:`~lightning_cwrf.classification.classification_step` for what it may return.
+        members: batches of training examples (an iterable, begun again when it runs out), a loader or a dataset.
+        steps: T, the number of batches.
+        lr: η_e, the rate of the plain SGD step on the copy after each batch. The paper does not state its value.
+        on_step: called with the number of steps done, for a progress bar.
+
+    Returns:
+        One non-negative float32 tensor per trainable parameter, by name and of its shape. A tied parameter counts once.
+
+    Raises:
+        ValueError: bad settings, an empty loader, labels out of range, or logits that are not finite.
+
+    >>> data = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    >>> scores = learnability_scores(nn.Linear(4, 3), data, steps=2)
+    >>> {name: tuple(score.shape) for name, score in scores.items()}
+    {'weight': (3, 4), 'bias': (3,)}
+    """
+    device = _device(model)
+    with isolated_rng(device):
+        batches = cycle(as_loader(members, shuffle=True), "members")
+
+        def objective(work: nn.Module) -> Tensor:
+            logits, targets = classification_step(work, move(next(batches), device))
+            return F.cross_entropy(logits.float(), targets)
+
+        return _accumulate(model, objective, steps, lr, on_step)
+
+
+def privacy_vulnerability_scores(
+    model: nn.Module,
+    vanilla: VanillaSource,
+    members: Iterable[Any],
+    nonmembers: Iterable[Any],
+    *,
+    lam: float = 0.7,
+    steps: int = 30,
+    lr: float = 1e-3,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Score each weight by its privacy vulnerability: Eq. 2 accumulated along Eq. 4 (CWRF, Algorithm 1, lines 1-10).
+
+    Each step takes a member batch (x_tr, y_tr) and a reference batch x_re, and on a copy θ' of the model's weights::
+
+        L = (1-λ) · CE(f(x_tr; θ'), y_tr) + λ · KL(softmax f(x_re; θ_vn) ‖ softmax f(x_re; θ'))
+        g = ∇L;   φ += |g ⊙ θ'|;   θ' -= η_e · g
+
+    Both models run in eval mode, so that dropout adds no noise and BatchNorm reads its own running statistics.
+
+    Args:
+        model: the finished (unprotected) classifier.
+        vanilla: θ_vn in any form :func:`~lightning_cwrf.vanilla.load_vanilla` takes.
+        members: batches the model was trained on: an iterable of batches (begun again when it runs out), a loader or
+            a dataset.
+        nonmembers: batches it never saw (D_re), likewise.
+        lam: λ in [0, 1]. Published: 0.7 (CIFAR-10, CINIC-10), 0.9 (CIFAR-100).
+        steps: T. Published: 30, with batches of 256.
+        lr: η_e. Not stated in the paper.
+        on_step: called with the number of steps done, for a progress bar.
+
+    Returns:
+        One non-negative float32 tensor per trainable parameter, by name and of its shape. A tied parameter counts once.
+
+    Raises:
+        ValueError: bad settings; an empty loader; an example among both the members and the reference data that were
+            drawn; vanilla weights that do not fit or are the model's own; labels out of range; logits not finite.
+
+    >>> members = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    >>> reference = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    >>> scores = privacy_vulnerability_scores(nn.Linear(4, 3), nn.Linear(4, 3), members, reference, steps=2)
+    >>> bool((scores["weight"] >= 0).all())
+    True
+    """
+    if not 0.0 <= lam <= 1.0:
+        raise ValueError(f"lam must lie in [0, 1], not {lam}.")
+    device = _device(model)
+    with isolated_rng(device):
+        weights = load_vanilla(vanilla, model)
+        start = copy.deepcopy(model).eval()
+        start.load_state_dict(weights)
+        member_batches = cycle(as_loader(members, shuffle=True), "members")
+        reference_batches = cycle(as_loader(nonmembers, shuffle=True), "nonmembers")
+        seen_members: set[bytes] = set()
+        seen_reference: set[bytes] = set()
+
+        def objective(work: nn.Module) -> Tensor:
+            member, reference = next(member_batches), next(reference_batches)
+            seen_members.update(example_digests(member))
+            seen_reference.update(example_digests(reference))
+            check_disjoint(seen_members, seen_reference, "nonmembers")
+            logits, targets = classification_step(work, move(member, device))
+            reference = move(reference, device)
+            with torch.no_grad():
+                vanilla_logits, _ = classification_step(start, reference)
+            return pve_loss(logits, targets, classification_step(work, reference)[0], vanilla_logits, lam=lam)
+
+        return _accumulate(model, objective, steps, lr, on_step)
+
+
+def pve_loss(
+    member_logits: Tensor, targets: Tensor, reference_logits: Tensor, vanilla_logits: Tensor, *, lam: float
+) -> Tensor:
+    """Eq. 4: ``(1-λ)·CE(member) + λ·KL(softmax vanilla ‖ softmax reference)``, both as batch means, in float32.
+
+    >>> z = torch.tensor([[0.0, 0.0]])
+    >>> round(float(pve_loss(z, torch.tensor([1]), z, z, lam=0.5)), 4)  # half of ln 2, and no divergence
+    0.3466
+    """
+    check_targets(member_logits, targets)
+    learn = F.cross_entropy(member_logits.float(), targets)
+    unlearn = F.kl_div(
+        reference_logits.float().log_softmax(-1),
+        vanilla_logits.float().log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return (1 - lam) * learn + lam * unlearn
+
+
+def score_correlation(a: Mapping[str, Tensor], b: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
+    """Pearson correlation of two weight scores by kind of weight, as in Table 1.
+
+    Args:
+        a: scores by parameter name.
+        b: scores of the same names and shapes.
+        model: the model they belong to; it tells the kind of each weight (:func:`weight_kinds`).
+
+    Returns:
+        The correlation under ``all`` and under each kind that the model has. It is NaN where one side is constant.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2))
+    >>> a = {name: torch.rand_like(p) for name, p in model.named_parameters()}
+    >>> {kind: round(r, 3) for kind, r in score_correlation(a, a, model).items()}
+    {'all': 1.0, 'conv': 1.0, 'linear': 1.0}
+    """
+    kinds = weight_kinds(model)
+    for name in set(a) | set(b):
+        if name not in a or name not in b or a[name].shape != b[name].shape or name not in kinds:
+            raise ValueError(f"the scores of {name!r} are missing on one side, differ in shape, or are not the model's.")
+    groups: dict[str, list[str]] = {"all": list(a)}
+    for name in a:
+        groups.setdefault(kinds[name], []).append(name)
+    return {kind: _pearson([a[n] for n in names], [b[n] for n in names]) for kind, names in groups.items()}
+
+
+def weight_kinds(model: nn.Module) -> dict[str, str]:
+    """The kind of each trainable parameter, by name: conv, linear, attention+MLP, norm, embedding or other.
+
+    Linear layers inside a transformer block (the parent of an attention layer) are attention+MLP, as in Table 1.
+
+    >>> weight_kinds(nn.TransformerEncoderLayer(8, 2, 16))["linear1.weight"]
+    'attention+MLP'
+    """
+    modules = dict(model.named_modules())
+    attention = {name for name, module in modules.items() if _is_attention(module, name)}
+    # The parent of an attention layer is its block; a model that is its own block keeps its head apart.
+    blocks = [name.rpartition(".")[0] or name for name in attention]
+    if isinstance(model, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        blocks.append("")
+    kinds = {}
+    for name in trainable_parameters(model):
+        owner_name = name.rpartition(".")[0]
+        owner = modules[owner_name]
+        in_block = any(owner_name == block or owner_name.startswith(f"{block}." if block else "") for block in blocks)
+        if isinstance(owner, _CONVS):
+            kinds[name] = "conv"
+        elif isinstance(owner, _NORMS):
+            kinds[name] = "norm"
+        elif isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
+            kinds[name] = "embedding"
+        elif owner_name in attention or (in_block and isinstance(owner, nn.Linear)):
+            kinds[name] = "attention+MLP"
+        else:
+            kinds[name] = "linear" if isinstance(owner, nn.Linear) else "other"
+    return kinds
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that count as weights: trainable, each shared one once, under its first name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _is_attention(module: nn.Module, name: str) -> bool:
+    # A whole model may be called AttentionNet; only a part of one is judged by the name of its class.
+    return isinstance(module, nn.MultiheadAttention) or (name != "" and "attention" in type(module).__name__.lower())
+
+
+def _accumulate(
+    model: nn.Module,
+    objective: Callable[[nn.Module], Tensor],
+    steps: int,
+    lr: float,
+    on_step: Callable[[int], None] | None,
+) -> dict[str, Tensor]:
+    """Eq. 2 along plain SGD on a copy: φ += |g ⊙ θ'|, then θ' -= η_e·g (Algorithm 1, lines 7-9)."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}.")
+    if not lr >= 0:
+        raise ValueError(f"lr must not be negative, not {lr}.")
+    work = copy.deepcopy(model).eval()
+    parameters = trainable_parameters(work)
+    if not parameters:
+        raise ValueError("the model has no trainable parameter (requires_grad is False everywhere): nothing to score.")
+    weights = list(parameters.values())
+    scores = [torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for p in weights]
+    for step in range(steps):
+        with torch.enable_grad():
+            loss = objective(work)
+        if not torch.isfinite(loss):
+            raise ValueError(f"the scoring loss is {float(loss)} at step {step + 1}; lower lr (now {lr}).")
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        with torch.no_grad():
+            for score, weight, gradient in zip(scores, weights, gradients, strict=True):
+                if gradient is None:  # a weight that this loss does not reach scores 0
+                    continue
+                score += (gradient.float() * weight.float()).abs_()
+                weight.sub_(gradient, alpha=lr)
+        if on_step is not None:
+            on_step(step + 1)
+    return dict(zip(parameters, scores, strict=True))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _pearson(a: list[Tensor], b: list[Tensor]) -> float:
+    x = torch.cat([t.detach().flatten().double().cpu() for t in a])
+    y = torch.cat([t.detach().flatten().double().cpu() for t in b])
+    x, y = x - x.mean(), y - y.mean()
+    return float((x @ y) / (x.norm() * y.norm()))
