@@ -1,0 +1,64 @@
+"""Make a finished PyTorch Lightning classifier safer against membership inference, and measure by how much."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lightning_cwrf._version import __version__
+
+if TYPE_CHECKING:
+    from lightning_cwrf.audit import AuditResult
+    from lightning_cwrf.callbacks import (
+        CriticalRewindCallback,
+        GradientMaskCallback,
+        MIAAuditCallback,
+        PrivacyScoringCallback,
+        VanillaSnapshotCallback,
+    )
+    from lightning_cwrf.defenses import DefenseMixin, RelaxLossMixin
+    from lightning_cwrf.masks import WeightMask
+    from lightning_cwrf.scores import learnability_scores, privacy_vulnerability_scores, score_correlation
+    from lightning_cwrf.shadows import train_shadows
+
+# Public names and where they live. They are imported on first use: `import lightning_cwrf` itself costs next to nothing.
+_HOMES = {
+    "AuditResult": "audit",
+    "CriticalRewindCallback": "callbacks",
+    "DefenseMixin": "defenses",
+    "GradientMaskCallback": "callbacks",
+    "MIAAuditCallback": "callbacks",
+    "PrivacyScoringCallback": "callbacks",
+    "RelaxLossMixin": "defenses",
+    "VanillaSnapshotCallback": "callbacks",
+    "WeightMask": "masks",
+    "learnability_scores": "scores",
+    "privacy_vulnerability_scores": "scores",
+    "score_correlation": "scores",
+    "train_shadows": "shadows",
+}
+
+__all__ = [
+    "AuditResult",
+    "CriticalRewindCallback",
+    "DefenseMixin",
+    "GradientMaskCallback",
+    "MIAAuditCallback",
+    "PrivacyScoringCallback",
+    "RelaxLossMixin",
+    "VanillaSnapshotCallback",
+    "WeightMask",
+    "__version__",
+    "learnability_scores",
+    "privacy_vulnerability_scores",
+    "score_correlation",
+    "train_shadows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

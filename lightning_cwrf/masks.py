@@ -108,7 +108,9 @@ class WeightMask:
         for name, parameter in parameters.items():
             if name not in vanilla or vanilla[name].shape != parameter.shape:
                 found = f"shape {tuple(vanilla[name].shape)}" if name in vanilla else "nothing"
-                raise ValueError(f"vanilla weights for {name!r}: expected shape {tuple(parameter.shape)}, found {found}.")
+                raise ValueError(
+                    f"vanilla weights for {name!r}: expected shape {tuple(parameter.shape)}, found {found}."
+                )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 values = vanilla[name].to(parameter.device, parameter.dtype)

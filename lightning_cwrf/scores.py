@@ -29,6 +29,7 @@ def learnability_scores(
     *,
     steps: int = 30,
     lr: float = 1e-3,
+    transfer: Callable[[Any], Any] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Score each weight by its importance for the members' loss: Eq. 2, first-order Taylor (Molchanov et al. 2019).
@@ -38,6 +39,7 @@ def learnability_scores(
         members: batches of training examples (an iterable, begun again when it runs out), a loader or a dataset.
         steps: T, the number of batches.
         lr: η_e, the rate of the plain SGD step on the copy after each batch. The paper does not state its value.
+        transfer: brings a batch to the model's device; None moves its tensors there.
         on_step: called with the number of steps done, for a progress bar.
 
     Returns:
@@ -51,12 +53,14 @@ def learnability_scores(
     >>> {name: tuple(score.shape) for name, score in scores.items()}
     {'weight': (3, 4), 'bias': (3,)}
     """
+    check_scoring(0.0, steps, lr)
     device = _device(model)
     with isolated_rng(device):
         batches = cycle(as_loader(members, shuffle=True), "members")
+        bring = transfer or (lambda batch: move(batch, device))
 
         def objective(work: nn.Module) -> Tensor:
-            logits, targets = classification_step(work, move(next(batches), device))
+            logits, targets = classification_step(work, bring(next(batches)))
             return F.cross_entropy(logits.float(), targets)
 
         return _accumulate(model, objective, steps, lr, on_step)
@@ -71,6 +75,7 @@ def privacy_vulnerability_scores(
     lam: float = 0.7,
     steps: int = 30,
     lr: float = 1e-3,
+    transfer: Callable[[Any], Any] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Score each weight by its privacy vulnerability: Eq. 2 accumulated along Eq. 4 (CWRF, Algorithm 1, lines 1-10).
@@ -91,6 +96,7 @@ def privacy_vulnerability_scores(
         lam: λ in [0, 1]. Published: 0.7 (CIFAR-10, CINIC-10), 0.9 (CIFAR-100).
         steps: T. Published: 30, with batches of 256.
         lr: η_e. Not stated in the paper.
+        transfer: brings a batch to the model's device; None moves its tensors there.
         on_step: called with the number of steps done, for a progress bar.
 
     Returns:
@@ -106,8 +112,7 @@ def privacy_vulnerability_scores(
     >>> bool((scores["weight"] >= 0).all())
     True
     """
-    if not 0.0 <= lam <= 1.0:
-        raise ValueError(f"lam must lie in [0, 1], not {lam}.")
+    check_scoring(lam, steps, lr)
     device = _device(model)
     with isolated_rng(device):
         weights = load_vanilla(vanilla, model)
@@ -115,6 +120,7 @@ def privacy_vulnerability_scores(
         start.load_state_dict(weights)
         member_batches = cycle(as_loader(members, shuffle=True), "members")
         reference_batches = cycle(as_loader(nonmembers, shuffle=True), "nonmembers")
+        bring = transfer or (lambda batch: move(batch, device))
         seen_members: set[bytes] = set()
         seen_reference: set[bytes] = set()
 
@@ -123,8 +129,8 @@ def privacy_vulnerability_scores(
             seen_members.update(example_digests(member))
             seen_reference.update(example_digests(reference))
             check_disjoint(seen_members, seen_reference, "nonmembers")
-            logits, targets = classification_step(work, move(member, device))
-            reference = move(reference, device)
+            logits, targets = classification_step(work, bring(member))
+            reference = bring(reference)
             with torch.no_grad():
                 vanilla_logits, _ = classification_step(start, reference)
             return pve_loss(logits, targets, classification_step(work, reference)[0], vanilla_logits, lam=lam)
@@ -171,7 +177,9 @@ def score_correlation(a: Mapping[str, Tensor], b: Mapping[str, Tensor], model: n
     kinds = weight_kinds(model)
     for name in set(a) | set(b):
         if name not in a or name not in b or a[name].shape != b[name].shape or name not in kinds:
-            raise ValueError(f"the scores of {name!r} are missing on one side, differ in shape, or are not the model's.")
+            raise ValueError(
+                f"the scores of {name!r} are missing on one side, differ in shape, or are not the model's."
+            )
     groups: dict[str, list[str]] = {"all": list(a)}
     for name in a:
         groups.setdefault(kinds[name], []).append(name)
@@ -215,6 +223,16 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def check_scoring(lam: float, steps: int, lr: float) -> None:
+    """Raise a ValueError for settings that cannot score anything."""
+    if not 0.0 <= lam <= 1.0:
+        raise ValueError(f"lam must lie in [0, 1], not {lam}.")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}.")
+    if not lr >= 0:
+        raise ValueError(f"lr must not be negative, not {lr}.")
+
+
 def _is_attention(module: nn.Module, name: str) -> bool:
     # A whole model may be called AttentionNet; only a part of one is judged by the name of its class.
     return isinstance(module, nn.MultiheadAttention) or (name != "" and "attention" in type(module).__name__.lower())
@@ -228,10 +246,6 @@ def _accumulate(
     on_step: Callable[[int], None] | None,
 ) -> dict[str, Tensor]:
     """Eq. 2 along plain SGD on a copy: φ += |g ⊙ θ'|, then θ' -= η_e·g (Algorithm 1, lines 7-9)."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}.")
-    if not lr >= 0:
-        raise ValueError(f"lr must not be negative, not {lr}.")
     work = copy.deepcopy(model).eval()
     parameters = trainable_parameters(work)
     if not parameters:

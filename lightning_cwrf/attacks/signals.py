@@ -50,7 +50,9 @@ def check_finite(name: str, values: Tensor) -> Tensor:
     if bad.any():
         examples = torch.unique(bad.nonzero()[:, -1]).tolist()
         more = ", …" if len(examples) > 10 else ""
-        raise ValueError(f"{name} has NaN or infinite values at examples {examples[:10]}{more} ({len(examples)} in all).")
+        raise ValueError(
+            f"{name} has NaN or infinite values at examples {examples[:10]}{more} ({len(examples)} in all)."
+        )
     return values
 
 

@@ -152,7 +152,9 @@ class TPRAtFPR(MembershipMetric):
             nonmembers = int((~self._data()[1]).sum())
         if nonmembers * self.max_fpr >= 1:
             return None
-        return f"{nonmembers} non-members cannot show an FPR of {self.max_fpr:g}: this is the TPR at zero false positives"
+        return (
+            f"{nonmembers} non-members cannot show an FPR of {self.max_fpr:g}: this is the TPR at zero false positives"
+        )
 
 
 class AttackAdvantage(MembershipMetric):
@@ -178,7 +180,7 @@ class LossGap(MembershipMetric):
     """Mean loss of non-members minus mean loss of members; ``scores`` are per-example losses.
 
     >>> metric = LossGap()
-    >>> metric.update(torch.tensor([0.1, 0.3, 1.2]), torch.tensor([True, True, False]))
+    >>> metric.update(torch.tensor([0.25, 0.75, 1.5]), torch.tensor([True, True, False]))
     >>> metric.compute()
     tensor(1., dtype=torch.float64)
     """

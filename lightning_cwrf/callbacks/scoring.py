@@ -1,0 +1,92 @@
+"""Scoring the weights of a finished model at the start of its hardening."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_cwrf.callbacks.common import OncePerModule, refuse_sharding, training_data, transfer_of
+from lightning_cwrf.scores import check_scoring, privacy_vulnerability_scores
+from lightning_cwrf.vanilla import VanillaSource, load_vanilla, save_vanilla
+
+
+class PrivacyScoringCallback(OncePerModule):
+    """Scores every weight's privacy vulnerability when training starts (CWRF, Algorithm 1, lines 1-10).
+
+    The scores are in :attr:`scores` afterwards, and the vanilla weights in :attr:`vanilla_weights` until the fit ends;
+    :class:`CriticalRewindCallback` takes both from there. The model itself is not changed.
+
+    Args:
+        nonmembers: reference data D_re the model never saw, disjoint from test data: a loader or a dataset.
+        vanilla: θ_vn: a path, a state dict, an untrained module, a factory, or ``"redraw"``
+            (:func:`~lightning_cwrf.vanilla.load_vanilla`).
+        lam: λ of Eq. 4. Published: 0.7 (CIFAR-10, CINIC-10), 0.9 (CIFAR-100).
+        steps: T, the number of batches. Published: 30.
+        lr: η_e, the rate of the steps on the copy.
+        members: training data; None: the trainer's own.
+
+    >>> callback = PrivacyScoringCallback(nonmembers=[], vanilla="redraw", lam=0.9)
+    """
+
+    def __init__(
+        self,
+        nonmembers: Any,
+        vanilla: VanillaSource,
+        lam: float = 0.7,
+        steps: int = 30,
+        lr: float = 1e-3,
+        members: Any = None,
+    ) -> None:
+        check_scoring(lam, steps, lr)
+        self.nonmembers = nonmembers
+        self.vanilla = vanilla
+        self.lam = lam
+        self.steps = steps
+        self.lr = lr
+        self.members = members
+        self.reset()
+
+    def reset(self) -> None:
+        self.scores: dict[str, Tensor] | None = None
+        self.vanilla_weights: dict[str, Tensor] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        refuse_sharding(trainer, self)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.scores is not None:
+            return
+        self.vanilla_weights = trainer.strategy.broadcast(load_vanilla(self.vanilla, pl_module))
+        members = self.members if self.members is not None else training_data(trainer, self)
+        with trainer.precision_plugin.forward_context():
+            scores = privacy_vulnerability_scores(
+                pl_module,
+                self.vanilla_weights,
+                members,
+                self.nonmembers,
+                lam=self.lam,
+                steps=self.steps,
+                lr=self.lr,
+                transfer=transfer_of(trainer),
+            )
+        # Every rank scored by itself; the mask must be one and the same on all.
+        self.scores = trainer.strategy.broadcast({name: score.cpu() for name, score in scores.items()})
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.vanilla_weights = None
+
+    def save_scores(self, path: str | PathLike[str]) -> None:
+        """Save the scores as safetensors, for ``CriticalRewindCallback(scores=path)``."""
+        if self.scores is None:
+            raise RuntimeError("there are no scores yet: they come when training starts.")
+        save_vanilla(self.scores, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.scores is None else {"scores": self.scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scores = state_dict["scores"]

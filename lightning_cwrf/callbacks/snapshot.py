@@ -1,0 +1,67 @@
+"""Saving θ_vn at the start of a first training."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_cwrf.callbacks.common import refuse_sharding
+from lightning_cwrf.vanilla import capture, load_file, save_vanilla
+
+
+class VanillaSnapshotCallback(Callback):
+    """Saves the vanilla weights θ_vn before the first optimizer step, so that a later hardening finds them.
+
+    Put it into the Trainer of the first training. A resumed run does not save again: its weights have seen data.
+
+    Args:
+        path: the safetensors file.
+        overwrite: replace a file of other weights; else that is an error, because the old run could no longer be
+            hardened.
+
+    >>> VanillaSnapshotCallback("runs/init.safetensors").path.name
+    'init.safetensors'
+    """
+
+    def __init__(self, path: str | PathLike[str] = "vanilla.safetensors", overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.overwrite = overwrite
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(path=str(self.path))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_sharding(trainer, self)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step > 0:
+            if not self.path.is_file():
+                raise MisconfigurationException(
+                    f"this run has done {trainer.global_step} steps already and there is no {self.path}: its initial "
+                    "weights are lost. Take VanillaSnapshotCallback out, or start the training anew."
+                )
+            return
+        fault = None
+        if trainer.is_global_zero:
+            fault = self._save(pl_module)
+        fault = trainer.strategy.broadcast(fault)
+        if fault is not None:
+            raise MisconfigurationException(fault)
+
+    def _save(self, pl_module: LightningModule) -> str | None:
+        state = capture(pl_module)
+        if self.path.is_file() and not self.overwrite:
+            old = load_file(self.path)
+            if old.keys() != state.keys() or not all(torch.equal(old[name], state[name]) for name in state):
+                return (
+                    f"{self.path} holds the vanilla weights of another run; give each run its own path, or pass "
+                    "overwrite=True."
+                )
+            return None
+        save_vanilla(state, self.path)
+        return None

@@ -1,0 +1,197 @@
+"""How a defense meets a user's LightningModule."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_cwrf.classification import classification_step
+
+_Base = LightningModule if TYPE_CHECKING else object
+_HPARAMS_KEY = "defense"
+
+
+class DefenseMixin(_Base):
+    """Base of the defense mixins: it replaces ``training_step``, and nothing else of the module.
+
+    Use a defense as a class, ``class Hardened(RelaxLossMixin, MyModule)``, or give it to a finished module with
+    :meth:`attach`. Logits and targets come from :func:`~lightning_cwrf.classification.classification_step`. The loss is
+    logged as ``train_loss``. Settings are hyper-parameters: they stand in ``hparams["defense"]``, go to the loggers,
+    and are saved in checkpoints under ``"defense"``.
+
+    A defense of your own needs one method, :meth:`defense_loss`::
+
+        class Smoothed(DefenseMixin):
+            def defense_loss(self, logits, targets):
+                return torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
+
+    One with settings also defines ``configure_defense(self, *, ...)``, which checks them and calls ``_set_defense``.
+    """
+
+    defense_settings: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_names(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._set_defense()
+
+    @classmethod
+    def attach(cls, module: LightningModule, **settings: Any) -> Any:
+        """Give this defense to a module, in place, and return the same object.
+
+        Its class becomes a subclass of its own, ``(cls, type(module))``: hooks, hyper-parameters and state-dict keys
+        stay, and a checkpoint of it loads into the original class.
+
+        Args:
+            module: a LightningModule with automatic optimization.
+            settings: the defense's arguments, as in its ``configure_defense``.
+
+        Raises:
+            TypeError: ``module`` is no LightningModule, or a setting is unknown.
+            MisconfigurationException: it has a defense already, or uses manual optimization.
+            ValueError: a setting is out of range.
+        """
+        if not isinstance(module, LightningModule):
+            raise TypeError(f"{cls.__name__}.attach needs a LightningModule, not {type(module).__name__}.")
+        if isinstance(module, DefenseMixin):
+            raise MisconfigurationException(
+                f"{type(module).__name__} has a defense already ({_mixin_of(type(module)).__name__}): two cannot both "
+                f"be its training loss. Call {type(module).__name__}.detach(module) first."
+            )
+        _check_automatic(module, cls.__name__)
+        original = type(module)
+        module.__class__ = _attached_class(cls, original)
+        try:
+            module.configure_defense(**settings)  # type: ignore[attr-defined]
+        except BaseException:
+            module.__class__ = original
+            raise
+        return module
+
+    @staticmethod
+    def detach(module: LightningModule) -> LightningModule:
+        """Take an attached defense off again, in place, and return the same object."""
+        original = getattr(type(module), "_attached_to", None)
+        if original is None:
+            raise MisconfigurationException(f"no defense was attached to {type(module).__name__}.")
+        module.hparams.pop(_HPARAMS_KEY, None)
+        module._hparams_initial = copy.deepcopy(module.hparams)
+        del module.defense_settings  # type: ignore[attr-defined]
+        module.__class__ = original
+        return module
+
+    def configure_defense(self) -> None:
+        """Check and take the settings; a defense with settings overrides this with keyword arguments."""
+        self._set_defense()
+
+    def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The training loss of a batch, a scalar. Every defense defines it.
+
+        Args:
+            logits: shape ``(n, K)``.
+            targets: class indices ``(n,)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no defense_loss(logits, targets).")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        _check_automatic(self, type(self).__name__)
+        logits, targets = classification_step(self, batch)
+        loss = self.defense_loss(logits, targets)
+        if not torch.isfinite(loss.detach()):
+            raise ValueError(
+                f"the loss of {type(self).__name__} is {float(loss)} at epoch {self.current_epoch}, batch {batch_idx}; "
+                f"its settings are {self.defense_settings}. Lower the learning rate, or clip gradients."
+            )
+        self.log("train_loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(targets))
+        return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_HPARAMS_KEY] = self._named_settings()
+        # Under "hyper_parameters" they would be passed to the __init__ of a class that takes **kwargs.
+        hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
+        if isinstance(hparams, dict):
+            hparams.pop(_HPARAMS_KEY, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint.get(_HPARAMS_KEY)
+        if saved is not None and saved != self._named_settings():
+            rank_zero_warn(f"the checkpoint was trained with the defense {saved}; now it is {self._named_settings()}.")
+
+    def _set_defense(self, **settings: Any) -> None:
+        self.defense_settings = settings
+        hparams = self.hparams
+        if not isinstance(hparams, dict):  # an OmegaConf container of the user's: the checkpoint has them all the same
+            return
+        # A module that logs no hyper-parameters by its own choice goes on logging none.
+        self._log_hyperparams = self._log_hyperparams or not hparams
+        hparams[_HPARAMS_KEY] = self._named_settings()
+        self._hparams_initial = copy.deepcopy(hparams)
+
+    def _named_settings(self) -> dict[str, Any]:
+        return {"name": _mixin_of(type(self)).__name__, **self.defense_settings}
+
+
+def _mixin_of(cls: type) -> type:
+    """The defense among the bases of a class: the first that is not yet a LightningModule."""
+    return next(
+        base for base in cls.__mro__ if issubclass(base, DefenseMixin) and not issubclass(base, LightningModule)
+    )
+
+
+@functools.cache
+def _attached_class(mixin: type[DefenseMixin], original: type[LightningModule]) -> type[LightningModule]:
+    name = mixin.__name__.removesuffix("Mixin") + original.__name__
+    body = {
+        "__module__": original.__module__,
+        "__doc__": f"{original.__name__} with {mixin.__name__} attached.",
+        "__reduce__": _reduce_attached,
+        "_attached_to": original,
+    }
+    return type(name, (mixin, original), body)
+
+
+def _reduce_attached(module: Any) -> tuple[Any, ...]:
+    # A class made at run time is found by nobody's name: pickle (and deepcopy) make it again from its two parents.
+    mixin, original = type(module).__bases__
+    return _new_attached, (mixin, original), module.__getstate__()
+
+
+def _new_attached(mixin: type[DefenseMixin], original: type[LightningModule]) -> LightningModule:
+    made: type[LightningModule] = _attached_class(mixin, original)
+    return made.__new__(made)
+
+
+def _check_automatic(module: LightningModule, defense: str) -> None:
+    if not module.automatic_optimization:
+        raise MisconfigurationException(
+            f"{defense} replaces training_step, but this module uses manual optimization: its own training_step steps "
+            "the optimizer. Call the defense's loss function there instead."
+        )
+
+
+def _check_names(cls: type[DefenseMixin]) -> None:
+    """Refuse a class whose module takes a constructor argument of the defense's own name: one would hide the other."""
+    modules = [base for base in cls.__mro__ if issubclass(base, LightningModule) and not issubclass(base, DefenseMixin)]
+    if not modules or "_attached_to" in vars(cls):
+        return
+    ours = inspect.signature(cls.configure_defense).parameters
+    theirs = inspect.signature(modules[0].__init__).parameters
+    clash = sorted(set(ours) & set(theirs) - {"self"})
+    if clash:
+        raise TypeError(
+            f"{modules[0].__name__}.__init__ and the defense of {cls.__name__} both take {', '.join(clash)}; use "
+            "attach(module, ...), or rename the argument."
+        )

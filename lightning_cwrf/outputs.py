@@ -1,0 +1,78 @@
+"""A model's outputs over a data set: what every attack, audit and shadow store begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cwrf.classification import classification_step
+from lightning_cwrf.data import as_loader, example_digests, isolated_rng, move
+
+
+@dataclass(frozen=True)
+class ModelOutputs:
+    """Logits ``(n, K)`` float32 and targets ``(n,)`` on the CPU, and one digest of content per example."""
+
+    logits: Tensor
+    targets: Tensor
+    digests: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def correct(self) -> Tensor:
+        """Bool ``(n,)``: whether the largest logit is the target's."""
+        return self.logits.argmax(-1) == self.targets
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every submodule gets its own mode back, and the caller's random state is kept."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = next((p.device for p in model.parameters()), None)
+    try:
+        with torch.no_grad(), isolated_rng(device):
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def collect_outputs(
+    model: nn.Module, data: Any, *, name: str = "data", transfer: Callable[[Any], Any] | None = None
+) -> ModelOutputs:
+    """Run ``model`` over every example of ``data``, in order, in eval mode; the model is left as it was.
+
+    Args:
+        model: a classifier.
+        data: a loader (iterated anew, in its dataset's order, nothing dropped), a dataset or an iterable of batches.
+        name: what to call the data in an error.
+        transfer: moves a batch to the model's device; None moves its tensors there.
+
+    Raises:
+        ValueError: there is no batch; labels out of range; logits that are not finite.
+
+    >>> outputs = collect_outputs(nn.Linear(4, 3), [(torch.zeros(2, 4), torch.tensor([0, 1]))])
+    >>> outputs.logits.shape, len(outputs)
+    (torch.Size([2, 3]), 2)
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    logits, targets, digests = [], [], []
+    with evaluating(model):
+        for batch in as_loader(data, shuffle=False):
+            digests += example_digests(batch)
+            z, y = classification_step(model, transfer(batch) if transfer else move(batch, device))
+            logits.append(z.float().cpu())
+            targets.append(y.cpu())
+    if not targets:
+        raise ValueError(f"{name} holds no batch: an empty loader cannot be audited.")
+    if len(digests) != sum(map(len, targets)):
+        raise ValueError(f"{name}: the inputs have {len(digests)} examples, the targets {sum(map(len, targets))}.")
+    return ModelOutputs(torch.cat(logits), torch.cat(targets), digests)

@@ -1,0 +1,58 @@
+"""Plots of audits, saved without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from lightning_cwrf.audit import AuditResult
+from lightning_cwrf.metrics.functional import membership_roc
+
+
+def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], attack: str = "lira") -> Path:
+    """Save the ROC of one attack on several models, with logarithmic axes (Carlini et al. 2022).
+
+    The axes begin at half a false positive, below which the sample shows nothing.
+    """
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    floor = min(0.5 / int((~result.is_member).sum()) for result in results.values())
+    for name, result in results.items():
+        fpr, tpr, _ = membership_roc(result.scores[attack], result.is_member)
+        label = f"{name} (AUC {result.estimates[attack]['auroc'].value:.3f})"
+        axes.step(fpr.clamp(min=floor), tpr.clamp(min=floor), where="post", label=label)
+    axes.plot([floor, 1], [floor, 1], "--", color="gray", linewidth=1, label="chance")
+    axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1), title=f"{attack.upper()}: ROC")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate")
+    axes.legend(loc="lower right", fontsize="small")
+    axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def plot_losses(results: Mapping[str, AuditResult], path: str | PathLike[str], bins: int = 40) -> Path:
+    """Save histograms of the members' and non-members' losses, one panel per model, on one logarithmic axis."""
+    figure = Figure(figsize=(4 * len(results), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(results), sharex=True, sharey=True, squeeze=False)[0]
+    tiny = 1e-6  # a loss of 0 has no place on a logarithmic axis
+    largest = max(float(result.losses.max()) for result in results.values())
+    edges = torch.logspace(-6, torch.tensor(max(largest, 1.0)).log10().item(), bins + 1).tolist()
+    for axes, (name, result) in zip(panels, results.items(), strict=True):
+        for flag, label in ((True, "members"), (False, "non-members")):
+            losses = result.losses[result.is_member == flag].clamp(min=tiny)
+            weights = torch.full_like(losses, 1 / len(losses))
+            axes.hist(losses.tolist(), bins=edges, weights=weights.tolist(), alpha=0.6, label=label)
+        axes.set(title=name, xlabel="loss", xscale="log")
+    panels[0].set_ylabel("share of examples")
+    panels[0].legend(fontsize="small")
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: str | PathLike[str]) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path

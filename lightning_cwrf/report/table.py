@@ -1,0 +1,45 @@
+"""Text tables of audits side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning_cwrf.audit import FPR, AuditResult
+
+_MODEL_ROWS = {
+    "train_accuracy": "train accuracy",
+    "test_accuracy": "test accuracy",
+    "loss_gap": "loss gap (test − train)",
+}
+_ATTACKS = {"loss": "loss attack", "lira": "LiRA", "rmia": "RMIA"}
+
+
+def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, float] | None = None) -> str:
+    """A table with a column per model and a row per measure, each value with its confidence interval.
+
+    Args:
+        results: audits by the name of the model.
+        seconds: time spent on each, for a last row.
+
+    Returns:
+        The table, and under it a line for each thing the numbers cannot show.
+    """
+    rows: list[list[str]] = [["", *results]]
+    for key, label in _MODEL_ROWS.items():
+        rows.append([label, *(str(result.model[key]) for result in results.values())])
+    attacks = list(dict.fromkeys(attack for result in results.values() for attack in result.estimates))
+    for attack in attacks:
+        for key, label in {"auroc": "AUC", f"tpr_at_fpr_{FPR:g}": f"TPR at {FPR:.1%} FPR"}.items():
+            cells = (
+                str(result.estimates[attack][key]) if attack in result.estimates else "failed"
+                for result in results.values()
+            )
+            rows.append([f"{_ATTACKS.get(attack, attack)} {label}", *cells])
+    if seconds is not None:
+        rows.append(["seconds", *(f"{seconds[name]:.1f}" for name in results)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    confidence = {f"{result.confidence:.0%}" for result in results.values()}
+    notes = dict.fromkeys(note for result in results.values() for note in result.notes())
+    return "\n".join([*lines, "", f"In brackets: {'/'.join(sorted(confidence))} confidence interval.", *notes])

@@ -1,0 +1,86 @@
+"""A digest of what a shadow model came from, so that a stored signal is never taken for another's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import textwrap
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import PurePath
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def identity(value: Any) -> str:
+    """A hex digest of a value's content: plain values, containers, tensors, dataclasses, functions and partials.
+
+    A function is known by its name, its source and its defaults; it must not be a closure, because what it closes
+    over could not be told. Callables with arguments are a :func:`functools.partial` or a dataclass with ``__call__``.
+
+    Raises:
+        TypeError: a value of which the content cannot be told (which, and what to pass instead).
+
+    >>> identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1}), identity(1) == identity(1.0)
+    (True, False)
+    """
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return ["float", value.hex()]
+    if isinstance(value, bytes):
+        return ["bytes", value.hex()]
+    if isinstance(value, Enum):
+        return ["enum", type(value).__qualname__, value.name]
+    if isinstance(value, (PurePath, torch.dtype, torch.device)):
+        return [type(value).__name__, str(value)]
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        content = hashlib.sha256(array.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        return ["array", str(array.dtype), list(array.shape), content]
+    if isinstance(value, Mapping):
+        return ["map", sorted([_plain(key), _plain(item)] for key, item in value.items())]
+    if isinstance(value, (list, tuple)):
+        return ["list", [_plain(item) for item in value]]
+    if isinstance(value, functools.partial):
+        return ["partial", _plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return ["dataclass", _plain(type(value)), _plain(fields)]
+    if isinstance(value, type):
+        return ["class", value.__qualname__, _source(value)]
+    if isinstance(value, FunctionType):
+        if value.__closure__:
+            raise TypeError(
+                f"{value.__qualname__} is a closure over {value.__code__.co_freevars}, which its name does not tell; "
+                "pass these as arguments: functools.partial(recipe, ...), or a dataclass with __call__."
+            )
+        return [
+            "function",
+            value.__qualname__,
+            _source(value),
+            _plain(value.__defaults__),
+            _plain(value.__kwdefaults__),
+        ]
+    raise TypeError(
+        f"cannot tell the content of a {type(value).__name__}; use plain values, tensors, functions, functools.partial "
+        "or dataclasses as a recipe and its arguments."
+    )
+
+
+def _source(value: Any) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(value))
+    except (OSError, TypeError):  # defined in a shell or built in: its name must do
+        return ""
