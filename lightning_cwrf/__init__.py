@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning_cwrf.scores import learnability_scores, privacy_vulnerability_scores, score_correlation
     from lightning_cwrf.shadows import train_shadows
 
-# Public names and where they live. They are imported on first use: `import lightning_cwrf` itself costs next to nothing.
+# Public names and where they live. Each is imported on first use, so that importing the package is fast.
 _HOMES = {
     "AuditResult": "audit",
     "CriticalRewindCallback": "callbacks",

@@ -101,22 +101,9 @@ def audit_outputs(
     Raises:
         ValueError: members and non-members overlap; an audited example is not in the shadow models' pool.
     """
-    check_disjoint(members.digests, nonmembers.digests, "nonmembers")
-    outputs = ModelOutputs(
-        torch.cat([members.logits, nonmembers.logits]),
-        torch.cat([members.targets, nonmembers.targets]),
-        members.digests + nonmembers.digests,
-    )
-    is_member = torch.arange(len(outputs)) < len(members)
-    losses = example_losses(outputs.logits, outputs.targets)
-    scores, failures = {"loss": loss_threshold(losses)}, {}
-    columns = None if shadows is None else _columns(outputs, shadows)
-    for name in ("lira", "rmia") if columns is not None else ():
-        try:
-            assert shadows is not None
-            scores[name] = _shadow_attack(name, outputs, shadows, columns, population)
-        except ValueError as error:
-            failures[name] = str(error)
+    scores, failures = attack_scores(members, nonmembers, shadows=shadows, population=population)
+    is_member = torch.arange(len(members) + len(nonmembers)) < len(members)
+    losses = -scores["loss"]
     unseen = [nonmembers] if population is None else [nonmembers, population]
     model = _model_estimates(members, unseen, losses, is_member, confidence, seed)
     accuracy = model["test_accuracy"].value
@@ -128,6 +115,36 @@ def audit_outputs(
         for attack, score in scores.items()
     }
     return AuditResult(scores, is_member, losses, estimates, model, confidence, failures)
+
+
+def attack_scores(
+    members: ModelOutputs,
+    nonmembers: ModelOutputs,
+    *,
+    shadows: ShadowSignals | None = None,
+    population: ModelOutputs | None = None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every attack's scores of the members and then the non-members, and the reasons of attacks that failed.
+
+    Arguments and errors are those of :func:`audit_outputs`.
+    """
+    check_disjoint(members.digests, nonmembers.digests, "nonmembers")
+    outputs = ModelOutputs(
+        torch.cat([members.logits, nonmembers.logits]),
+        torch.cat([members.targets, nonmembers.targets]),
+        members.digests + nonmembers.digests,
+    )
+    scores = {"loss": loss_threshold(example_losses(outputs.logits, outputs.targets))}
+    failures: dict[str, str] = {}
+    if shadows is None:
+        return scores, failures
+    columns = _columns(outputs, shadows)
+    for name in ("lira", "rmia"):
+        try:
+            scores[name] = _shadow_attack(name, outputs, shadows, columns, population)
+        except ValueError as error:
+            failures[name] = str(error)
+    return scores, failures
 
 
 def attack_metrics(accuracy: float, seed: int = 0) -> dict[str, MembershipMetric]:
@@ -170,8 +187,9 @@ def _columns(outputs: ModelOutputs, shadows: ShadowSignals) -> Tensor:
         columns.append(found.pop(0) if found else -1)
     if lost:
         raise ValueError(
-            f"{lost} of the {len(columns)} audited examples are not in the shadow models' pool of {len(shadows.digests)} "
-            "(by content); train the shadow models on the members and the non-members, read without augmentation."
+            f"{lost} of the {len(columns)} audited examples are not in the pool of {len(shadows.digests)} that the "
+            "shadow models were trained on (by content); train them on the members and the non-members, read without "
+            "augmentation."
         )
     return torch.tensor(columns)
 

@@ -55,10 +55,7 @@ def extract_logits(output: Any) -> Tensor:
     >>> extract_logits({"logits": torch.zeros(2, 3), "hidden": None}).shape
     torch.Size([2, 3])
     """
-    if isinstance(output, Mapping):
-        output = output.get("logits", output)
-    else:
-        output = getattr(output, "logits", output)
+    output = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(output, tuple) and output:
         output = output[0]
     if not isinstance(output, Tensor):

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import split_batch
+
+Batches: TypeAlias = DataLoader[Any] | Dataset[Any] | Iterable[Any]
+"""Where batches come from: a loader, a data set of single examples, or an iterable of batches."""
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def move(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def as_loader(data: Any, *, shuffle: bool, batch_size: int = 256) -> Iterable[Any]:
+def as_loader(data: Batches, *, shuffle: bool, batch_size: int = 256) -> Iterable[Any]:
     """A fresh pass over ``data`` that shares no iterator, sampler or worker with its owner.
 
     A running ``DataLoader`` with persistent workers has one iterator only, so iterating it from a callback would take
@@ -56,10 +59,10 @@ def as_loader(data: Any, *, shuffle: bool, batch_size: int = 256) -> Iterable[An
     """
     if isinstance(data, Dataset):
         data = DataLoader(data, batch_size=batch_size)
-    if not isinstance(data, DataLoader):
-        if isinstance(data, Iterable):
-            return data
+    if not isinstance(data, (DataLoader, Iterable)):
         raise TypeError(f"expected a DataLoader, a Dataset or an iterable of batches, not {type(data).__name__}.")
+    if not isinstance(data, DataLoader):
+        return data
     common: dict[str, Any] = {
         "num_workers": data.num_workers,
         "collate_fn": data.collate_fn,

@@ -223,7 +223,7 @@ class WeightMask:
 
 
 def _apportion(sizes: list[int], wanted: int) -> list[int]:
-    """Share ``wanted`` out in proportion to ``sizes``: floors first, then the largest remainders, earlier ones first."""
+    """Share ``wanted`` out in proportion to ``sizes``: floors, then the largest remainders."""
     total = sum(sizes)
     shares = [wanted * size // total for size in sizes]
     order = sorted(range(len(sizes)), key=lambda i: -(wanted * sizes[i] % total))
@@ -240,7 +240,7 @@ def _largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
     high = torch.zeros(1 << 16, dtype=torch.int64)
     for name, key in keys.items():
         counts = torch.zeros_like(high)
-        for chunk in key.split(_CHUNK):
+        for chunk in _chunks(key):
             counts += torch.bincount(chunk >> 16, minlength=1 << 16)
         if counts[0x7F80:].any():
             raise ValueError(f"the scores of {name!r} hold NaN or infinite values; was the learning rate too high?")
@@ -248,14 +248,14 @@ def _largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
     top, above = _bucket_of(high, k)
     low = torch.zeros_like(high)
     for key in keys.values():
-        for chunk in key.split(_CHUNK):
+        for chunk in _chunks(key):
             low += torch.bincount(chunk[(chunk >> 16) == top] & 0xFFFF, minlength=1 << 16)
     bottom, inside = _bucket_of(low, k - above)
     threshold, ties = (top << 16) | bottom, k - above - inside
     masks = {}
     for name, key in keys.items():
         mask = torch.empty(key.shape, dtype=torch.bool)
-        for chunk, out in zip(key.split(_CHUNK), mask.split(_CHUNK), strict=True):
+        for chunk, out in zip(_chunks(key), _chunks(mask), strict=True):
             torch.gt(chunk, threshold, out=out)
             if ties:
                 first = (chunk == threshold).nonzero().flatten()[:ties]
@@ -263,6 +263,10 @@ def _largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
                 ties -= len(first)
         masks[name] = mask.view(scores[name].shape)
     return masks
+
+
+def _chunks(flat: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(flat, _CHUNK)
 
 
 def _bucket_of(counts: Tensor, k: int) -> tuple[int, int]:
@@ -278,7 +282,7 @@ def _order_keys(name: str, score: Tensor) -> Tensor:
         raise TypeError(f"the scores of {name!r} must be float32, not {score.dtype}; pass them through .float().")
     flat = score.detach().cpu().float().reshape(-1)
     keys = flat.view(torch.int32)
-    if any((chunk < 0).any() for chunk in keys.split(_CHUNK)):  # the sign bit is set
+    if any((chunk < 0).any() for chunk in _chunks(keys)):  # the sign bit is set
         if (flat < 0).any():
             raise ValueError(f"the scores of {name!r} hold negative values; a score is a sum of absolute values.")
         if flat.isnan().any():

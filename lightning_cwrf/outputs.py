@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cwrf.classification import classification_step
-from lightning_cwrf.data import as_loader, example_digests, isolated_rng, move
+from lightning_cwrf.data import Batches, as_loader, example_digests, isolated_rng, move
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def collect_outputs(
-    model: nn.Module, data: Any, *, name: str = "data", transfer: Callable[[Any], Any] | None = None
+    model: nn.Module, data: Batches, *, name: str = "data", transfer: Callable[[Any], Any] | None = None
 ) -> ModelOutputs:
     """Run ``model`` over every example of ``data``, in order, in eval mode; the model is left as it was.
 

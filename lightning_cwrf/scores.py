@@ -8,7 +8,8 @@ the same before and after.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cwrf.classification import check_targets, classification_step
-from lightning_cwrf.data import as_loader, check_disjoint, cycle, example_digests, isolated_rng, move
+from lightning_cwrf.data import Batches, as_loader, check_disjoint, cycle, example_digests, isolated_rng, move
 from lightning_cwrf.vanilla import VanillaSource, load_vanilla
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -25,7 +26,7 @@ _CONVS = nn.modules.conv._ConvNd
 
 def learnability_scores(
     model: nn.Module,
-    members: Iterable[Any],
+    members: Batches,
     *,
     steps: int = 30,
     lr: float = 1e-3,
@@ -69,8 +70,8 @@ def learnability_scores(
 def privacy_vulnerability_scores(
     model: nn.Module,
     vanilla: VanillaSource,
-    members: Iterable[Any],
-    nonmembers: Iterable[Any],
+    members: Batches,
+    nonmembers: Batches,
     *,
     lam: float = 0.7,
     steps: int = 30,
@@ -229,8 +230,8 @@ def check_scoring(lam: float, steps: int, lr: float) -> None:
         raise ValueError(f"lam must lie in [0, 1], not {lam}.")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}.")
-    if not lr >= 0:
-        raise ValueError(f"lr must not be negative, not {lr}.")
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"lr must be finite and not negative, not {lr}.")
 
 
 def _is_attention(module: nn.Module, name: str) -> bool:
@@ -256,12 +257,10 @@ def _accumulate(
         with torch.enable_grad():
             loss = objective(work)
         if not torch.isfinite(loss):
-            raise ValueError(f"the scoring loss is {float(loss)} at step {step + 1}; lower lr (now {lr}).")
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            raise ValueError(f"the scoring loss is {loss.item()} at step {step + 1}; lower lr (now {lr}).")
+        gradients = torch.autograd.grad(loss, weights, materialize_grads=True)  # a weight out of reach scores 0
         with torch.no_grad():
             for score, weight, gradient in zip(scores, weights, gradients, strict=True):
-                if gradient is None:  # a weight that this loss does not reach scores 0
-                    continue
                 score += (gradient.float() * weight.float()).abs_()
                 weight.sub_(gradient, alpha=lr)
         if on_step is not None:

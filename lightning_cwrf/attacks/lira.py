@@ -13,7 +13,7 @@ from lightning_cwrf.attacks.signals import check_coverage, check_shadows
 Variance = Literal["auto", "pooled", "per_example"]
 
 ENOUGH = 32
-"""IN and OUT models an example needs before ``variance="auto"`` trusts its own variance (64 in all, as in the paper)."""
+"""IN and OUT models an example needs before ``variance="auto"`` trusts its own variance (the paper: 64 in all)."""
 
 VARIANCE_FLOOR = 1e-12
 """Added to every variance, in squared units of φ, so that shadow models that all agree do not divide by zero."""
@@ -57,7 +57,8 @@ def lira(
     check_coverage(membership, least_in=least if online else 0, least_out=least)
     mean_out, var_out = _moments(shadows, ~membership, outside, per_example)
     if not online:
-        return torch.special.log_ndtr((target - mean_out) / var_out.sqrt())
+        offline: Tensor = torch.special.log_ndtr((target - mean_out) / var_out.sqrt())
+        return offline
     mean_in, var_in = _moments(shadows, membership, inside, per_example)
     return _log_normal(target, mean_in, var_in) - _log_normal(target, mean_out, var_out)
 
@@ -72,8 +73,8 @@ def _moments(signals: Tensor, chosen: Tensor, count: Tensor, per_example: bool) 
     freedom = int((count - 1).sum())
     if freedom == 0:
         raise ValueError(
-            "the pooled variance needs an example with at least 2 IN and one with at least 2 OUT shadow models: train at "
-            "least 4 shadow models with balanced membership (2 OUT models for the offline attack)."
+            "the pooled variance needs an example with at least 2 IN and one with at least 2 OUT shadow models: train "
+            "at least 4 shadow models with balanced membership (2 OUT models for the offline attack)."
         )
     return mean, squares.sum() / freedom + VARIANCE_FLOOR
 

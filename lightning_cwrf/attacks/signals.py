@@ -77,8 +77,8 @@ def check_coverage(membership: Tensor, *, least_in: int, least_out: int) -> None
         short = (counts < least).nonzero().flatten().tolist()
         if short:
             raise ValueError(
-                f"{len(short)} examples (first {short[:5]}) have fewer than {least} {name} shadow models; every example "
-                f"needs at least {least_in} IN and {least_out} OUT: train at least {least_in + least_out} shadow models "
+                f"{len(short)} examples (first {short[:5]}) have fewer than {least} {name} shadow models; each needs "
+                f"{least_in} IN and {least_out} OUT: train at least {2 * max(least_in, least_out)} shadow models "
                 "with balanced membership (lightning_cwrf.shadows.balanced_membership)."
             )
 

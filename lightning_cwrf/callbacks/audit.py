@@ -7,8 +7,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_cwrf.audit import AuditResult, audit_outputs
+from lightning_cwrf.audit import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.callbacks.common import OncePerModule, training_data, transfer_of
+from lightning_cwrf.data import Batches
 from lightning_cwrf.outputs import ModelOutputs, collect_outputs
 from lightning_cwrf.shadows.train import ShadowSignals
 
@@ -34,8 +35,8 @@ class MIAAuditCallback(OncePerModule):
 
     def __init__(
         self,
-        nonmembers: Any,
-        members: Any = None,
+        nonmembers: Batches,
+        members: Batches | None = None,
         shadows: ShadowSignals | None = None,
         every_n_epochs: int = 5,
         confidence: float = 0.95,
@@ -57,8 +58,9 @@ class MIAAuditCallback(OncePerModule):
         self._final_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Try the whole audit on the untrained model first, so that bad data is found before the training time is spent."""
-        self._audit(trainer, pl_module, final=True)
+        """Run the attacks once before training, so that bad data is an error before any time is spent."""
+        members, nonmembers, population = self._outputs(trainer, pl_module, final=True)
+        attack_scores(members, nonmembers, shadows=self.shadows, population=population)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = _is_last_epoch(trainer)
@@ -84,7 +86,11 @@ class MIAAuditCallback(OncePerModule):
         self.history = state_dict["history"]
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, *, final: bool) -> dict[str, float]:
-        self.result = self._audit(trainer, pl_module, final=final)
+        members, nonmembers, population = self._outputs(trainer, pl_module, final=final)
+        shadows = self.shadows if final else None
+        self.result = audit_outputs(
+            members, nonmembers, shadows=shadows, population=population, confidence=self.confidence
+        )
         if final:
             self._final_step = trainer.global_step
         for name, why in self.result.failures.items():
@@ -93,22 +99,21 @@ class MIAAuditCallback(OncePerModule):
         self.history.append({"epoch": float(trainer.current_epoch), **values})
         return values
 
-    def _audit(self, trainer: Trainer, pl_module: LightningModule, *, final: bool) -> AuditResult:
+    def _outputs(
+        self, trainer: Trainer, pl_module: LightningModule, *, final: bool
+    ) -> tuple[ModelOutputs, ModelOutputs, ModelOutputs | None]:
         transfer = transfer_of(trainer)
 
-        def outputs(data: Any, name: str) -> ModelOutputs:
+        def outputs(data: Batches, name: str) -> ModelOutputs:
             with trainer.precision_plugin.forward_context():
                 return collect_outputs(pl_module, data, name=name, transfer=transfer)
 
         members = self.members if self.members is not None else training_data(trainer, self)
-        shadows = self.shadows if final else None
-        population = None if shadows is None or shadows.population is None else shadows.population
-        return audit_outputs(
+        population = self.shadows.population if final and self.shadows is not None else None
+        return (
             outputs(members, "members"),
             outputs(self.nonmembers, "nonmembers"),
-            shadows=shadows,
-            population=None if population is None else outputs(population, "population"),
-            confidence=self.confidence,
+            None if population is None else outputs(population, "population"),
         )
 
 

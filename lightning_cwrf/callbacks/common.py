@@ -56,8 +56,8 @@ def refuse_sharding(trainer: Trainer, callback: Callback) -> None:
     """Raise where a strategy shards or flattens parameters, so that a mask of the full shape does not fit them."""
     if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
         raise MisconfigurationException(
-            f"{type(callback).__name__} does not work with {type(trainer.strategy).__name__}: it shards the weights, and "
-            "a mask over whole parameters cannot follow. Use one device or DDP."
+            f"{type(callback).__name__} does not work with {type(trainer.strategy).__name__}: it shards the weights, "
+            "and a mask over whole parameters cannot follow. Use one device or DDP."
         )
 
 

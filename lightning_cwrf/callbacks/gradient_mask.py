@@ -100,9 +100,7 @@ class GradientMaskCallback(OncePerModule):
         if self.given_mask is None:
             rewind = earlier(trainer, self, CriticalRewindCallback, "the mask")
             if rewind is None or rewind.mask is None:
-                raise MisconfigurationException(
-                    "CriticalRewindCallback has no mask yet; it must stand before this one."
-                )
+                raise MisconfigurationException("CriticalRewindCallback has no mask yet; put it before this one.")
             return rewind.mask
         given = self.given_mask
         mask = given if isinstance(given, WeightMask) else WeightMask.load(given)

@@ -67,7 +67,8 @@ class CriticalRewindCallback(OncePerModule):
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         if scoring is None and self.vanilla is None:
             raise MisconfigurationException(
-                "CriticalRewindCallback needs vanilla weights: put PrivacyScoringCallback before it, or pass vanilla=..."
+                "CriticalRewindCallback needs vanilla weights: put PrivacyScoringCallback before it, "
+                "or pass vanilla=..."
             )
         if scoring is None and self.scores is None and self.given_mask is None:
             raise MisconfigurationException(
@@ -94,7 +95,7 @@ class CriticalRewindCallback(OncePerModule):
         if set(scores) != set(weights):
             odd = sorted(set(scores) ^ set(weights))
             raise ValueError(
-                f"the scores do not cover the model's trainable parameters: {', '.join(odd[:5])} stand on one side only."
+                f"the scores are not of the model's trainable parameters: {', '.join(odd[:5])} stand on one side only."
             )
         return WeightMask.top(scores, self.rate, per_layer=self.per_layer)
 

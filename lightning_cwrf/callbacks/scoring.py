@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_cwrf.callbacks.common import OncePerModule, refuse_sharding, training_data, transfer_of
+from lightning_cwrf.data import Batches
 from lightning_cwrf.scores import check_scoring, privacy_vulnerability_scores
 from lightning_cwrf.vanilla import VanillaSource, load_vanilla, save_vanilla
 
@@ -33,12 +34,12 @@ class PrivacyScoringCallback(OncePerModule):
 
     def __init__(
         self,
-        nonmembers: Any,
+        nonmembers: Batches,
         vanilla: VanillaSource,
         lam: float = 0.7,
         steps: int = 30,
         lr: float = 1e-3,
-        members: Any = None,
+        members: Batches | None = None,
     ) -> None:
         check_scoring(lam, steps, lr)
         self.nonmembers = nonmembers

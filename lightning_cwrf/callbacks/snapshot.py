@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import load_file
 
 from lightning_cwrf.callbacks.common import refuse_sharding
-from lightning_cwrf.vanilla import capture, load_file, save_vanilla
+from lightning_cwrf.vanilla import capture, save_vanilla
 
 
 class VanillaSnapshotCallback(Callback):

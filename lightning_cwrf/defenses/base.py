@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,10 @@ from torch import Tensor
 
 from lightning_cwrf.classification import classification_step
 
-_Base = LightningModule if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    _Base = LightningModule
+else:
+    _Base = object
 _HPARAMS_KEY = "defense"
 
 
@@ -71,23 +73,24 @@ class DefenseMixin(_Base):
             )
         _check_automatic(module, cls.__name__)
         original = type(module)
-        module.__class__ = _attached_class(cls, original)
+        attached: Any = module
+        attached.__class__ = _attached_class(cls, original)
         try:
-            module.configure_defense(**settings)  # type: ignore[attr-defined]
+            attached.configure_defense(**settings)
         except BaseException:
-            module.__class__ = original
+            attached.__class__ = original
             raise
-        return module
+        return attached
 
     @staticmethod
-    def detach(module: LightningModule) -> LightningModule:
+    def detach(module: Any) -> Any:
         """Take an attached defense off again, in place, and return the same object."""
         original = getattr(type(module), "_attached_to", None)
         if original is None:
             raise MisconfigurationException(f"no defense was attached to {type(module).__name__}.")
         module.hparams.pop(_HPARAMS_KEY, None)
         module._hparams_initial = copy.deepcopy(module.hparams)
-        del module.defense_settings  # type: ignore[attr-defined]
+        del module.defense_settings
         module.__class__ = original
         return module
 
@@ -110,7 +113,7 @@ class DefenseMixin(_Base):
         loss = self.defense_loss(logits, targets)
         if not torch.isfinite(loss.detach()):
             raise ValueError(
-                f"the loss of {type(self).__name__} is {float(loss)} at epoch {self.current_epoch}, batch {batch_idx}; "
+                f"the loss of {type(self).__name__} is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}; "
                 f"its settings are {self.defense_settings}. Lower the learning rate, or clip gradients."
             )
         self.log("train_loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(targets))
@@ -136,7 +139,7 @@ class DefenseMixin(_Base):
         if not isinstance(hparams, dict):  # an OmegaConf container of the user's: the checkpoint has them all the same
             return
         # A module that logs no hyper-parameters by its own choice goes on logging none.
-        self._log_hyperparams = self._log_hyperparams or not hparams
+        self._log_hyperparams: bool = self._log_hyperparams or not hparams
         hparams[_HPARAMS_KEY] = self._named_settings()
         self._hparams_initial = copy.deepcopy(hparams)
 
@@ -151,16 +154,25 @@ def _mixin_of(cls: type) -> type:
     )
 
 
-@functools.cache
-def _attached_class(mixin: type[DefenseMixin], original: type[LightningModule]) -> type[LightningModule]:
-    name = mixin.__name__.removesuffix("Mixin") + original.__name__
-    body = {
-        "__module__": original.__module__,
-        "__doc__": f"{original.__name__} with {mixin.__name__} attached.",
-        "__reduce__": _reduce_attached,
-        "_attached_to": original,
-    }
-    return type(name, (mixin, original), body)
+def _is_module(cls: type) -> bool:
+    return issubclass(cls, LightningModule)
+
+
+_ATTACHED: dict[tuple[type, type], Any] = {}
+
+
+def _attached_class(mixin: type, original: type) -> Any:
+    """The class ``(mixin, original)``, one and the same for every module of that class."""
+    if (mixin, original) not in _ATTACHED:
+        body = {
+            "__module__": original.__module__,
+            "__doc__": f"{original.__name__} with {mixin.__name__} attached.",
+            "__reduce__": _reduce_attached,
+            "_attached_to": original,
+        }
+        name = mixin.__name__.removesuffix("Mixin") + original.__name__
+        _ATTACHED[mixin, original] = type(name, (mixin, original), body)
+    return _ATTACHED[mixin, original]
 
 
 def _reduce_attached(module: Any) -> tuple[Any, ...]:
@@ -169,8 +181,8 @@ def _reduce_attached(module: Any) -> tuple[Any, ...]:
     return _new_attached, (mixin, original), module.__getstate__()
 
 
-def _new_attached(mixin: type[DefenseMixin], original: type[LightningModule]) -> LightningModule:
-    made: type[LightningModule] = _attached_class(mixin, original)
+def _new_attached(mixin: type, original: type) -> Any:
+    made = _attached_class(mixin, original)
     return made.__new__(made)
 
 
@@ -184,7 +196,7 @@ def _check_automatic(module: LightningModule, defense: str) -> None:
 
 def _check_names(cls: type[DefenseMixin]) -> None:
     """Refuse a class whose module takes a constructor argument of the defense's own name: one would hide the other."""
-    modules = [base for base in cls.__mro__ if issubclass(base, LightningModule) and not issubclass(base, DefenseMixin)]
+    modules = [base for base in cls.__mro__ if _is_module(base) and not issubclass(base, DefenseMixin)]
     if not modules or "_attached_to" in vars(cls):
         return
     ours = inspect.signature(cls.configure_defense).parameters

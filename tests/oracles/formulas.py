@@ -1,0 +1,135 @@
+"""Every formula again, the slow and obvious way: plain Python loops over floats, no code of the package."""
+
+import copy
+import math
+
+import torch
+
+
+def softmax(row):
+    top = max(row)
+    e = [math.exp(z - top) for z in row]
+    return [x / sum(e) for x in e]
+
+
+def cross_entropy(row, y):
+    return -math.log(softmax(row)[y])
+
+
+def relaxloss(logits, targets, alpha, epoch, upper):
+    """On float64 tensors, built example by example so that autograd gives the oracle's gradient."""
+    losses = [-torch.log_softmax(z, 0)[y] for z, y in zip(logits, targets, strict=True)]
+    mean = sum(losses) / len(losses)
+    if epoch % 2 == 0:
+        return abs(mean - alpha)
+    if mean > alpha:
+        return mean
+    total = 0.0
+    for z, y, loss in zip(logits, targets, losses, strict=True):
+        log_p = torch.log_softmax(z, 0)
+        p_y = torch.clamp(torch.softmax(z, 0)[y], max=upper)
+        soft_ce = 0.0
+        for c in range(len(z)):
+            soft = p_y if c == int(y) else (1 - p_y) / (len(z) - 1)
+            soft_ce = soft_ce - soft * log_p[c]
+        correct = 1.0 if int(z.argmax()) == int(y) else 0.0
+        total = total + (1 - correct) * soft_ce - loss
+    return total / len(losses)
+
+
+def algorithm_1(model, vanilla, members, references, lam, steps, lr):
+    """Algorithm 1, lines 1-10, with .backward() and a loop over parameters. Returns φ by parameter name."""
+    work, start = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+    start.load_state_dict(vanilla)
+    phi = {n: torch.zeros_like(p) for n, p in work.named_parameters() if p.requires_grad}
+    for i in range(steps):
+        (x, y), (x_re, _) = members[i % len(members)], references[i % len(references)]
+        work.zero_grad()
+        z, z_re = work(x), work(x_re)
+        with torch.no_grad():
+            p = torch.softmax(start(x_re), 1)
+        ce = sum(-torch.log_softmax(z[j], 0)[y[j]] for j in range(len(y))) / len(y)
+        q = torch.log_softmax(z_re, 1)
+        kl = (p * (p.log() - q)).sum() / len(x_re)
+        ((1 - lam) * ce + lam * kl).backward()
+        with torch.no_grad():
+            for n, w in work.named_parameters():
+                if n in phi and w.grad is not None:
+                    phi[n] += (w.grad * w).abs()
+                    w -= lr * w.grad
+    return phi
+
+
+def normal_log_density(x, mean, var):
+    return -0.5 * math.log(2 * math.pi * var) - (x - mean) ** 2 / (2 * var)
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def lira(target, shadows, membership, online, pooled):
+    """Per example; the variance is the example's own (unbiased), or pooled within examples."""
+    n, k = len(target), len(shadows)
+
+    def side(i, flag):
+        return [shadows[j][i] for j in range(k) if membership[j][i] == flag]
+
+    def variance(flag, i):
+        examples = range(n) if pooled else [i]
+        squares = sum((v - mean(side(e, flag))) ** 2 for e in examples for v in side(e, flag))
+        return squares / sum(len(side(e, flag)) - 1 for e in examples)
+
+    scores = []
+    for i in range(n):
+        out = mean(side(i, False)), variance(False, i)
+        if online:
+            inside = mean(side(i, True)), variance(True, i)
+            scores.append(normal_log_density(target[i], *inside) - normal_log_density(target[i], *out))
+        else:
+            scores.append(math.log(0.5 * math.erfc(-(target[i] - out[0]) / math.sqrt(2 * out[1]))))
+    return scores
+
+
+def rmia(target, shadows, membership, population_target, population_shadows, online, gamma, a):
+    n, m, k = len(target), len(population_target), len(shadows)
+
+    def ratio_x(i):
+        if online:
+            return target[i] / mean([shadows[j][i] for j in range(k)])
+        out = mean([shadows[j][i] for j in range(k) if not membership[j][i]])
+        return target[i] / (0.5 * ((1 + a) * out + (1 - a)))
+
+    def ratio_z(i):
+        out = mean([population_shadows[j][i] for j in range(k)])
+        return population_target[i] / (out if online else 0.5 * ((1 + a) * out + (1 - a)))
+
+    return [sum(ratio_x(i) / ratio_z(z) >= gamma for z in range(m)) / m for i in range(n)]
+
+
+def top_by_sorting(scores, k):
+    """Positions of the k largest, earlier positions first among equals."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    return set(order[:k])
+
+
+def pearson(a, b):
+    ma, mb = mean(a), mean(b)
+    cov = sum((x - ma) * (y - mb) for x, y in zip(a, b, strict=True))
+    return cov / math.sqrt(sum((x - ma) ** 2 for x in a) * sum((y - mb) ** 2 for y in b))
+
+
+def auc_by_pairs(scores, is_member):
+    ins = [s for s, m in zip(scores, is_member, strict=True) if m]
+    outs = [s for s, m in zip(scores, is_member, strict=True) if not m]
+    return sum((i > o) + 0.5 * (i == o) for i in ins for o in outs) / (len(ins) * len(outs))
+
+
+def best_over_thresholds(scores, is_member, measure):
+    """Maximum of measure(tpr, fpr) over every threshold, and over calling nobody a member."""
+    ins = [s for s, m in zip(scores, is_member, strict=True) if m]
+    outs = [s for s, m in zip(scores, is_member, strict=True) if not m]
+    best = measure(0.0, 0.0)
+    for t in scores:
+        best = max(best, measure(mean([s >= t for s in ins]), mean([s >= t for s in outs])))
+    return best

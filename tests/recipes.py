@@ -1,0 +1,63 @@
+"""Recipes for shadow models in the tests; a module of its own, so that worker processes can import them."""
+
+import os
+import random
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from tests.helpers import Classifier, trainer
+
+
+def quick(members, seed):
+    """Trained for a few steps; what it draws from the global generators goes into the weights."""
+    model = Classifier()
+    for p in model.parameters():
+        p.data += 1e-3 * (random.random() + np.random.rand())
+    trainer(max_epochs=1).fit(model, DataLoader(members, batch_size=32, shuffle=True))
+    return model
+
+
+@dataclass(frozen=True)
+class Memorise:
+    epochs: int = 40
+
+    def __call__(self, members, seed):
+        torch.manual_seed(seed)
+        model = Classifier(width=16)
+        trainer(max_epochs=self.epochs).fit(model, DataLoader(members, batch_size=32, shuffle=True))
+        return model
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Leaves one line in a file for each training, so that trainings can be counted over processes.
+
+    A number in the file ``kill`` beside it kills the process at that training; it is no argument, so it changes no key.
+    """
+
+    log: Path
+    fail_at: int | None = None
+
+    def __call__(self, members, seed, start=None):
+        with self.log.open("a") as file:
+            file.write(f"{seed}\n")
+        done = len(self.log.read_text().splitlines())
+        kill = self.log.with_name("kill")
+        if kill.exists() and done == int(kill.read_text()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fail_at is not None and done == self.fail_at:
+            raise ArithmeticError("the third one fails")
+        model = Classifier()
+        if start is not None:
+            model.load_state_dict(start)
+        x, y = next(iter(DataLoader(members, batch_size=16)))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        return model

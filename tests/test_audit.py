@@ -1,0 +1,221 @@
+import functools
+import inspect
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cwrf import MIAAuditCallback, attacks
+from lightning_cwrf.audit import audit_outputs
+from lightning_cwrf.outputs import ModelOutputs, collect_outputs
+from lightning_cwrf.report import comparison_table, plot_losses, plot_roc
+from lightning_cwrf.shadows import train_shadows
+from tests.helpers import Classifier, digits, loader, part, same_snapshot, snapshot, trainer
+from tests.recipes import Memorise
+
+MEMBERS, NONMEMBERS, POPULATION = part(0, 100), part(100, 200), part(400, 700)
+
+
+@pytest.fixture(scope="module")
+def shadows(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    return train_shadows(Memorise(), part(0, 200), 8, population=POPULATION, store=store, progress=False)
+
+
+@pytest.fixture(scope="module")
+def audited(shadows):
+    """The model of the same recipe, trained on the first half of the pool, and its audit."""
+    torch.manual_seed(99)
+    callback = MIAAuditCallback(NONMEMBERS, shadows=shadows, every_n_epochs=20)
+    run = trainer(max_epochs=40, callbacks=[callback])
+    model = Classifier(width=16)
+    run.fit(model, DataLoader(MEMBERS, batch_size=32, shuffle=True))
+    return model, callback, run
+
+
+def test_every_attack_beats_chance_on_a_model_that_memorised(audited):
+    result = audited[1].result
+    assert result.model["train_accuracy"].value == 1.0
+    assert not result.failures
+    assert set(result.estimates) == {"loss", "lira", "rmia"}
+    for attack, found in result.estimates.items():
+        assert found["auroc"].interval.low > 0.5, attack
+
+
+def test_lira_beats_the_loss_attack(audited):
+    values = audited[1].result.values()
+    assert values["lira/auroc"] > values["loss/auroc"]
+
+
+def test_values_are_logged_and_intervals_hold_them(audited):
+    _, callback, run = audited
+    logged = {name.removeprefix("mia/"): float(v) for name, v in run.callback_metrics.items() if name[:4] == "mia/"}
+    assert logged == pytest.approx(callback.result.values(), abs=1e-6)
+    assert {"lira/auroc", "rmia/tpr_at_fpr_0.001", "loss/advantage", "loss/p1", "loss_gap"} <= set(logged)
+    assert [round(entry["epoch"]) for entry in callback.history] == [19, 39]
+    assert "lira/auroc" not in callback.history[0]
+    for found in [*callback.result.estimates.values(), callback.result.model]:
+        for name, estimate in found.items():
+            assert estimate.interval.low <= estimate.value <= estimate.interval.high, name
+
+
+def test_an_audit_sees_what_the_model_says_and_leaves_it_alone(audited, shadows):
+    model, callback, _ = audited
+    before = snapshot(model)
+    parts = [collect_outputs(model, data) for data in (MEMBERS, NONMEMBERS, POPULATION)]
+    again = audit_outputs(parts[0], parts[1], shadows=shadows, population=parts[2])
+    same_snapshot(before, snapshot(model))
+    assert again.values() == pytest.approx(callback.result.values())
+    unseen = torch.cat([parts[1].correct, parts[2].correct])
+    assert again.model["test_accuracy"].value == pytest.approx(float(unseen.float().mean()))
+
+
+def test_membership_reaches_no_attack(audited, shadows):
+    """Swapping who is called a member swaps the labels; no example's score changes."""
+    model, callback, _ = audited
+    members, nonmembers, population = (collect_outputs(model, d) for d in (MEMBERS, NONMEMBERS, POPULATION))
+    swapped = audit_outputs(nonmembers, members, shadows=shadows, population=population)
+    for name, scores in callback.result.scores.items():
+        assert torch.allclose(swapped.scores[name], scores.roll(100)), name
+        assert swapped.values()[f"{name}/auroc"] == pytest.approx(1 - callback.result.values()[f"{name}/auroc"])
+    for attack in (attacks.lira, attacks.rmia, attacks.loss_threshold):
+        assert "is_member" not in inspect.signature(attack).parameters
+
+
+def test_examples_are_found_by_content_in_any_order(audited, shadows):
+    model, callback, _ = audited
+    backwards = [torch.utils.data.Subset(d, list(range(len(d)))[::-1]) for d in (MEMBERS, NONMEMBERS)]
+    population = collect_outputs(model, POPULATION)
+    found = audit_outputs(*(collect_outputs(model, d) for d in backwards), shadows=shadows, population=population)
+    assert found.values() == pytest.approx(callback.result.values(), abs=0.02)
+    assert found.values()["lira/auroc"] == pytest.approx(callback.result.values()["lira/auroc"], abs=1e-9)
+
+
+def test_strangers_to_the_pool_are_refused(audited, shadows):
+    model = audited[0]
+    with pytest.raises(ValueError, match=r"100 of the 200 audited examples are not in the pool of 200"):
+        audit_outputs(collect_outputs(model, MEMBERS), collect_outputs(model, part(200, 300)), shadows=shadows)
+
+
+def test_copies_in_a_pool_are_matched_one_to_one():
+    from lightning_cwrf.audit import _columns
+
+    outputs = ModelOutputs(torch.zeros(3, 2), torch.zeros(3).long(), [b"a", b"b", b"a"])
+
+    class Pool:
+        digests = [b"b", b"a", b"c", b"a"]
+
+    assert _columns(outputs, Pool).tolist() == [1, 0, 3]
+
+
+def test_a_failed_attack_is_named_and_the_others_stand(audited, shadows):
+    from dataclasses import replace
+
+    model = audited[0]
+    lost = replace(shadows, population=None, population_logits=None)
+    result = audit_outputs(collect_outputs(model, MEMBERS), collect_outputs(model, NONMEMBERS), shadows=lost)
+    assert set(result.estimates) == {"loss", "lira"}
+    assert "RMIA needs a population" in result.failures["rmia"]
+    assert any("rmia attack failed" in note for note in result.notes())
+    table = comparison_table({"a": audited[1].result, "b": result})
+    assert "failed" in next(line for line in table.splitlines() if line.startswith("RMIA AUC"))
+    callback = MIAAuditCallback(NONMEMBERS, shadows=lost, members=MEMBERS)
+    with pytest.warns(UserWarning, match="the rmia attack failed"):
+        trainer(max_epochs=1, callbacks=[callback]).fit(Classifier(), loader(0, 100))
+
+
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        {"callbacks": [Stop()]},
+        {"max_steps": 3},
+        {"callbacks": [EarlyStopping("val_acc", patience=0, stopping_threshold=0.0, mode="max")]},
+    ],
+)
+def test_the_final_audit_comes_however_training_ends(tmp_path, stop):
+    callback = MIAAuditCallback(loader(100, 140), every_n_epochs=0)
+    callbacks = [callback, *stop.pop("callbacks", [])]
+    logger = CSVLogger(tmp_path)
+    run = trainer(tmp_path, max_epochs=3, callbacks=callbacks, logger=logger, **stop)
+    run.fit(Classifier(), loader(0, 64), loader(200, 232))
+    assert callback.result is not None
+    assert len(callback.history) == 1
+    logger.save()
+    assert "mia/loss/auroc" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MIAAuditCallback(loader(50, 80)), "14 of the 30 distinct examples of nonmembers are members"),
+        (lambda: MIAAuditCallback([]), "nonmembers holds no batch"),
+        (lambda: MIAAuditCallback(TensorDataset(digits().tensors[0][200:210], torch.full((10,), 10))), "label 10"),
+    ],
+)
+def test_bad_data_is_an_error_before_the_first_step(make, message):
+    model = Classifier()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        trainer(callbacks=[make()]).fit(model, loader(0, 64))
+    assert all(torch.equal(before["state"][n], t) for n, t in model.state_dict().items())
+
+
+def test_auditing_does_not_change_training():
+    states = []
+    for callbacks in ([], [MIAAuditCallback(loader(100, 140), every_n_epochs=1)]):
+        torch.manual_seed(0)
+        model = Classifier()
+        trainer(callbacks=callbacks).fit(model, loader(0, 64, shuffle=True))
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+
+
+def test_history_survives_resume(tmp_path):
+    def make():
+        return MIAAuditCallback(loader(100, 140), every_n_epochs=1)
+
+    first = trainer(tmp_path, callbacks=[make()], max_epochs=2)
+    first.fit(Classifier(), loader(0, 64))
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    callback = make()
+    run = trainer(tmp_path, callbacks=[callback], max_epochs=3)
+    run.fit(Classifier(), loader(0, 64), ckpt_path=tmp_path / "half.ckpt")
+    assert [entry["epoch"] for entry in callback.history] == [0.0, 1.0, 2.0]
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="every_n_epochs"):
+        MIAAuditCallback([], every_n_epochs=-1)
+    with pytest.raises(ValueError, match="confidence"):
+        MIAAuditCallback([], confidence=95)
+
+
+def test_table_and_plots(audited, tmp_path):
+    results = {"plain": audited[1].result, "again": audited[1].result}
+    table = comparison_table(results, {"plain": 1.0, "again": 2.0})
+    lines = table.splitlines()
+    assert lines[0].split() == ["plain", "again"]
+    expected = audited[1].result.estimates["lira"]["auroc"]
+    assert str(expected) in next(line for line in lines if line.startswith("LiRA AUC"))
+    assert any("100 non-members cannot show an FPR of 0.001" in line for line in lines)
+    assert "95% confidence" in table
+    for path in (plot_roc(results, tmp_path / "a" / "roc.png"), plot_losses(results, tmp_path / "b" / "l.png")):
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@functools.cache
+def source(name):
+    return inspect.getsource(inspect.getmodule(getattr(attacks, name)))
+
+
+def test_attacks_loop_over_no_example():
+    for name in ("lira", "rmia", "loss_threshold"):
+        assert " in range(" not in source(name)

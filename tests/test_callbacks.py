@@ -1,0 +1,391 @@
+"""The hardening run: scoring, rewinding and holding still, in real Trainers."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
+
+from lightning_cwrf import (
+    CriticalRewindCallback,
+    GradientMaskCallback,
+    PrivacyScoringCallback,
+    RelaxLossMixin,
+    VanillaSnapshotCallback,
+    WeightMask,
+)
+from lightning_cwrf.vanilla import save_vanilla
+from tests.helpers import OPTIMIZERS, Classifier, ManualClassifier, loader, part, trained, trainer
+
+
+def cwrf(vanilla, rate=0.2, steps=3, **scoring):
+    return [
+        PrivacyScoringCallback(nonmembers=loader(100, 140), vanilla=vanilla, steps=steps, **scoring),
+        CriticalRewindCallback(rate=rate),
+        GradientMaskCallback(),
+    ]
+
+
+def assert_frozen(model, mask, vanilla):
+    """Bit for bit at θ_vn where the mask is, and moved (by training) somewhere else."""
+    for name, p in model.named_parameters():
+        m = mask.masks[name]
+        assert torch.equal(p.detach()[m], vanilla[name][m].to(p.dtype)), name
+
+
+class Probe(Callback):
+    """Checks the frozen weights after every batch, and that training moves the others."""
+
+    def __init__(self, mask_of, vanilla):
+        self.mask_of, self.vanilla, self.batches, self.moves = mask_of, vanilla, 0, 0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.before = [p.detach().clone() for p in pl_module.parameters()]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        assert_frozen(pl_module, self.mask_of(), self.vanilla)
+        self.moves += any(not torch.equal(a, b) for a, b in zip(self.before, pl_module.parameters(), strict=True))
+        self.batches += 1
+
+
+def finished(cls=Classifier, optimizer="adam", **kwargs):
+    torch.manual_seed(0)
+    model = cls(optimizer=optimizer, **kwargs)
+    vanilla = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():  # as if trained: every weight is elsewhere
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model, vanilla
+
+
+SETTINGS = {
+    "plain": {},
+    "clipped": {"gradient_clip_val": 0.1},
+    "clipped by value": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+    "accumulated": {"accumulate_grad_batches": 3},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "bf16-true": {"precision": "bf16-true"},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_frozen_weights_stay_bit_identical(optimizer, setting):
+    if optimizer == "lbfgs" and setting == "clipped by value":
+        setting = "clipped"  # the two differ in nothing that LBFGS sees; keep the cell real
+    model, vanilla = finished(optimizer=optimizer)
+    callbacks = cwrf(vanilla)
+    probe = Probe(lambda: callbacks[1].mask, vanilla)
+    trainer(callbacks=[*callbacks, probe], **SETTINGS[setting]).fit(model, loader(0, 64))
+    assert callbacks[1].mask.count == round(0.2 * sum(p.numel() for p in model.parameters()))
+    assert probe.batches == 8
+    assert probe.moves >= 2
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_frozen_under_manual_optimization_with_two_optimizers(precision):
+    model, vanilla = finished(ManualClassifier)
+    callbacks = cwrf(vanilla)
+    probe = Probe(lambda: callbacks[1].mask, vanilla)
+    trainer(callbacks=[*callbacks, probe], precision=precision).fit(model, loader(0, 64))
+    assert probe.moves == 8
+
+
+def test_momentum_from_before_the_freeze_cannot_move_frozen_weights():
+    """A resumed optimizer carries moments of the frozen weights; only the write-back after the step holds them."""
+    model, vanilla = finished(optimizer="sgd")
+
+    class Momentum(Callback):
+        def on_train_start(self, trainer, pl_module):
+            for p in pl_module.parameters():
+                trainer.optimizers[0].state[p]["momentum_buffer"] = torch.ones_like(p)
+
+    callbacks = cwrf(vanilla)
+    probe = Probe(lambda: callbacks[1].mask, vanilla)
+    trainer(callbacks=[Momentum(), *callbacks, probe]).fit(model, loader(0, 32))
+    assert probe.moves == 4
+
+
+def test_clipping_sees_the_norm_of_the_live_weights_alone():
+    model, vanilla = finished(optimizer="sgd")
+    callbacks = cwrf(vanilla, rate=0.5)
+    seen = []
+
+    class Norms(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            mask = callbacks[1].mask.masks
+            grads = {n: p.grad for n, p in pl_module.named_parameters()}
+            seen.append(float(torch.cat([g[mask[n]] for n, g in grads.items()]).norm()))
+
+    trainer(callbacks=[*callbacks, Norms()], gradient_clip_val=0.1).fit(model, loader(0, 64))
+    assert seen == [0.0] * len(seen)
+    assert len(seen) == 8
+
+
+def test_what_moves_frozen_weights_outside_the_optimizer_is_reported_and_undone():
+    model, vanilla = finished()
+
+    class Clamp(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            with torch.no_grad():
+                pl_module.net[5].weight.mul_(0.5)
+
+    callbacks = cwrf(vanilla)
+    with pytest.warns(UserWarning, match="something other than the optimizers' steps moved"):
+        trainer(callbacks=[*callbacks, Clamp()], max_epochs=1).fit(model, loader(0, 64))
+    assert_frozen(model, callbacks[1].mask, vanilla)
+
+
+@pytest.mark.parametrize("averaging", [lambda: StochasticWeightAveraging(1e-2), lambda: EMAWeightAveraging()])
+def test_weight_averaging_is_refused(averaging):
+    model, vanilla = finished()
+    with pytest.raises(MisconfigurationException, match="average over training"):
+        trainer(callbacks=[*cwrf(vanilla), averaging()]).fit(model, loader(0, 64))
+
+
+@pytest.mark.parametrize("callback", [PrivacyScoringCallback([], "redraw"), GradientMaskCallback("mask"),
+                                      CriticalRewindCallback(), VanillaSnapshotCallback()])  # fmt: skip
+def test_sharding_strategies_are_refused(callback):
+    from types import SimpleNamespace
+
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    fake = SimpleNamespace(strategy=FSDPStrategy(), callbacks=[callback])
+    with pytest.raises(MisconfigurationException, match="FSDPStrategy: it shards the weights"):
+        callback.setup(fake, finished()[0], "fit")
+
+
+def test_hooks_are_gone_after_the_fit_and_after_an_exception():
+    class Boom(Callback):
+        def on_train_batch_end(self, *_):
+            raise RuntimeError("boom")
+
+    for extra in ([], [Boom()]):
+        model, vanilla = finished()
+        run = trainer(callbacks=[*cwrf(vanilla), *extra])
+        optimizers = []
+
+        class Keep(Callback):
+            def on_train_start(self, trainer, pl_module, kept=optimizers):
+                kept += trainer.optimizers
+
+        run.callbacks.append(Keep())
+        if extra:
+            with pytest.raises(RuntimeError, match="boom"):
+                run.fit(model, loader(0, 32))
+        else:
+            run.fit(model, loader(0, 32))
+        assert len(optimizers) == 1
+        assert not optimizers[0]._optimizer_step_post_hooks
+
+
+def test_the_users_module_is_scored_untouched_and_the_data_order_is_the_same():
+    """With rate 0 a hardening run is the plain run, bit for bit: scoring takes no batch and no random number."""
+    results = []
+    for with_cwrf in (True, False):
+        model, vanilla = finished()
+        torch.manual_seed(3)
+        callbacks = cwrf(vanilla, rate=0.0) if with_cwrf else []
+        trainer(callbacks=callbacks).fit(model, loader(0, 64, shuffle=True))
+        results.append(model.state_dict())
+    assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
+
+
+def test_persistent_workers_lose_no_batch():
+    seen = []
+
+    class Count(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(len(batch[1]))
+
+    model, vanilla = finished()
+    data = DataLoader(part(0, 64), batch_size=16, num_workers=1, persistent_workers=True, shuffle=True)
+    trainer(callbacks=[*cwrf(vanilla), Count()]).fit(model, data)
+    assert seen == [16] * 8
+
+
+def run_with_resume(tmp_path, make, stop_epoch, epochs):
+    """Fit unbroken; and fit, stop after ``stop_epoch`` epochs, resume from the checkpoint. Returns both runs."""
+    outcomes = []
+    for broken in (False, True):
+        model, callbacks = make()
+        torch.manual_seed(5)
+        data = loader(0, 64)
+        if broken:
+            first = trainer(tmp_path, callbacks=callbacks, max_epochs=stop_epoch)
+            first.fit(model, data)
+            first.save_checkpoint(tmp_path / "half.ckpt")
+            model, callbacks = make()
+        run = trainer(tmp_path, callbacks=callbacks, max_epochs=epochs)
+        run.fit(model, data, ckpt_path=(tmp_path / "half.ckpt") if broken else None)
+        outcomes.append((model, callbacks))
+    return outcomes
+
+
+def test_resume_neither_scores_nor_rewinds_again_and_ends_at_the_same_weights(tmp_path, monkeypatch):
+    calls = []
+    original = WeightMask.rewind_
+    monkeypatch.setattr(WeightMask, "rewind_", lambda *a: calls.append(1) or original(*a))
+    vanilla = finished()[1]
+
+    def make():
+        model, _ = finished()
+        for module in model.modules():  # dropout draws random numbers that a checkpoint does not carry
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        return RelaxLossMixin.attach(model, alpha=0.5), cwrf(vanilla)
+
+    (whole, _), (resumed, callbacks) = run_with_resume(tmp_path, make, 2, 4)
+    assert len(calls) == 2  # the unbroken run and the first half; not the resumed one
+    assert_frozen(resumed, callbacks[1].mask, vanilla)
+    state = resumed.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items())
+    torch.load(tmp_path / "half.ckpt", weights_only=True)  # callback state is tensors and plain values
+
+
+def test_the_same_callbacks_go_on_with_the_same_module_and_begin_anew_with_another():
+    model, vanilla = finished()
+    callbacks = cwrf(vanilla)
+    trainer(callbacks=callbacks, max_epochs=1).fit(model, loader(0, 32))
+    mask = callbacks[1].mask
+    trainer(callbacks=callbacks, max_epochs=1).fit(model, loader(0, 32))
+    assert callbacks[1].mask is mask
+    assert_frozen(model, mask, vanilla)
+    torch.manual_seed(9)
+    other = Classifier()
+    trainer(callbacks=callbacks, max_epochs=1).fit(other, loader(0, 32))
+    assert callbacks[1].mask is not mask
+    assert_frozen(other, callbacks[1].mask, vanilla)
+
+
+def test_each_callback_alone_from_files(tmp_path):
+    model, vanilla = finished()
+    callbacks = cwrf(vanilla)
+    trainer(callbacks=callbacks, max_epochs=1).fit(model, loader(0, 32))
+    callbacks[0].save_scores(tmp_path / "scores.safetensors")
+    mask_file = callbacks[1].mask.save(tmp_path / "mask.safetensors")
+    save_vanilla(vanilla, tmp_path / "vanilla.safetensors")
+
+    again, _ = finished()
+    rewind = CriticalRewindCallback(
+        rate=0.2, scores=tmp_path / "scores.safetensors", vanilla=tmp_path / "vanilla.safetensors"
+    )
+    trainer(callbacks=[rewind, GradientMaskCallback()], max_epochs=1).fit(again, loader(0, 32))
+    assert all(torch.equal(rewind.mask.masks[n], callbacks[1].mask.masks[n]) for n in rewind.mask.masks)
+    assert_frozen(again, rewind.mask, vanilla)
+
+    third, _ = finished()
+    held = {n: p.detach().clone() for n, p in third.named_parameters()}
+    alone = GradientMaskCallback(mask=mask_file)
+    trainer(callbacks=[alone], max_epochs=1).fit(third, loader(0, 32))
+    assert_frozen(third, alone.mask, held)
+    assert not torch.equal(third.net[0].weight, held["net.0.weight"])
+
+
+def test_a_mask_alone_survives_resume(tmp_path):
+    vanilla = finished()[1]
+    mask = WeightMask({n: torch.rand(p.shape) < 0.3 for n, p in finished()[0].named_parameters()})
+    path = mask.save(tmp_path / "mask.safetensors")
+
+    def make():
+        model, _ = finished()
+        return model, [GradientMaskCallback(mask=path)]
+
+    held = dict(finished()[0].named_parameters())
+    (_, _), (resumed, callbacks) = run_with_resume(tmp_path, make, 1, 2)
+    assert_frozen(resumed, callbacks[0].mask, held)
+    assert vanilla
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (lambda v: [CriticalRewindCallback(), PrivacyScoringCallback([], v)], "put PrivacyScoringCallback before"),
+        (lambda v: [GradientMaskCallback(), *cwrf(v)[:2]], "put CriticalRewindCallback before"),
+        (lambda v: [CriticalRewindCallback()], "needs vanilla weights"),
+        (lambda v: [CriticalRewindCallback(vanilla=v)], "needs scores"),
+        (lambda v: [GradientMaskCallback()], "needs a mask"),
+        (lambda v: [*cwrf(v), CriticalRewindCallback()], "Trainer"),
+    ],
+)
+def test_wiring_mistakes(callbacks, message):
+    model, vanilla = finished()
+    with pytest.raises((MisconfigurationException, RuntimeError), match=message):
+        trainer(callbacks=callbacks(vanilla)).fit(model, loader(0, 64))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda v: cwrf("nowhere.safetensors"), "no vanilla weights at nowhere.safetensors"),
+        (lambda v: cwrf({**v, "net.5.bias": torch.zeros(3)}), r"'net.5.bias' of shape \(3,\) instead of \(10,\)"),
+        (lambda v: cwrf({n: t for n, t in v.items() if n != "net.5.weight"}), "lack 'net.5.weight'"),
+        (lambda v: [PrivacyScoringCallback(loader(60, 90), v)], "are members"),
+        (lambda v: [PrivacyScoringCallback([], v)], "nonmembers holds no batch"),
+        (lambda v: [CriticalRewindCallback(scores={"a": torch.ones(2)}, vanilla=v)], "stand on one side only"),
+    ],
+)
+def test_bad_data_is_an_error_before_the_first_step(make, message):
+    model, vanilla = finished()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        trainer(callbacks=make(vanilla)).fit(model, loader(0, 64))
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="rate must lie in"):
+        CriticalRewindCallback(rate=3)
+    with pytest.raises(ValueError, match="not both"):
+        CriticalRewindCallback(scores={}, mask="m")
+    with pytest.raises(ValueError, match="lam must lie in"):
+        PrivacyScoringCallback([], "redraw", lam=2)
+
+
+def test_datamodule_and_redraw():
+    class Data(LightningDataModule):
+        def train_dataloader(self):
+            return loader(0, 64)
+
+    model, _ = finished()
+    callbacks = cwrf("redraw")
+    with pytest.warns(UserWarning, match="drawn anew"):
+        trainer(callbacks=callbacks).fit(model, datamodule=Data())
+    assert callbacks[2].mask.moved(model) == {}
+
+
+def test_snapshot_is_taken_before_the_first_step_and_never_on_resume(tmp_path):
+    torch.manual_seed(0)
+    model = Classifier()
+    initial = {n: t.clone() for n, t in model.state_dict().items()}
+    path = tmp_path / "deep" / "init.safetensors"
+    run = trainer(tmp_path, callbacks=[VanillaSnapshotCallback(path)])
+    run.fit(model, loader(0, 64))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    from safetensors.torch import load_file
+
+    assert all(torch.equal(load_file(path)[n], initial[n]) for n in initial)
+    stamp = path.stat().st_mtime_ns
+    again = trainer(tmp_path, callbacks=[VanillaSnapshotCallback(path)], max_epochs=3)
+    again.fit(Classifier(), loader(0, 64), ckpt_path=tmp_path / "last.ckpt")
+    assert path.stat().st_mtime_ns == stamp
+    with pytest.raises(MisconfigurationException, match="vanilla weights of another run"):
+        trainer(callbacks=[VanillaSnapshotCallback(path)]).fit(Classifier(), loader(0, 64))
+    late = trainer(tmp_path, callbacks=[VanillaSnapshotCallback(tmp_path / "other.safetensors")], max_epochs=3)
+    with pytest.raises(MisconfigurationException, match="initial weights are lost"):
+        late.fit(Classifier(), loader(0, 64), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_whole_flow_from_a_lightning_checkpoint(tmp_path):
+    model, vanilla = trained()
+    start = Classifier()
+    start.load_state_dict(vanilla)
+    save = trainer(tmp_path, max_epochs=1)
+    save.strategy.connect(start)
+    save.save_checkpoint(tmp_path / "init.ckpt", weights_only=True)
+    callbacks = cwrf(tmp_path / "init.ckpt")
+    run = trainer(callbacks=callbacks)
+    run.fit(RelaxLossMixin.attach(model, alpha=0.3), loader(0, 64), loader(200, 232))
+    assert_frozen(model, callbacks[1].mask, vanilla)
+    assert "val_acc" in run.callback_metrics

@@ -1,0 +1,47 @@
+"""The same run written in YAML, without any Python."""
+
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_cwrf.vanilla import save_vanilla
+from tests.helpers import Classifier, DigitsReference, HardenedClassifier
+
+CONFIG = """
+seed_everything: 0
+model:
+  class_path: tests.helpers.HardenedClassifier
+  init_args: {width: 4, alpha: 0.5}
+data:
+  class_path: tests.helpers.DigitsData
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: lightning_cwrf.PrivacyScoringCallback
+      init_args: {nonmembers: {class_path: tests.helpers.DigitsReference}, vanilla: VANILLA, steps: 2, lam: 0.9}
+    - class_path: lightning_cwrf.CriticalRewindCallback
+      init_args: {rate: 0.05}
+    - class_path: lightning_cwrf.GradientMaskCallback
+    - class_path: lightning_cwrf.MIAAuditCallback
+      init_args: {nonmembers: {class_path: tests.helpers.DigitsReference}}
+"""
+
+
+def test_a_hardening_run_from_yaml(tmp_path, monkeypatch):
+    torch.manual_seed(1)
+    vanilla = save_vanilla(Classifier(width=4), tmp_path / "vanilla.safetensors")
+    config = yaml.safe_load(CONFIG.replace("VANILLA", str(vanilla)))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    cli = LightningCLI(args=["fit", "--config", str(tmp_path / "run.yaml")], save_config_callback=None)
+    scoring, rewind, *_, audit = [c for c in cli.trainer.callbacks if "lightning_cwrf" in type(c).__module__]
+    assert type(cli.model) is HardenedClassifier
+    assert cli.model.defense_settings["alpha"] == 0.5
+    assert isinstance(scoring.nonmembers, DigitsReference)
+    assert scoring.lam == 0.9
+    assert rewind.mask.count == round(0.05 * rewind.mask.total)
+    assert audit.result is not None

@@ -1,0 +1,29 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+
+def test_two_processes_agree_on_the_mask_and_hold_it(tmp_path):
+    root = Path(__file__).parents[1]
+    script = Path(__file__).with_name("ddp_script.py")
+    environment = {**os.environ, "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_CURRENT_TEST", None)  # Lightning launches other processes differently under a test runner
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [load_file(tmp_path / f"rank{i}.safetensors") for i in range(2)]
+    vanilla = load_file(tmp_path / "vanilla.safetensors")
+    for name in ranks[0]:
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+    masks = {name.removeprefix("mask/"): m for name, m in ranks[0].items() if name.startswith("mask/")}
+    assert sum(int(m.sum()) for m in masks.values()) == round(0.1 * sum(m.numel() for m in masks.values()))
+    for name, mask in masks.items():
+        weight = ranks[0][f"weight/{name}"]
+        assert torch.equal(weight[mask], vanilla[name][mask]), name
+        assert not torch.equal(weight, vanilla[name]), name
+    assert ranks[0]["auc"][1] == 104  # 64 members and 40 non-members, each once

@@ -1,0 +1,192 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from torch import nn
+
+from lightning_cwrf.masks import WeightMask
+from tests.oracles.formulas import top_by_sorting
+
+floats = st.floats(0, width=32, allow_nan=False, allow_infinity=False)
+few = st.sampled_from([0.0, 1e-45, 0.25, 0.5, 1.0, 3e38])  # many ties, a subnormal, a huge one
+
+
+@given(
+    st.lists(npst.arrays(np.float32, npst.array_shapes(max_dims=3, max_side=7), elements=floats | few), min_size=1),
+    st.floats(0, 1),
+)
+def test_exactly_round_rn_and_the_largest(arrays, rate):
+    scores = {f"p{i}.weight": torch.from_numpy(a) for i, a in enumerate(arrays)}
+    mask = WeightMask.top(scores, rate)
+    flat = torch.cat([s.flatten() for s in scores.values()]).tolist()
+    chosen = torch.cat([mask.masks[n].flatten() for n in scores]).nonzero().flatten().tolist()
+    assert len(chosen) == mask.count == round(rate * len(flat))
+    assert set(chosen) == top_by_sorting(flat, len(chosen))
+    assert all(mask.masks[n].shape == scores[n].shape for n in scores)
+
+
+@given(st.lists(npst.arrays(np.float32, st.integers(1, 40), elements=few), min_size=1, max_size=6), st.floats(0, 1))
+def test_per_layer_shares(arrays, rate):
+    scores = {f"layer{i}.weight": torch.from_numpy(a) for i, a in enumerate(arrays)}
+    mask = WeightMask.top(scores, rate, per_layer=True)
+    total = sum(map(len, arrays))
+    assert mask.count == round(rate * total)
+    for name, score in scores.items():
+        got, fair = int(mask.masks[name].sum()), round(rate * total) * len(score) / total
+        assert math.floor(fair) <= got <= math.ceil(fair)
+        assert set(mask.masks[name].nonzero().flatten().tolist()) == top_by_sorting(score.tolist(), got)
+
+
+def test_per_layer_takes_weight_and_bias_together():
+    scores = {"a.weight": torch.zeros(8), "a.bias": torch.ones(2), "b.weight": torch.ones(10)}
+    mask = WeightMask.top(scores, 0.2, per_layer=True)
+    assert mask.masks["a.bias"].all()
+    assert mask.masks["b.weight"].sum() == 2
+
+
+def test_negative_zero_is_zero_and_chunks_do_not_matter(monkeypatch):
+    monkeypatch.setattr("lightning_cwrf.masks._CHUNK", 3)
+    score = torch.tensor([-0.0, 0.0, 5.0, -0.0, 0.0, 5.0, 1.0, 0.0])
+    mask = WeightMask.top({"w": score}, 5 / 8).masks["w"]
+    assert set(mask.nonzero().flatten().tolist()) == top_by_sorting(score.tolist(), 5) == {0, 1, 2, 5, 6}
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "error", "message"),
+    [
+        ({"w": torch.ones(3)}, 1.5, ValueError, "rate must lie in"),
+        ({"w": torch.ones(3)}, float("nan"), ValueError, "rate must lie in"),
+        ({}, 0.5, ValueError, "no scores"),
+        ({"w": torch.tensor([1.0, float("nan")])}, 0.5, ValueError, "'w' hold NaN"),
+        ({"w": -torch.tensor([1.0, float("nan")])}, 0.5, ValueError, "negative|NaN"),
+        ({"w": torch.tensor([1.0, float("inf")])}, 0.5, ValueError, "'w' hold NaN or infinite"),
+        ({"w": torch.tensor([1.0, -1.0])}, 0.5, ValueError, "'w' hold negative"),
+        ({"w": torch.ones(2, dtype=torch.float64)}, 0.5, TypeError, "must be float32"),
+    ],
+)
+def test_bad_scores(scores, rate, error, message):
+    with pytest.raises(error, match=message):
+        WeightMask.top(scores, rate)
+
+
+def random_case(layout=torch.contiguous_format):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 4)).to(memory_format=layout)
+    vanilla = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    scores = {n: torch.rand(p.shape) for n, p in model.named_parameters()}
+    return model, vanilla, WeightMask.top(scores, 0.3)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_rewind_is_eq_6_and_hold_is_eq_7(layout):
+    model, vanilla, mask = random_case(layout)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    mask.rewind_(model, vanilla)
+    for name, p in model.named_parameters():
+        b_r = mask.masks[name].float()
+        assert torch.equal(p, (1 - b_r) * before[name] + b_r * vanilla[name])
+        p.grad = torch.randn_like(p)
+        p.grad[mask.masks[name]] = float("nan")  # 0 · NaN is NaN: a mask by multiplication would keep it
+        p.grad.flatten()[0] = float("inf")
+    grads = {n: p.grad.clone() for n, p in model.named_parameters()}
+    mask.zero_grad_(model)
+    for name, p in model.named_parameters():
+        assert (p.grad[mask.masks[name]] == 0).all()
+        assert torch.equal(p.grad[~mask.masks[name]], grads[name][~mask.masks[name]])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    assert sum(mask.moved(model).values()) == mask.count
+    mask.restore_(model)
+    assert mask.moved(model) == {}
+    for name, p in model.named_parameters():
+        m = mask.masks[name]
+        assert torch.equal(p[m], vanilla[name][m])
+        assert torch.equal(p[~m], before[name][~m] + 1.0)
+
+
+def test_no_gradient_stays_no_gradient():
+    model, vanilla, mask = random_case()
+    mask.rewind_(model, vanilla)
+    mask.zero_grad_(model)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_sparse_gradients_are_masked():
+    model = nn.Embedding(6, 3, sparse=True)
+    mask = WeightMask({"weight": torch.arange(18).view(6, 3) % 2 == 0})
+    mask.freeze(model)
+    model(torch.tensor([1, 4, 4])).sum().backward()
+    dense = model.weight.grad.to_dense()
+    mask.zero_grad_(model)
+    assert torch.equal(model.weight.grad.to_dense(), dense.masked_fill(mask.masks["weight"], 0))
+
+
+def test_save_load_keeps_masks_and_values(tmp_path):
+    model, vanilla, mask = random_case()
+    bare = WeightMask.load(mask.save(tmp_path / "bare.safetensors"))
+    assert not bare.is_frozen
+    with pytest.raises(RuntimeError, match="holds no values"):
+        bare.restore_(model)
+    mask.rewind_(model, vanilla)
+    again = WeightMask.load(mask.save(tmp_path / "mask.safetensors"))
+    assert all(torch.equal(again.masks[n], mask.masks[n]) for n in mask.masks)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    again.restore_(model)
+    assert again.moved(model) == mask.moved(model) == {}
+
+
+def test_files_that_are_no_masks(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="is not a weight mask"):
+        WeightMask.load(tmp_path / "other.safetensors")
+    with pytest.raises(FileNotFoundError):
+        WeightMask.load(tmp_path / "none.safetensors")
+
+
+def test_masks_of_another_model():
+    model, vanilla, _ = random_case()
+    with pytest.raises(ValueError, match=r"no parameter 'head\.weight'"):
+        WeightMask({"head.weight": torch.ones(2, dtype=torch.bool)}).rewind_(model, vanilla)
+    with pytest.raises(ValueError, match="has shape"):
+        WeightMask({"0.bias": torch.ones(2, dtype=torch.bool)}).freeze(model)
+    with pytest.raises(ValueError, match=r"vanilla weights for '0\.bias': expected shape \(8,\), found nothing"):
+        WeightMask({"0.bias": torch.ones(8, dtype=torch.bool)}).rewind_(model, {})
+    with pytest.raises(TypeError, match="bool"):
+        WeightMask({"0.bias": torch.ones(8)})
+
+
+def test_equal_parameters_are_told_apart_by_name_not_value():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    nn.init.zeros_(model[0].bias)
+    nn.init.zeros_(model[1].bias)
+    mask = WeightMask({"1.bias": torch.tensor([True, True])})
+    mask.rewind_(model, {"1.bias": torch.ones(2)})
+    assert model[0].bias.tolist() == [0, 0]
+    assert model[1].bias.tolist() == [1, 1]
+
+
+def test_users_own_mask_buffers_are_left_alone():
+    model = nn.Linear(2, 2)
+    model.register_buffer("attn_mask", torch.ones(2, 2))
+    mask = WeightMask({"weight": torch.tensor([[True, False], [False, False]])})
+    mask.rewind_(model, {"weight": torch.zeros(2, 2)})
+    mask.restore_(model)
+    assert model.attn_mask.sum() == 4
+
+
+def test_bf16_weights_are_held_in_their_own_dtype():
+    model = nn.Linear(3, 3).bfloat16()
+    mask = WeightMask({"weight": torch.ones(3, 3, dtype=torch.bool)})
+    vanilla = {"weight": torch.randn(3, 3)}
+    mask.rewind_(model, vanilla)
+    with torch.no_grad():
+        model.weight.add_(1)
+    mask.restore_(model)
+    assert torch.equal(model.weight, vanilla["weight"].bfloat16())

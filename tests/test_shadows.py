@@ -1,0 +1,228 @@
+import functools
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import Subset, TensorDataset
+
+from lightning_cwrf.shadows import balanced_membership, train_shadows
+from lightning_cwrf.shadows.identity import identity
+from lightning_cwrf.shadows.train import model_seed
+from tests.helpers import digits, part
+from tests.recipes import Counted, Memorise, quick
+
+train = functools.partial(train_shadows, workers=1, progress=False)
+
+
+@given(st.integers(1, 8), st.integers(2, 50), st.integers(0, 99))
+def test_membership_is_balanced(pairs, examples, seed):
+    membership = balanced_membership(2 * pairs, examples, seed)
+    assert (membership.sum(0) == pairs).all()
+    assert ((membership.sum(1) - examples / 2).abs() <= 0.5).all()
+    assert torch.equal(membership, balanced_membership(2 * pairs, examples, seed))
+    more = balanced_membership(2 * pairs + 2, examples, seed)
+    assert torch.equal(more[: 2 * pairs], membership)
+
+
+def test_pairs_differ():
+    membership = balanced_membership(6, 40)
+    assert len({tuple(row.tolist()) for row in membership}) == 6
+
+
+@pytest.mark.parametrize(("k", "n", "message"), [(3, 10, "even"), (0, 10, "even"), (2, 1, "at least 2 examples")])
+def test_bad_sizes(k, n, message):
+    with pytest.raises(ValueError, match=message):
+        balanced_membership(k, n)
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float
+    weights: torch.Tensor
+
+
+def test_identity_is_of_content():
+    def values():
+        return [
+            *(None, True, 1, 1.0, "1", b"1", Path("1"), [1], (1, 2), {"a": 1}, torch.float32, torch.device("cpu")),
+            *(torch.ones(2), torch.ones(1, 2), torch.ones(2, dtype=torch.int32), np.zeros(2), np.float32(0)),
+            *(quick, functools.partial(quick, seed=1), functools.partial(quick, seed=2), Settings),
+            *(Settings(1.0, torch.ones(1)), Settings(1.0, torch.zeros(1)), Settings(2.0, torch.ones(1))),
+        ]
+
+    first = [identity(value) for value in values()]
+    assert first == [identity(value) for value in values()]
+    assert len(set(first)) == len(first)
+
+
+def test_identity_refuses_what_it_cannot_see():
+    rate = 0.3
+    with pytest.raises(TypeError, match=r"closure over \('rate',\)"):
+        identity(lambda members, seed: rate)
+    with pytest.raises(TypeError, match="content of a object"):
+        identity({"a": object()})
+
+
+def test_signals_are_those_of_the_trained_models(tmp_path):
+    shadows = train(quick, part(0, 40), 2, population=part(60, 70), store=tmp_path, keep_weights=True)
+    assert shadows.logits.shape == (2, 40, 10)
+    assert shadows.population_logits.shape == (2, 10, 10)
+    assert shadows.targets.tolist() == digits().tensors[1][:40].tolist()
+    from tests.helpers import Classifier
+
+    for i in range(2):
+        model = Classifier().eval()
+        model.load_state_dict(shadows.weights(i))
+        with torch.no_grad():
+            torch.testing.assert_close(model(digits().tensors[0][:40]), shadows.logits[i])
+            torch.testing.assert_close(model(digits().tensors[0][60:70]), shadows.population_logits[i])
+    assert not torch.equal(shadows.logits[0], shadows.logits[1])
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_the_callers_rng_is_kept_and_does_not_matter(tmp_path):
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    first = train(quick, part(0, 20), 2, store=tmp_path / "a")
+    torch.manual_seed(123)
+    np.random.seed(5)
+    random.seed(6)
+    second = train(quick, part(0, 20), 2, store=tmp_path / "b")
+    assert torch.equal(first.logits, second.logits)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+def test_two_workers_give_what_one_gives(tmp_path):
+    one = train(quick, part(0, 20), 4, store=tmp_path / "a")
+    two = train_shadows(quick, part(0, 20), 4, store=tmp_path / "b", workers=2, progress=False)
+    torch.testing.assert_close(one.logits, two.logits)
+    assert one.key == two.key
+
+
+def runs(log):
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_nothing_is_trained_twice_and_more_models_add_to_the_first(tmp_path):
+    recipe = Counted(tmp_path / "log")
+    first = train(recipe, part(0, 20), 2, store=tmp_path)
+    again = train(recipe, part(0, 20), 4, store=tmp_path)
+    assert torch.equal(again.logits[:2], first.logits)
+    assert runs(recipe.log) == [str(model_seed(0, i)) for i in range(4)]
+    assert len(set(runs(recipe.log))) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: {**c, "pool": part(1, 21)},
+        lambda c: {**c, "pool": Subset(digits(), list(range(19, -1, -1)))},
+        lambda c: {**c, "pool": TensorDataset(digits().tensors[0][:20], digits().tensors[1][:20].roll(1))},
+        lambda c: {**c, "recipe": Counted(c["recipe"].log, fail_at=99)},
+        lambda c: {**c, "seed": 1},
+        lambda c: {**c, "population": part(70, 80)},
+    ],
+)
+def test_other_data_recipe_or_seed_is_another_key(tmp_path, change):
+    """Signals are matched by content, never by their number: all these have 20 rows."""
+    case = {"recipe": Counted(tmp_path / "log"), "pool": part(0, 20), "population": part(60, 70), "seed": 0}
+    first = train(**case, n=2, store=tmp_path)
+    other = train(**change(case), n=2, store=tmp_path)
+    assert first.key != other.key
+    assert len(runs(case["recipe"].log)) == 4
+
+
+def test_a_failing_model_stops_no_other_and_is_named(tmp_path):
+    recipe = Counted(tmp_path / "log", fail_at=3)
+    with pytest.raises(RuntimeError, match=r"1 of 4 shadow models failed(.|\n)*shadow model 2 (.|\n)*the third one"):
+        train(recipe, part(0, 20), 4, store=tmp_path)
+    train(recipe, part(0, 20), 4, store=tmp_path)
+    assert len(runs(recipe.log)) == 5
+
+
+def test_a_killed_run_resumes_with_the_model_in_flight(tmp_path):
+    script = (
+        "from pathlib import Path; from tests.recipes import Counted; from tests.helpers import part;"
+        "from lightning_cwrf.shadows import train_shadows;"
+        f"d = Path({str(tmp_path)!r});"
+        "train_shadows(Counted(d / 'log'), part(0, 20), 4, store=d, workers=1, progress=False)"
+    )
+    (tmp_path / "kill").write_text("3")
+    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True)
+    assert killed.returncode == -9
+    recipe = Counted(tmp_path / "log")
+    train(recipe, part(0, 20), 4, store=tmp_path)
+    seeds = [str(model_seed(0, i)) for i in range(4)]
+    assert runs(recipe.log) == [*seeds[:3], *seeds[2:]]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_start_goes_on_from_the_base_models(tmp_path):
+    base_log, log = Counted(tmp_path / "base"), Counted(tmp_path / "log")
+    pool = part(0, 20)
+    base = train(base_log, pool, 4, store=tmp_path, keep_weights=True)
+    tuned = train(log, pool, 4, store=tmp_path, start=base)
+    assert torch.equal(tuned.membership, base.membership)
+    assert runs(log.log) == runs(base_log.log)  # the same seeds
+    assert not torch.equal(tuned.logits, base.logits)
+    train(log, pool, 4, store=tmp_path, start=base)
+    assert len(runs(log.log)) == 4
+    with pytest.raises(ValueError, match="another pool"):
+        train(log, part(1, 21), 4, store=tmp_path, start=base)
+    with pytest.raises(ValueError, match="too few models or another seed"):
+        train(log, pool, 6, store=tmp_path, start=base)
+    with pytest.raises(ValueError, match="another seed"):
+        train(log, pool, 4, store=tmp_path, start=base, seed=3)
+    light = train(quick, pool, 2, store=tmp_path)
+    with pytest.raises(FileNotFoundError, match="keep_weights=True"):
+        train(log, pool, 2, store=tmp_path, start=light)
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path):
+    shadows = train(quick, part(0, 20), 2, store=tmp_path)
+    path = shadows.folder / "model-0001.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40])
+    with pytest.raises(ValueError, match=r"model-0001.safetensors is damaged .* delete it"):
+        train(quick, part(0, 20), 2, store=tmp_path)
+    other = train(quick, part(20, 40), 2, store=tmp_path)
+    path.write_bytes((other.folder / "model-0001.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="belongs to another run"):
+        train(quick, part(0, 20), 2, store=tmp_path)
+
+
+class Jittered(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return torch.rand(1, 8, 8), 0
+
+
+def test_bad_pools(tmp_path):
+    with pytest.raises(ValueError, match="reads differently each time"):
+        train(quick, Jittered(), 2, store=tmp_path)
+    with pytest.raises(ValueError, match="2 examples of the population are in the pool"):
+        train(quick, part(0, 20), 2, population=part(18, 30), store=tmp_path)
+    with pytest.raises(ValueError, match="the pool is empty"):
+        train(quick, part(0, 0), 2, store=tmp_path)
+    with pytest.raises(ValueError, match="even"):
+        train(quick, part(0, 20), 3, store=tmp_path)
+    with pytest.raises(RuntimeError, match="must return the trained module"):
+        train(nothing, part(0, 20), 2, store=tmp_path)
+
+
+def nothing(members, seed):
+    return None
+
+
+def test_recipes_are_told_apart_by_their_arguments():
+    assert identity(Memorise(3)) != identity(Memorise(4))
