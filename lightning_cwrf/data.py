@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,8 +15,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import split_batch
 
-Batches: TypeAlias = DataLoader[Any] | Dataset[Any] | Iterable[Any]
-"""Where batches come from: a loader, a data set of single examples, or an iterable of batches."""
+if TYPE_CHECKING:
+    Batches: TypeAlias = Dataset[Any] | DataLoader[Any] | Iterable[Any]
+else:  # from a YAML file, jsonargparse would make a plain Dataset of a subclass of Dataset[Any]
+    Batches = Dataset | DataLoader | Iterable
+"""Where batches come from: a data set of single examples, a loader, or an iterable of batches."""
 
 
 @contextmanager

@@ -25,5 +25,5 @@ def test_two_processes_agree_on_the_mask_and_hold_it(tmp_path):
     for name, mask in masks.items():
         weight = ranks[0][f"weight/{name}"]
         assert torch.equal(weight[mask], vanilla[name][mask]), name
-        assert not torch.equal(weight, vanilla[name]), name
+        assert mask.all() or not torch.equal(weight[~mask], vanilla[name][~mask]), name
     assert ranks[0]["auc"][1] == 104  # 64 members and 40 non-members, each once

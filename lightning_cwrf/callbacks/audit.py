@@ -69,7 +69,7 @@ class MIAAuditCallback(OncePerModule):
             return
         values = self._record(trainer, pl_module, final=last)
         for name, value in values.items():
-            pl_module.log(f"mia/{name}", value, on_step=False, on_epoch=True)
+            pl_module.log(f"mia/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._final_step == trainer.global_step:

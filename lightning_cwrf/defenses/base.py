@@ -116,7 +116,15 @@ class DefenseMixin(_Base):
                 f"the loss of {type(self).__name__} is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}; "
                 f"its settings are {self.defense_settings}. Lower the learning rate, or clip gradients."
             )
-        self.log("train_loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(targets))
+        self.log(
+            "train_loss",
+            loss.detach(),
+            prog_bar=True,
+            on_step=True,
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=len(targets),
+        )
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
