@@ -57,7 +57,7 @@ def collect_outputs(
         transfer: moves a batch to the model's device; None moves its tensors there.
 
     Raises:
-        ValueError: there is no batch; labels out of range; logits that are not finite.
+        ValueError: there is no batch; labels out of range; logits that are not finite, or are probabilities.
 
     >>> outputs = collect_outputs(nn.Linear(4, 3), [(torch.zeros(2, 4), torch.tensor([0, 1]))])
     >>> outputs.logits.shape, len(outputs)
@@ -75,4 +75,14 @@ def collect_outputs(
         raise ValueError(f"{name} holds no batch: an empty loader cannot be audited.")
     if len(digests) != sum(map(len, targets)):
         raise ValueError(f"{name}: the inputs have {len(digests)} examples, the targets {sum(map(len, targets))}.")
-    return ModelOutputs(torch.cat(logits), torch.cat(targets), digests)
+    outputs = ModelOutputs(torch.cat(logits), torch.cat(targets), digests)
+    _check_no_probabilities(outputs.logits, name)
+    return outputs
+
+
+def _check_no_probabilities(logits: Tensor, name: str) -> None:
+    if (logits >= 0).all() and torch.allclose(logits.sum(-1), torch.ones(len(logits)), atol=1e-3):
+        raise ValueError(
+            f"the model's outputs on {name} are probabilities (every row sums to 1): return logits, from before the "
+            "softmax; or define classification_step(batch) -> (logits, targets), with the logarithm of them."
+        )

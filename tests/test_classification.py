@@ -144,5 +144,8 @@ def test_collecting_outputs_leaves_the_model_as_it_was():
     torch.testing.assert_close(outputs.logits, expected)
     assert len(outputs) == 40
     assert torch.equal(outputs.correct, expected.argmax(1) == outputs.targets)
+    with pytest.raises(ValueError, match="are probabilities"):
+        collect_outputs(nn.Sequential(model, nn.Softmax(1)), loader(0, 40))
+    collect_outputs(nn.Sequential(model, nn.LogSoftmax(1)), loader(0, 40))
     with pytest.raises(ValueError, match="test data holds no batch"):
         collect_outputs(model, [], name="test data")
