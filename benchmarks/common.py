@@ -132,14 +132,15 @@ def image_batches(count: int, size: int, seed: int) -> list[tuple[Tensor, Tensor
 
 
 def machine() -> str:
-    """The processor, its cores, and the versions that matter."""
+    """The processor, its cores, how busy they are (on a busy machine the times are worth little), and versions."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     except OSError:
         pass
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    busy = f" (load {os.getloadavg()[0]:.1f})" if hasattr(os, "getloadavg") else ""
+    return f"{name}, {os.cpu_count()} cores{busy}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def markdown(rows: Sequence[Row]) -> str:

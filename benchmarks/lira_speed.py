@@ -19,7 +19,7 @@ from lightning_cwrf.shadows import balanced_membership
 
 EXAMPLES, SHADOWS = 50_000, 64
 SAMPLE = 5_000
-ROUNDS = 5
+ROUNDS = 10
 
 
 def loop(target: NDArray[np.float64], shadows: NDArray[np.float64], membership: NDArray[np.bool_]) -> list[float]:

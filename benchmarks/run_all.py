@@ -36,7 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, help="file to write the markdown to, besides printing it")
     arguments = parser.parse_args()
-    text = f"{machine()}\n\n{markdown([row for name in BENCHMARKS for row in rows_of(name)])}"
+    head = machine()  # before the benchmarks load it themselves
+    text = f"{head}\n\n{markdown([row for name in BENCHMARKS for row in rows_of(name)])}"
     print(text)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from lightning_cwrf.masks import WeightMask
 
 COUNT, RATE = 100_000_000, 0.03
 K = round(RATE * COUNT)
-ROUNDS = 3
+ROUNDS = 5
 MEMORY_LIMIT = 0.5e9
 
 
@@ -49,7 +49,8 @@ def benchmark() -> list[Row]:
     assert scores[mask].min() == topk(scores).min()
     del mask
 
-    ours, theirs, sort = best_of(ROUNDS, lambda: top(scores), lambda: topk(scores), lambda: torch.sort(scores))
+    ours, theirs = best_of(ROUNDS, lambda: top(scores), lambda: topk(scores))
+    (sort,) = best_of(1, lambda: torch.sort(scores))  # once: it is slow and has no target
     peak = overhead("its peak memory beyond the scores", our_memory, "torch.topk, likewise", their_memory, show=size)
     limit = {"target": f"ours ≤ {MEMORY_LIMIT / 1e9:.1f} GB", "met": verdict(our_memory <= MEMORY_LIMIT)}
     name = f"WeightMask.top, {RATE:.0%} of {COUNT / 1e6:.0f} M scores"

@@ -20,11 +20,12 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from tqdm.auto import tqdm
 
 from lightning_cwrf import (
     CriticalRewindCallback,
@@ -85,8 +86,8 @@ def fit(model: LightningModule, members: Dataset[Any], epochs: int, callbacks: l
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=callbacks + ([_Bar(bar)] if bar else []),
-        enable_progress_bar=bool(bar),
+        callbacks=callbacks + ([EpochBar(bar)] if bar else []),
+        enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         logger=False,
@@ -94,26 +95,20 @@ def fit(model: LightningModule, members: Dataset[Any], epochs: int, callbacks: l
     trainer.fit(model, DataLoader(members, batch_size=BATCH, shuffle=True))
 
 
-class _Bar(TQDMProgressBar):
-    """One bar for the whole fit, over epochs."""
+class EpochBar(Callback):
+    """One bar for a whole fit."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(leave=True)
         self.name = name
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.train_progress_bar = self.init_train_tqdm()
-        self.train_progress_bar.reset(total=trainer.max_epochs)
-        self.train_progress_bar.set_description(self.name)
-
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        pass
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        pass
+        self.bar = tqdm(total=trainer.max_epochs, desc=self.name, unit="epoch")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.train_progress_bar.update(1)
+        self.bar.update()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.bar.close()
 
 
 def cwrf(reference: Dataset[Any], vanilla: Any, rate: float) -> list[Callback]:
@@ -219,7 +214,7 @@ def main(arguments: argparse.Namespace) -> None:
 def _quiet() -> None:
     """Lightning's start-up lines about devices and loaders say nothing in a run of 25 small trainings."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*(does not have many workers|number of training batches|in eval mode).*")
+    warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec).*")
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -31,7 +31,7 @@ def learnability_scores(
     steps: int = 30,
     lr: float = 1e-3,
     transfer: Callable[[Any], Any] | None = None,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int], Any] | None = None,
 ) -> dict[str, Tensor]:
     """Score each weight by its importance for the members' loss: Eq. 2, first-order Taylor (Molchanov et al. 2019).
 
@@ -77,7 +77,7 @@ def privacy_vulnerability_scores(
     steps: int = 30,
     lr: float = 1e-3,
     transfer: Callable[[Any], Any] | None = None,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int], Any] | None = None,
 ) -> dict[str, Tensor]:
     """Score each weight by its privacy vulnerability: Eq. 2 accumulated along Eq. 4 (CWRF, Algorithm 1, lines 1-10).
 
@@ -244,7 +244,7 @@ def _accumulate(
     objective: Callable[[nn.Module], Tensor],
     steps: int,
     lr: float,
-    on_step: Callable[[int], None] | None,
+    on_step: Callable[[int], Any] | None,
 ) -> dict[str, Tensor]:
     """Eq. 2 along plain SGD on a copy: φ += |g ⊙ θ'|, then θ' -= η_e·g (Algorithm 1, lines 7-9)."""
     work = copy.deepcopy(model).eval()

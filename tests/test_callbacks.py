@@ -389,3 +389,23 @@ def test_whole_flow_from_a_lightning_checkpoint(tmp_path):
     run.fit(RelaxLossMixin.attach(model, alpha=0.3), loader(0, 64), loader(200, 232))
     assert_frozen(model, callbacks[1].mask, vanilla)
     assert "val_acc" in run.callback_metrics
+
+
+def test_frozen_with_a_gradient_scaler_that_skips_a_step():
+    """16-bit mixed: the scaler unscales before the mask, and skips the update and both torch hooks on an inf step."""
+    from lightning.pytorch.plugins import MixedPrecision
+
+    model, vanilla = finished()
+    callbacks = cwrf(vanilla)
+    probe = Probe(lambda: callbacks[1].mask, vanilla)
+
+    class Overflow(Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.fit_loop.epoch_loop.batch_idx == 1:
+                pl_module.net[5].weight.grad[0, 0] = float("inf")
+
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    trainer(callbacks=[*callbacks, Overflow(), probe], plugins=[plugin], max_epochs=2).fit(model, loader(0, 64))
+    assert probe.batches == 8
+    assert probe.moves == 6  # one update in each epoch was skipped
+    assert plugin.scaler.get_scale() < torch.amp.GradScaler("cpu").get_scale()

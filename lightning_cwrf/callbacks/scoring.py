@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lightning_cwrf.callbacks.common import OncePerModule, refuse_sharding, training_data, transfer_of
 from lightning_cwrf.data import Batches
@@ -63,7 +64,9 @@ class PrivacyScoringCallback(OncePerModule):
             return
         self.vanilla_weights = trainer.strategy.broadcast(load_vanilla(self.vanilla, pl_module))
         members = self.members if self.members is not None else training_data(trainer, self)
-        with trainer.precision_plugin.forward_context():
+        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+        bar = tqdm(total=self.steps, desc="scoring weights", leave=False, disable=not shown)
+        with bar, trainer.precision_plugin.forward_context():
             scores = privacy_vulnerability_scores(
                 pl_module,
                 self.vanilla_weights,
@@ -73,6 +76,7 @@ class PrivacyScoringCallback(OncePerModule):
                 steps=self.steps,
                 lr=self.lr,
                 transfer=transfer_of(trainer),
+                on_step=lambda _: bar.update(),
             )
         # Every rank scored by itself; the mask must be one and the same on all.
         self.scores = trainer.strategy.broadcast({name: score.cpu() for name, score in scores.items()})

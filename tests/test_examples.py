@@ -1,0 +1,47 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_harden_digits_runs_and_resumes(tmp_path):
+    """The main job, made small: it says what it does, prints the table, saves the plots, and trains nothing twice."""
+    command = [sys.executable, str(ROOT / "examples" / "harden_digits.py"), "--out", str(tmp_path), "--seed", "3"]
+    command += ["--shadows", "4", "--epochs", "4", "--tune-epochs", "2", "--rate", "0.05", "--alpha", "0.4"]
+    tables = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        tables.append(done.stdout)
+    head = next(line for line in tables[0].splitlines() if "unprotected" in line)
+    assert [cell.strip() for cell in re.split(r"\s{2,}", head.strip())] == [
+        "unprotected",
+        "fine-tuned, r = 0",
+        "CWRF, r = 0.05",
+    ]
+    for row in (
+        "train accuracy",
+        "test accuracy",
+        "loss gap",
+        "LiRA AUC",
+        "RMIA AUC",
+        "LiRA TPR at 0.1% FPR",
+        "seconds",
+    ):
+        line = next(line for line in tables[0].splitlines() if line.startswith(row))
+        assert len(re.findall(r"\d\.\d+ \[|\d+\.\d$|\d+\.\d ", line)) >= 3, line
+    for name in ("roc.png", "losses.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    models = sorted((tmp_path / "shadows").rglob("model-*.safetensors"))
+    assert len(models) == 16  # three recipes of four, and the weights of the base models
+    without_seconds = [re.sub(r"^seconds.*$", "", table, flags=re.M) for table in tables]
+    assert without_seconds[0] == without_seconds[1]
+
+
+def test_bad_arguments_are_told_before_any_training(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "harden_digits.py"), "--out", str(tmp_path), "--shadows", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "even" in done.stderr
