@@ -24,6 +24,7 @@ class OncePerModule(Callback):
     _module: weakref.ref[LightningModule] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_sharding(trainer, self)
         if stage != "fit":
             return
         if self._module is None or self._module() is not pl_module:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging, refuse_sharding
+from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.masks import WeightMask
 
@@ -40,7 +40,6 @@ class GradientMaskCallback(OncePerModule):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        refuse_sharding(trainer, self)
         if stage != "fit":
             return
         refuse_averaging(trainer, self)

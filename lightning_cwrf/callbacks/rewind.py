@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging, refuse_sharding
+from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.masks import WeightMask
 from lightning_cwrf.scores import trainable_parameters
@@ -60,7 +60,6 @@ class CriticalRewindCallback(OncePerModule):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        refuse_sharding(trainer, self)
         if stage != "fit":
             return
         refuse_averaging(trainer, self)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_cwrf.callbacks.common import OncePerModule, refuse_sharding, training_data, transfer_of
+from lightning_cwrf.callbacks.common import OncePerModule, training_data, transfer_of
 from lightning_cwrf.data import Batches
 from lightning_cwrf.scores import check_scoring, privacy_vulnerability_scores
 from lightning_cwrf.vanilla import VanillaSource, load_vanilla, save_vanilla
@@ -54,10 +54,6 @@ class PrivacyScoringCallback(OncePerModule):
     def reset(self) -> None:
         self.scores: dict[str, Tensor] | None = None
         self.vanilla_weights: dict[str, Tensor] | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        refuse_sharding(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.scores is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -14,8 +14,6 @@ from typing import Any, TypeAlias
 import joblib
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
@@ -25,12 +23,11 @@ from lightning_cwrf.data import example_digests, isolated_rng
 from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.membership import balanced_membership
+from lightning_cwrf.shadows.store import ShadowStore
 from lightning_cwrf.vanilla import capture
 
 Recipe: TypeAlias = Callable[..., nn.Module]
 """``recipe(train_subset, seed)``, or ``recipe(train_subset, seed, start)`` with a start: returns the trained module."""
-
-_FORMAT = "lightning_cwrf.shadow/1"
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,7 @@ class ShadowSignals:
         digests: one digest of content per example; an audit finds an example's column by it.
         population: the population data set itself, for the audited model's own outputs on it; or None.
         population_logits: float32 ``(k, m, K)``, or None.
-        key: identity of pool, population, recipe and seed.
-        folder: where the models' files are.
+        store: where the models' files are, under the key of pool, population, recipe and seed.
     """
 
     logits: Tensor
@@ -54,18 +50,14 @@ class ShadowSignals:
     digests: list[bytes]
     population: Dataset[Any] | None
     population_logits: Tensor | None
-    key: str
-    folder: Path = field(repr=False)
+    store: ShadowStore = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.logits)
 
     def weights(self, model: int) -> dict[str, Tensor]:
         """The state dict of one shadow model; :func:`train_shadows` must have run with ``keep_weights=True``."""
-        path = _weights_path(self.folder, model)
-        if not path.is_file():
-            raise FileNotFoundError(f"no weights of shadow model {model} in {self.folder}; use keep_weights=True.")
-        return load_file(path)
+        return self.store.weights(model)
 
 
 @dataclass(frozen=True)
@@ -73,16 +65,14 @@ class _Job:
     """One shadow model to train; it goes to a worker process."""
 
     model: int
+    seed: int
+    members: list[int]
     recipe: Recipe
     pool: Dataset[Any]
     population: Dataset[Any] | None
-    members: list[int]
-    seed: int
-    key: str
-    folder: Path
-    start: Path | None
+    store: ShadowStore
+    start: ShadowStore | None
     keep_weights: bool
-    threads: int | None
 
 
 def train_shadows(
@@ -131,52 +121,48 @@ def train_shadows(
     population_digests: list[bytes] = [] if population is None else _read(population, "population")[0]
     common = len(set(digests).intersection(population_digests))
     if common:
-        raise ValueError(
-            f"{common} examples of the population are in the pool; no shadow model may see the population."
-        )
-    if start is not None and start.digests != digests:
-        raise ValueError("start was trained on another pool; shadow models go on only from the same pool.")
+        raise ValueError(f"{common} examples of the population are in the pool; no shadow model may see it.")
     membership = balanced_membership(n, len(digests), seed)
-    if start is not None and (len(start) < n or not torch.equal(start.membership[:n], membership)):
-        raise ValueError("start has too few models or another seed; train it with the same n and seed.")
-    key = identity(
-        [_FORMAT, recipe, digests, targets, population_digests, seed, start.key if start is not None else None]
-    )[:32]
-    folder = Path(store) / key
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [i for i in range(n) if not _is_stored(folder, i, key, keep_weights)]
-    if missing and start is not None:
-        for i in missing:
-            start.weights(i)
-    workers = min(workers or os.cpu_count() or 1, max(len(missing), 1))
+    if start is not None:
+        _check_start(start, digests, membership)
+    origin = None if start is None else start.store.key
+    key = identity([recipe, digests, targets, population_digests, seed, origin])[:32]
+    kept = ShadowStore(Path(store), key)
     jobs = [
         _Job(
             model=i,
+            seed=model_seed(seed, i),
+            members=membership[i].nonzero().flatten().tolist(),
             recipe=recipe,
             pool=pool,
             population=population,
-            members=membership[i].nonzero().flatten().tolist(),
-            seed=model_seed(seed, i),
-            key=key,
-            folder=folder,
-            start=_weights_path(start.folder, i) if start is not None else None,
+            store=kept,
+            start=None if start is None else start.store,
             keep_weights=keep_weights,
-            threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None,
         )
-        for i in missing
+        for i in range(n)
+        if not kept.has(i, weights=keep_weights)
     ]
     with tqdm(total=n, initial=n - len(jobs), desc="shadow models", disable=not progress) as bar:
         failures = []
         for failure in _run(jobs, workers):
             bar.update()
-            if failure is not None:
-                failures.append(failure)
+            failures += [failure] if failure is not None else []
     if failures:
         raise RuntimeError(
-            f"{len(failures)} of {n} shadow models failed; the others are kept in {folder} and are not trained again.\n"
-            + "\n".join(failures)
+            f"{len(failures)} of {n} shadow models failed; the others are kept in {kept.folder} and are not trained "
+            "again.\n" + "\n".join(failures)
         )
-    return _load(folder, key, n, membership, targets, digests, population)
+    signals = [kept.signals(i) for i in range(n)]
+    return ShadowSignals(
+        logits=torch.stack([each["logits"] for each in signals]),
+        membership=membership,
+        targets=targets,
+        digests=digests,
+        population=population,
+        population_logits=None if population is None else torch.stack([s["population_logits"] for s in signals]),
+        store=kept,
+    )
 
 
 def model_seed(seed: int, model: int) -> int:
@@ -184,107 +170,63 @@ def model_seed(seed: int, model: int) -> int:
     return int(np.random.SeedSequence([seed, model, 1]).generate_state(1)[0])
 
 
-def _run(jobs: list[_Job], workers: int) -> Iterator[str | None]:
-    if workers == 1:
-        yield from map(_train_one, jobs)
-    elif jobs:
-        yield from joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(
-            joblib.delayed(_train_one)(job) for job in jobs
-        )
+def _check_start(start: ShadowSignals, digests: list[bytes], membership: Tensor) -> None:
+    if start.digests != digests:
+        raise ValueError("start was trained on another pool; shadow models go on only from the same pool.")
+    if len(start) < len(membership) or not torch.equal(start.membership[: len(membership)], membership):
+        raise ValueError("start has too few models or another seed; train it with the same n and seed.")
+    for i in range(len(membership)):
+        start.weights(i)
 
 
-def _train_one(job: _Job) -> str | None:
+def _run(jobs: list[_Job], workers: int | None) -> Iterator[str | None]:
+    cores = os.cpu_count() or 1
+    workers = min(workers or cores, len(jobs))
+    if workers <= 1:
+        yield from (_train_one(job) for job in jobs)
+        return
+    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+    yield from parallel(joblib.delayed(_train_one)(job, max(1, cores // workers)) for job in jobs)
+
+
+def _train_one(job: _Job, threads: int | None = None) -> str | None:
     """Train and store one model; an exception comes back as text, so that it stops no other model."""
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
+    if threads is not None:  # in a worker process, which shares the cores with the others
+        torch.set_num_threads(threads)
     try:
         with isolated_rng(), torch.random.fork_rng():
             random.seed(job.seed)
             np.random.seed(job.seed)  # noqa: NPY002 - the user's recipe may draw from the global state
             torch.manual_seed(job.seed)
-            subset = Subset(job.pool, job.members)
-            start = () if job.start is None else (load_file(job.start),)
-            model = job.recipe(subset, job.seed, *start)
+            start = () if job.start is None else (job.start.weights(job.model),)
+            model = job.recipe(Subset(job.pool, job.members), job.seed, *start)
             if not isinstance(model, nn.Module):
                 raise TypeError(f"the recipe returned a {type(model).__name__}; it must return the trained module.")
             _store(job, model)
-    except Exception:
+    except Exception:  # whatever a recipe raises
         return f"shadow model {job.model} (seed {job.seed}):\n{traceback.format_exc()}"
     return None
 
 
 def _store(job: _Job, model: nn.Module) -> None:
-    tensors = {"logits": collect_outputs(model, job.pool, name="pool").logits}
+    signals = {"logits": collect_outputs(model, job.pool, name="pool").logits}
     if job.population is not None:
-        tensors["population_logits"] = collect_outputs(model, job.population, name="population").logits
-    if job.keep_weights:  # first, so that signals never stand there without the weights that were asked for
-        _save(capture(model), _weights_path(job.folder, job.model), {})
-    _save(tensors, _signals_path(job.folder, job.model), {"format": _FORMAT, "key": job.key})
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file({name: value.clone() for name, value in tensors.items()}, part, metadata=metadata)
-    part.replace(path)
-
-
-def _signals_path(folder: Path, model: int) -> Path:
-    return folder / f"model-{model:04d}.safetensors"
-
-
-def _weights_path(folder: Path, model: int) -> Path:
-    return folder / f"model-{model:04d}.weights.safetensors"
-
-
-def _is_stored(folder: Path, model: int, key: str, keep_weights: bool) -> bool:
-    path = _signals_path(folder, model)
-    if not path.is_file() or (keep_weights and not _weights_path(folder, model).is_file()):
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and this one model is trained again.") from error
-    if metadata.get("key") != key:
-        raise ValueError(f"{path} belongs to another run; delete it, or choose another store.")
-    return True
-
-
-def _load(
-    folder: Path,
-    key: str,
-    n: int,
-    membership: Tensor,
-    targets: Tensor,
-    digests: list[bytes],
-    population: Dataset[Any] | None,
-) -> ShadowSignals:
-    stored = [load_file(_signals_path(folder, i)) for i in range(n)]
-    return ShadowSignals(
-        logits=torch.stack([tensors["logits"] for tensors in stored]),
-        membership=membership,
-        targets=targets,
-        digests=digests,
-        population=population,
-        population_logits=(
-            torch.stack([tensors["population_logits"] for tensors in stored]) if population is not None else None
-        ),
-        key=key,
-        folder=folder,
-    )
+        signals["population_logits"] = collect_outputs(model, job.population, name="population").logits
+    job.store.save(job.model, signals, capture(model) if job.keep_weights else None)
 
 
 def _read(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
     """Digests and targets of every example; the first batch is read twice to see that the content stays."""
-    loader = DataLoader(data, batch_size=256)
-    first = next(iter(loader), None)
-    if first is None:
-        raise ValueError(f"the {name} is empty.")
     digests: list[bytes] = []
     targets = []
-    for batch in loader:
-        digests += example_digests(batch)
-        targets.append(split_batch(batch)[1])
+    with isolated_rng():  # a loader draws a seed for its workers
+        loader = DataLoader(data, batch_size=256)
+        first = next(iter(loader), None)
+        if first is None:
+            raise ValueError(f"the {name} is empty.")
+        for batch in loader:
+            digests += example_digests(batch)
+            targets.append(split_batch(batch)[1])
     again = example_digests(first)
     if again != digests[: len(again)]:
         raise ValueError(
