@@ -63,7 +63,7 @@ def verdict(holds: bool) -> str:
 
 
 def seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:#.3g} ms"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:#.3g}".rstrip(".") + " ms"
 
 
 def size(value: float) -> str:

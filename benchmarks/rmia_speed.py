@@ -67,9 +67,9 @@ def benchmark() -> list[Row]:
     matrix = EXAMPLES * POPULATION * 8
     name = f"rmia: {EXAMPLES:,} examples × {POPULATION:,} population"
     return [
-        speedup(f"{name}, the search alone", alone, "loop over examples", theirs, at_least=100),
-        speedup(f"{name}, the whole call, {SHADOWS} shadow models", whole, "the same loop, ratios given", theirs),
-        overhead("its peak memory beyond the inputs", peak, "the n × m float64 matrix", matrix, show=size),
+        speedup(f"{name}: the search alone", alone, "loop over examples", theirs, at_least=100),
+        speedup(f"{name}: the whole call, {SHADOWS} shadow models", whole, "the same loop, ratios given", theirs),
+        overhead(f"{name}: peak memory beyond the inputs", peak, "n × m float64 matrix (computed)", matrix, show=size),
     ]
 
 

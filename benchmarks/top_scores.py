@@ -51,12 +51,14 @@ def benchmark() -> list[Row]:
 
     ours, theirs = best_of(ROUNDS, lambda: top(scores), lambda: topk(scores))
     (sort,) = best_of(1, lambda: torch.sort(scores))  # once: it is slow and has no target
-    peak = overhead("its peak memory beyond the scores", our_memory, "torch.topk, likewise", their_memory, show=size)
-    limit = {"target": f"ours ≤ {MEMORY_LIMIT / 1e9:.1f} GB", "met": verdict(our_memory <= MEMORY_LIMIT)}
     name = f"WeightMask.top, {RATE:.0%} of {COUNT / 1e6:.0f} M scores"
+    peak = overhead(
+        f"{name}: peak memory beyond the scores", our_memory, "torch.topk, likewise", their_memory, show=size
+    )
+    limit = {"target": f"ours ≤ {MEMORY_LIMIT / 1e9:.1f} GB", "met": verdict(our_memory <= MEMORY_LIMIT)}
     return [
         overhead(name, ours, "torch.topk(sorted=False)", theirs, at_most=0.3),
-        overhead("the same", ours, "torch.sort", sort),
+        overhead(name, ours, "torch.sort", sort),
         Row(**{**vars(peak), **limit}),
     ]
 

@@ -157,6 +157,7 @@ class HardenRecipe:
 
 def main(arguments: argparse.Namespace) -> None:
     _quiet()
+    torch.set_num_threads(1)  # the model is too small for a second thread to help
     out, seed = arguments.out, arguments.seed
     out.mkdir(parents=True, exist_ok=True)
     digits = load_digits()

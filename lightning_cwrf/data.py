@@ -49,7 +49,9 @@ def move(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def as_loader(data: Batches, *, shuffle: bool, batch_size: int = 256) -> Iterable[Any]:
+def as_loader(
+    data: Batches, *, shuffle: bool, batch_size: int = 256, generator: torch.Generator | None = None
+) -> Iterable[Any]:
     """A fresh pass over ``data`` that shares no iterator, sampler or worker with its owner.
 
     A running ``DataLoader`` with persistent workers has one iterator only, so iterating it from a callback would take
@@ -59,6 +61,7 @@ def as_loader(data: Batches, *, shuffle: bool, batch_size: int = 256) -> Iterabl
         data: a ``DataLoader``, a ``Dataset`` (of single examples), or any iterable of batches, which is returned as is.
         shuffle: draw the examples in random order, else in the dataset's order.
         batch_size: for a bare ``Dataset``.
+        generator: of the order; None: torch's global one.
     """
     if isinstance(data, Dataset):
         data = DataLoader(data, batch_size=batch_size)
@@ -72,6 +75,7 @@ def as_loader(data: Batches, *, shuffle: bool, batch_size: int = 256) -> Iterabl
         "worker_init_fn": data.worker_init_fn,
         "multiprocessing_context": data.multiprocessing_context,
         "timeout": data.timeout,
+        "generator": generator,
     }
     if isinstance(data.dataset, IterableDataset):
         return DataLoader(data.dataset, batch_size=data.batch_size, **common)

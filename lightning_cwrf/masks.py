@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 _FORMAT = "lightning_cwrf.WeightMask/1"
-_CHUNK = 1 << 20  # scores per counting step: the temporaries stay in cache, and in a few megabytes
+_CHUNK = 1 << 18  # scores per counting step: its temporaries stay in the cache
 
 
 @dataclass
@@ -49,7 +52,7 @@ class WeightMask:
             if mask.dtype != torch.bool:
                 raise TypeError(f"the mask of {name!r} must be a bool tensor, not {mask.dtype}.")
         self.masks: dict[str, Tensor] = {name: mask.detach().cpu() for name, mask in masks.items()}
-        self.count = sum(int(mask.sum()) for mask in self.masks.values())
+        self.count = sum(int(torch.count_nonzero(mask)) for mask in self.masks.values())
         self.total = sum(mask.numel() for mask in self.masks.values())
         self._frozen: dict[str, _Frozen] = {}
 
@@ -233,59 +236,67 @@ def _apportion(sizes: list[int], wanted: int) -> list[int]:
 
 
 def _largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Masks of the k largest scores. The bits of non-negative floats, read as integers, are in the floats' order."""
-    keys = {name: _order_keys(name, score) for name, score in scores.items()}
+    """Masks of the k largest scores. The bits of non-negative floats, read as integers, are in the floats' order.
+
+    In NumPy, whose loops run on one thread: with torch's, two cores meet several hundred times in such short passes, and
+    waiting for one another costs more than they save as soon as anything else runs on the machine.
+    """
     if k == 0:
         return {name: torch.zeros(score.shape, dtype=torch.bool) for name, score in scores.items()}
-    high = torch.zeros(1 << 16, dtype=torch.int64)
-    for name, key in keys.items():
-        counts = torch.zeros_like(high)
-        for chunk in _chunks(key):
-            counts += torch.bincount(chunk >> 16, minlength=1 << 16)
-        if counts[0x7F80:].any():
-            raise ValueError(f"the scores of {name!r} hold NaN or infinite values; was the learning rate too high?")
+    high = np.zeros(1 << 16, dtype=np.int64)
+    keys = {}
+    for name, score in scores.items():
+        keys[name], counts = _order_keys(name, score)
         high += counts
     top, above = _bucket_of(high, k)
-    low = torch.zeros_like(high)
-    for key in keys.values():
-        for chunk in _chunks(key):
-            low += torch.bincount(chunk[(chunk >> 16) == top] & 0xFFFF, minlength=1 << 16)
+    low = np.zeros_like(high)
+    for chunk in (chunk for key in keys.values() for chunk in _chunks(key)):
+        low += np.bincount(chunk[chunk >> 16 == top] & 0xFFFF, minlength=1 << 16)
     bottom, inside = _bucket_of(low, k - above)
     threshold, ties = (top << 16) | bottom, k - above - inside
     masks = {}
     for name, key in keys.items():
-        mask = torch.empty(key.shape, dtype=torch.bool)
+        mask = np.empty(key.shape, dtype=np.bool_)
         for chunk, out in zip(_chunks(key), _chunks(mask), strict=True):
-            torch.gt(chunk, threshold, out=out)
+            np.greater(chunk, threshold, out=out)
             if ties:
-                first = (chunk == threshold).nonzero().flatten()[:ties]
+                first = np.flatnonzero(chunk == threshold)[:ties]
                 out[first] = True
                 ties -= len(first)
-        masks[name] = mask.view(scores[name].shape)
+        masks[name] = torch.from_numpy(mask).view(scores[name].shape)
     return masks
 
 
-def _chunks(flat: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(flat, _CHUNK)
-
-
-def _bucket_of(counts: Tensor, k: int) -> tuple[int, int]:
-    """The bucket that holds the k-th largest element and how many lie in the buckets above."""
-    from_top = counts.flip(0).cumsum(0)
-    position = int((from_top < k).sum())
+def _bucket_of(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
+    """The bucket that holds the k-th largest element, and how many lie in the buckets above."""
+    from_top = counts[::-1].cumsum()
+    position = int(np.searchsorted(from_top, k))
     bucket = len(counts) - 1 - position
     return bucket, int(from_top[position] - counts[bucket])
 
 
-def _order_keys(name: str, score: Tensor) -> Tensor:
+def _order_keys(name: str, score: Tensor) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """The scores' bits, and how many scores have each upper half. That count also shows every bad score."""
     if score.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"the scores of {name!r} must be float32, not {score.dtype}; pass them through .float().")
-    flat = score.detach().cpu().float().reshape(-1)
-    keys = flat.view(torch.int32)
-    if any((chunk < 0).any() for chunk in _chunks(keys)):  # the sign bit is set
+    flat = score.detach().cpu().float().reshape(-1).numpy()
+    counts = _count_high(flat.view(np.uint32))
+    if counts[0x8000:].any():  # the sign bit is set
         if (flat < 0).any():
             raise ValueError(f"the scores of {name!r} hold negative values; a score is a sum of absolute values.")
-        if flat.isnan().any():
-            raise ValueError(f"the scores of {name!r} hold NaN values.")
-        keys = (flat + 0.0).view(torch.int32)  # -0.0 becomes 0.0
-    return keys
+        flat = flat + np.float32(0)  # -0.0 becomes 0.0
+        counts = _count_high(flat.view(np.uint32))
+    if counts[0x7F80:].any():
+        raise ValueError(f"the scores of {name!r} hold NaN or infinite values; was the learning rate too high?")
+    return flat.view(np.uint32), counts
+
+
+def _count_high(keys: NDArray[np.uint32]) -> NDArray[np.int64]:
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for chunk in _chunks(keys):
+        counts += np.bincount(chunk >> 16, minlength=1 << 16)
+    return counts
+
+
+def _chunks(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (flat[begin : begin + _CHUNK] for begin in range(0, len(flat), _CHUNK))

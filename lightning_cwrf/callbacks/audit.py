@@ -8,10 +8,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.audit import AuditResult, attack_scores, audit_outputs
-from lightning_cwrf.callbacks.common import OncePerModule, training_data, transfer_of
+from lightning_cwrf.callbacks.common import OncePerModule, training_data
 from lightning_cwrf.data import Batches
 from lightning_cwrf.outputs import ModelOutputs, collect_outputs
 from lightning_cwrf.shadows.train import ShadowSignals
+from lightning_cwrf.transfer import transfer_of
 
 
 class MIAAuditCallback(OncePerModule):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -70,16 +69,6 @@ def refuse_averaging(trainer: Trainer, callback: Callback) -> None:
                 f"{type(callback).__name__} does not work with {type(other).__name__}: an average over training moves "
                 "the frozen weights away from their vanilla values. Take one of the two out of the Trainer."
             )
-
-
-def transfer_of(trainer: Trainer) -> Callable[[Any], Any]:
-    """How this trainer brings a batch to the model: precision, the user's transfer hooks, the device."""
-
-    def transfer(batch: Any) -> Any:
-        batch = trainer.precision_plugin.convert_input(batch)
-        return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-    return transfer
 
 
 def training_data(trainer: Trainer, callback: Callback) -> Any:

@@ -9,9 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_cwrf.callbacks.common import OncePerModule, training_data, transfer_of
+from lightning_cwrf.callbacks.common import OncePerModule, training_data
 from lightning_cwrf.data import Batches
 from lightning_cwrf.scores import check_scoring, privacy_vulnerability_scores
+from lightning_cwrf.transfer import transfer_of
 from lightning_cwrf.vanilla import VanillaSource, load_vanilla, save_vanilla
 
 

@@ -107,10 +107,14 @@ class DefenseMixin(_Base):
         """
         raise NotImplementedError(f"{type(self).__name__} defines no defense_loss(logits, targets).")
 
+    def defense_step(self, batch: Any) -> tuple[Tensor, int]:
+        """The training loss of a batch and its number of examples; a defense that needs more than logits overrides it."""
+        logits, targets = classification_step(self, batch)
+        return self.defense_loss(logits, targets), len(targets)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         _check_automatic(self, type(self).__name__)
-        logits, targets = classification_step(self, batch)
-        loss = self.defense_loss(logits, targets)
+        loss, size = self.defense_step(batch)
         if not torch.isfinite(loss.detach()):
             raise ValueError(
                 f"the loss of {type(self).__name__} is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}; "
@@ -123,7 +127,7 @@ class DefenseMixin(_Base):
             on_step=True,
             on_epoch=True,
             sync_dist=True,
-            batch_size=len(targets),
+            batch_size=size,
         )
         return loss
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lightning_cwrf.audit import AuditResult
 from lightning_cwrf.metrics.functional import membership_roc
+from lightning_cwrf.report.table import ATTACK_NAMES
 
 
 def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], attack: str = "lira") -> Path:
@@ -26,7 +27,9 @@ def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], atta
         label = f"{name} (AUC {result.estimates[attack]['auroc'].value:.3f})"
         axes.step(fpr.clamp(min=floor), tpr.clamp(min=floor), where="post", label=label)
     axes.plot([floor, 1], [floor, 1], "--", color="gray", linewidth=1, label="chance")
-    axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1), title=f"{attack.upper()}: ROC")
+    axes.set(
+        xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1), title=f"ROC of {ATTACK_NAMES.get(attack, attack)}"
+    )
     axes.set(xlabel="false positive rate", ylabel="true positive rate")
     axes.legend(loc="lower right", fontsize="small")
     axes.grid(alpha=0.3)

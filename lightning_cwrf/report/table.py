@@ -11,7 +11,7 @@ _MODEL_ROWS = {
     "test_accuracy": "test accuracy",
     "loss_gap": "loss gap (test − train)",
 }
-_ATTACKS = {"loss": "loss attack", "lira": "LiRA", "rmia": "RMIA"}
+ATTACK_NAMES = {"loss": "loss attack", "lira": "LiRA", "rmia": "RMIA"}
 
 
 def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, float] | None = None) -> str:
@@ -34,7 +34,7 @@ def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, f
                 str(result.estimates[attack][key]) if attack in result.estimates else "failed"
                 for result in results.values()
             )
-            rows.append([f"{_ATTACKS.get(attack, attack)} {label}", *cells])
+            rows.append([f"{ATTACK_NAMES.get(attack, attack)} {label}", *cells])
     if seconds is not None:
         rows.append(["seconds", *(f"{seconds[name]:.1f}" for name in results)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

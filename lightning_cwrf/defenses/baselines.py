@@ -1,0 +1,122 @@
+"""The plain regularisers that PAST is compared with: label smoothing, confidence penalty, and ℓ1 or ℓ2 penalties.
+
+Dropout is ``torch.nn.Dropout`` in the model, early stopping is Lightning's ``EarlyStopping`` callback.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_cwrf.classification import check_targets
+from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.scores import trainable_parameters
+
+
+def label_smoothing_loss(logits: Tensor, targets: Tensor, *, smoothing: float = 0.1) -> Tensor:
+    """Cross-entropy to targets mixed with the uniform distribution (Szegedy et al. 2016).
+
+    Args:
+        logits: shape ``(n, K)``.
+        targets: class indices ``(n,)``.
+        smoothing: share of the uniform distribution, in [0, 1).
+
+    >>> label_smoothing_loss(torch.zeros(1, 2), torch.tensor([0]), smoothing=0.5)
+    tensor(0.6931)
+    """
+    _check_range("smoothing", smoothing, 0, 1)
+    check_targets(logits, targets)
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+
+def confidence_penalty_loss(logits: Tensor, targets: Tensor, *, beta: float = 0.1) -> Tensor:
+    """Cross-entropy minus β times the mean entropy of the predictions (Pereyra et al. 2017).
+
+    Args:
+        logits: shape ``(n, K)``.
+        targets: class indices ``(n,)``.
+        beta: β ≥ 0, the weight of the entropy.
+
+    >>> confidence_penalty_loss(torch.zeros(1, 2), torch.tensor([0]), beta=1.0)
+    tensor(0.)
+    """
+    _check_range("beta", beta, 0, math.inf)
+    check_targets(logits, targets)
+    log_p = logits.log_softmax(-1)
+    return F.cross_entropy(logits, targets) + beta * (log_p.exp() * log_p).sum(-1).mean()
+
+
+def weight_penalty(parameters: list[Tensor], *, l1: float = 0.0, l2: float = 0.0) -> Tensor:
+    """``l1 · Σ|θ| + l2 · Σθ²`` over all given parameters.
+
+    >>> weight_penalty([torch.tensor([1.0, -2.0])], l1=1.0, l2=0.5)
+    tensor(5.5000)
+    """
+    _check_range("l1", l1, 0, math.inf)
+    _check_range("l2", l2, 0, math.inf)
+    return torch.stack([l1 * p.abs().sum() + l2 * p.square().sum() for p in parameters]).sum()
+
+
+class LabelSmoothingMixin(DefenseMixin):
+    """Trains a LightningModule with :func:`label_smoothing_loss`."""
+
+    def __init__(self, *args: Any, smoothing: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.configure_defense(smoothing=smoothing)
+
+    def configure_defense(self, *, smoothing: float = 0.1) -> None:
+        """Check and take the settings."""
+        _check_range("smoothing", smoothing, 0, 1)
+        self._set_defense(smoothing=smoothing)
+
+    def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Smoothed cross-entropy."""
+        return label_smoothing_loss(logits, targets, **self.defense_settings)
+
+
+class ConfidencePenaltyMixin(DefenseMixin):
+    """Trains a LightningModule with :func:`confidence_penalty_loss`."""
+
+    def __init__(self, *args: Any, beta: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.configure_defense(beta=beta)
+
+    def configure_defense(self, *, beta: float = 0.1) -> None:
+        """Check and take the settings."""
+        _check_range("beta", beta, 0, math.inf)
+        self._set_defense(beta=beta)
+
+    def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy with a confidence penalty."""
+        return confidence_penalty_loss(logits, targets, **self.defense_settings)
+
+
+class WeightPenaltyMixin(DefenseMixin):
+    """Trains a LightningModule with cross-entropy plus :func:`weight_penalty` over its trainable parameters.
+
+    Frozen weights of CWRF are part of the penalty's value and get no gradient from it.
+    """
+
+    def __init__(self, *args: Any, l1: float = 0.0, l2: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.configure_defense(l1=l1, l2=l2)
+
+    def configure_defense(self, *, l1: float = 0.0, l2: float = 0.0) -> None:
+        """Check and take the settings."""
+        _check_range("l1", l1, 0, math.inf)
+        _check_range("l2", l2, 0, math.inf)
+        self._set_defense(l1=l1, l2=l2)
+
+    def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy plus the penalty."""
+        weights: list[Tensor] = list(trainable_parameters(self).values())
+        return F.cross_entropy(logits, targets) + weight_penalty(weights, **self.defense_settings)
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value < high:
+        raise ValueError(f"{name} must lie in [{low}, {high}), not {value}.")
