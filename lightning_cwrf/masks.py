@@ -26,6 +26,11 @@ class _Frozen:
     index: Tensor
     value: Tensor
 
+    def mask(self, parameter: Tensor) -> Tensor:
+        """The positions as a mask of the parameter's shape, for layouts that have no flat view."""
+        flat = torch.zeros(parameter.numel(), dtype=torch.bool, device=parameter.device)
+        return flat.index_fill_(0, self.index, True).view(parameter.shape)
+
 
 class WeightMask:
     """Which weights of a model are critical: one bool tensor per parameter, True where a weight is rewound and frozen.
@@ -139,17 +144,21 @@ class WeightMask:
                 continue
             if gradient.is_sparse:
                 gradient = parameter.grad = gradient.coalesce()
-                held = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
-                held.view(-1)[frozen.index] = True
-                gradient.values().masked_fill_(held[tuple(gradient.indices())], 0)
+                rows = frozen.mask(parameter)[tuple(gradient.indices())]
+                gradient.values().masked_fill_(rows, 0)
+            elif gradient.is_contiguous():
+                gradient.view(-1).index_fill_(0, frozen.index, 0)
             else:
-                gradient.put_(frozen.index, gradient.new_zeros(()).expand_as(frozen.index))
+                gradient.masked_fill_(frozen.mask(parameter), 0)
 
     @torch.no_grad()
     def restore_(self, model: nn.Module) -> None:
         """Write the held values back, in place, bit for bit; the other weights are not touched."""
         for parameter, frozen in self._held(model):
-            parameter.put_(frozen.index, frozen.value)
+            if parameter.is_contiguous():
+                parameter.view(-1).scatter_(0, frozen.index, frozen.value)
+            else:
+                parameter[frozen.mask(parameter)] = frozen.value
 
     def moved(self, model: nn.Module) -> dict[str, int]:
         """How many masked weights differ from their held values now, by parameter name, where there are any."""
@@ -238,8 +247,8 @@ def _apportion(sizes: list[int], wanted: int) -> list[int]:
 def _largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
     """Masks of the k largest scores. The bits of non-negative floats, read as integers, are in the floats' order.
 
-    In NumPy, whose loops run on one thread: with torch's, two cores meet several hundred times in such short passes, and
-    waiting for one another costs more than they save as soon as anything else runs on the machine.
+    In NumPy, whose loops run on one thread: with torch's, two cores meet several hundred times in such short
+    passes, and waiting for one another costs more than they save as soon as anything else runs on the machine.
     """
     if k == 0:
         return {name: torch.zeros(score.shape, dtype=torch.bool) for name, score in scores.items()}

@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 from hypothesis import given
@@ -45,6 +47,14 @@ def test_rmia_against_loops(seed, online, gamma, coarse):
         *lists, membership.tolist(), z.double().tolist(), z_shadows.double().tolist(), online, gamma, 0.3
     )
     torch.testing.assert_close(ours, torch.tensor(theirs, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_blocks_of_examples_do_not_matter(monkeypatch):
+    case = random_shadows(n=50)
+    whole = [lira(*case, variance=v) for v in ("pooled", "per_example")]
+    monkeypatch.setattr(importlib.import_module("lightning_cwrf.attacks.lira"), "_BLOCK", 7)
+    for variance, expected in zip(("pooled", "per_example"), whole, strict=True):
+        torch.testing.assert_close(lira(*case, variance=variance), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_offline_lira_rises_with_the_signal():

@@ -80,6 +80,14 @@ def random_case(layout=torch.contiguous_format):
     return model, vanilla, WeightMask.top(scores, 0.3)
 
 
+@pytest.fixture(params=[False, True], ids=["", "deterministic"])
+def algorithms(request):
+    torch.use_deterministic_algorithms(request.param)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("algorithms")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_rewind_is_eq_6_and_hold_is_eq_7(layout):
     model, vanilla, mask = random_case(layout)

@@ -18,6 +18,8 @@ ENOUGH = 32
 VARIANCE_FLOOR = 1e-12
 """Added to every variance, in squared units of φ, so that shadow models that all agree do not divide by zero."""
 
+_BLOCK = 4096
+
 
 def lira(
     target: Tensor, shadows: Tensor, membership: Tensor, *, online: bool = True, variance: Variance = "auto"
@@ -65,9 +67,10 @@ def lira(
 
 def _moments(signals: Tensor, chosen: Tensor, count: Tensor, per_example: bool) -> tuple[Tensor, Tensor]:
     """Mean per example over the chosen models, and the unbiased variance per example or pooled over examples."""
-    weight = chosen.to(signals.dtype)
-    mean = (signals * weight).sum(0) / count
-    squares = ((signals - mean).square_() * weight).sum(0)
+    # In blocks of examples, so that the temporaries stay in the cache.
+    blocks = zip(*(torch.split(part, _BLOCK, -1) for part in (signals, chosen, count)), strict=True)
+    sums = [_mean_and_squares(*block) for block in blocks]
+    mean, squares = (torch.cat(parts) for parts in zip(*sums, strict=True))
     if per_example:
         return mean, squares / (count - 1) + VARIANCE_FLOOR
     freedom = int((count - 1).sum())
@@ -77,6 +80,12 @@ def _moments(signals: Tensor, chosen: Tensor, count: Tensor, per_example: bool) 
             "at least 4 shadow models with balanced membership (2 OUT models for the offline attack)."
         )
     return mean, squares.sum() / freedom + VARIANCE_FLOOR
+
+
+def _mean_and_squares(signals: Tensor, chosen: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    weight = chosen.to(signals.dtype)
+    mean = (signals * weight).sum(0) / count
+    return mean, (signals - mean).square_().mul_(weight).sum(0)
 
 
 def _log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

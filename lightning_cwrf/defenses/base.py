@@ -108,7 +108,7 @@ class DefenseMixin(_Base):
         raise NotImplementedError(f"{type(self).__name__} defines no defense_loss(logits, targets).")
 
     def defense_step(self, batch: Any) -> tuple[Tensor, int]:
-        """The training loss of a batch and its number of examples; a defense that needs more than logits overrides it."""
+        """The training loss of a batch, and its number of examples; a defense that needs more overrides this."""
         logits, targets = classification_step(self, batch)
         return self.defense_loss(logits, targets), len(targets)
 

@@ -17,8 +17,8 @@ from lightning_cwrf.defenses.base import DefenseMixin
 def hamp_loss(logits: Tensor, targets: Tensor, *, gamma: float = 0.95, alpha: float = 1.0) -> Tensor:
     """HAMP's training loss: ``KL(soft ‖ p) / (N·K) − α · mean entropy(p)``.
 
-    soft puts :func:`hamp_target_probability` on the true class and shares the rest equally among the others, so that its
-    entropy is γ·ln K. As in the authors' code the divergence is averaged over N·K entries, which sets the scale of α.
+    soft puts :func:`hamp_target_probability` on the true class and shares the rest equally among the others, so that
+    its entropy is γ·ln K. The divergence is averaged over N·K entries, as in the authors' code; that sets the scale of α.
 
     Args:
         logits: shape ``(n, K)``.
