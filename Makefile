@@ -18,7 +18,7 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/run_all.py --out docs/benchmarks.md
+	$(BIN)/python benchmarks/run_all.py --out out/benchmarks.md
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -18,7 +18,7 @@ def hamp_loss(logits: Tensor, targets: Tensor, *, gamma: float = 0.95, alpha: fl
     """HAMP's training loss: ``KL(soft ‖ p) / (N·K) − α · mean entropy(p)``.
 
     soft puts :func:`hamp_target_probability` on the true class and shares the rest equally among the others, so that
-    its entropy is γ·ln K. The divergence is averaged over N·K entries, as in the authors' code; that sets the scale of α.
+    its entropy is γ·ln K. The divergence is a mean over N·K entries, as in the authors' code; that sets the scale of α.
 
     Args:
         logits: shape ``(n, K)``.

@@ -133,3 +133,67 @@ def best_over_thresholds(scores, is_member, measure):
     for t in scores:
         best = max(best, measure(mean([s >= t for s in ins]), mean([s >= t for s in outs])))
     return best
+
+
+def entropy(p):
+    return -sum(x * math.log(x) for x in p if x > 0)
+
+
+def hamp(logits, targets, gamma, alpha):
+    """The soft label by stepping t down in tiny steps, as the authors do with 0.01."""
+    k = logits.shape[1]
+    t = 1.0
+    while entropy([t] + [(1 - t) / (k - 1)] * (k - 1)) < gamma * math.log(k) - 1e-12 and t > 1 / k:
+        t -= 1e-5
+    total = 0.0
+    for z, y in zip(logits, targets, strict=True):
+        log_p = torch.log_softmax(z, 0)
+        for c in range(k):
+            soft = t if c == int(y) else (1 - t) / (k - 1)
+            if soft > 0:
+                total = total + soft * (math.log(soft) - log_p[c]) / (len(targets) * k)
+            total = total + alpha * torch.exp(log_p[c]) * log_p[c] / len(targets)
+    return total
+
+
+def ccl(logits, targets, alpha, beta, kind):
+    total = 0.0
+    for z, y in zip(logits, targets, strict=True):
+        loss = -torch.log_softmax(z, 0)[y]
+        p = torch.softmax(z, 0)[y]
+        concave = torch.exp(p) if kind == "ccel" else p + p * p / 2
+        total = total + beta * (alpha * loss - (1 - alpha) * concave) / len(targets)
+    return total
+
+
+def confidence_penalty(logits, targets, beta):
+    total = 0.0
+    for z, y in zip(logits, targets, strict=True):
+        log_p = torch.log_softmax(z, 0)
+        total = total + (-log_p[y] + beta * sum(torch.exp(v) * v for v in log_p)) / len(targets)
+    return total
+
+
+def past_gradient(model, member, other, lam, alpha):
+    """The gradient of mean ℓ + λ Σ γ^α |θ| by .backward(), with γ from a loop over modules and weights."""
+
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    def loss(batch):
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    gap = gradients(abs(loss(member) - loss(other)))
+    plain = gradients(loss(member))
+    model.zero_grad()
+    result = {}
+    for name, module in model.named_modules():
+        own = {f"{name}.{n}" if name else n: p for n, p in module.named_parameters(recurse=False)}
+        size = sum(p.numel() for p in own.values())
+        total = sum(float(g) for n in own for g in gap[n].abs().flatten())
+        for n, p in own.items():
+            gamma = size * gap[n].abs() / total
+            result[n] = plain[n] + lam * gamma**alpha * p.detach().sign()
+    return result

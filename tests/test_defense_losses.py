@@ -1,0 +1,262 @@
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
+from lightning_cwrf.defenses import (
+    DefenseMixin,
+    HAMPOutput,
+    PASTMixin,
+    available_defenses,
+    ccl_loss,
+    confidence_penalty_loss,
+    create_defense,
+    hamp_loss,
+    hamp_target_probability,
+    label_smoothing_loss,
+    past_weights,
+    register_defense,
+    weight_penalty,
+)
+from tests.helpers import Classifier, loader, trainer
+from tests.oracles import formulas
+
+
+def agree(ours, theirs, logits, tolerance=1e-6):
+    """Value and gradient of ours are the oracle's."""
+    twin = logits.detach().clone().requires_grad_()
+    logits.requires_grad_()
+    a, b = ours(logits), theirs(twin)
+    assert float(a.detach()) == pytest.approx(float(b.detach()), abs=tolerance)
+    a.backward()
+    b.backward()
+    torch.testing.assert_close(logits.grad, twin.grad, rtol=tolerance, atol=tolerance)
+
+
+cases = st.tuples(st.integers(0, 9999), st.integers(2, 6), st.sampled_from([0.1, 1.0, 6.0]))
+
+
+def draw(case):
+    seed, k, scale = case
+    torch.manual_seed(seed)
+    return torch.randn(5, k, dtype=torch.float64) * scale, torch.randint(k, (5,))
+
+
+@given(cases, st.sampled_from([0.5, 0.8, 1.0]), st.sampled_from([0.0, 0.01, 1.0]))
+def test_hamp(case, gamma, alpha):
+    logits, y = draw(case)
+    t_step = 1e-4  # the oracle finds the soft label's t by steps of 1e-5
+    agree(
+        lambda z: hamp_loss(z, y, gamma=gamma, alpha=alpha),
+        lambda z: formulas.hamp(z, y, gamma, alpha),
+        logits,
+        tolerance=t_step,
+    )
+
+
+@given(st.integers(2, 200), st.floats(0, 1))
+def test_hamps_soft_label_has_the_asked_entropy(classes, gamma):
+    t = hamp_target_probability(classes, gamma)
+    soft = [t] + [(1 - t) / (classes - 1)] * (classes - 1)
+    assert formulas.entropy(soft) == pytest.approx(gamma * math.log(classes), abs=1e-9)
+    assert t >= 1 / classes - 1e-12
+
+
+@given(cases, st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.05, 1.0]), st.sampled_from(["ccel", "ccql"]))
+def test_ccl(case, alpha, beta, kind):
+    logits, y = draw(case)
+    agree(
+        lambda z: ccl_loss(z, y, alpha=alpha, beta=beta, kind=kind),
+        lambda z: formulas.ccl(z, y, alpha, beta, kind),
+        logits,
+    )
+
+
+def test_ccl_with_alpha_one_is_scaled_cross_entropy():
+    logits, y = draw((0, 4, 1.0))
+    assert torch.allclose(ccl_loss(logits, y, alpha=1.0, beta=0.05), 0.05 * F.cross_entropy(logits, y))
+
+
+@given(cases, st.sampled_from([0.0, 0.1, 2.0]))
+def test_confidence_penalty(case, beta):
+    logits, y = draw(case)
+    agree(
+        lambda z: confidence_penalty_loss(z, y, beta=beta),
+        lambda z: formulas.confidence_penalty(z, y, beta),
+        logits,
+    )
+
+
+def test_label_smoothing_and_weight_penalty():
+    logits, y = draw((1, 4, 1.0))
+    uniform = -F.log_softmax(logits, 1).mean()
+    assert torch.allclose(
+        label_smoothing_loss(logits, y, smoothing=0.3), 0.7 * F.cross_entropy(logits, y) + 0.3 * uniform
+    )
+    assert float(weight_penalty([torch.tensor([1.0, -2.0]), torch.tensor(3.0)], l1=0.5, l2=2.0)) == 3.0 + 28.0
+
+
+class Small(Classifier):
+    """Smooth and without BatchNorm or dropout, so that a gradient can be compared to the last digits."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 10))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.5, 2.5])
+def test_past_step_has_the_gradient_of_its_loss(alpha):
+    model = Small().double()
+    member, other = ((x.double(), y) for x, y in (next(iter(loader(0, 16))), next(iter(loader(100, 116)))))
+    oracle = formulas.past_gradient(copy.deepcopy(model), member, other, 0.01, alpha)
+    PASTMixin.attach(model, nonmembers=[other], lam=0.01, alpha=alpha)
+    run = trainer()
+    run.strategy.connect(model)
+    model.trainer = run
+    loss, size = model.defense_step(member)
+    loss.backward()
+    assert size == 16
+    assert float(loss) >= float(F.cross_entropy(model(member[0]), member[1]))
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, oracle[name], rtol=1e-6, atol=1e-9)
+
+
+def test_past_weights_average_one_and_zero_modules_are_plain():
+    gap = {"a.weight": torch.randn(3, 4), "a.bias": torch.randn(3), "b.weight": torch.zeros(5)}
+    gamma = past_weights(gap, alpha=1.0)
+    assert float(torch.cat([gamma["a.weight"].flatten(), gamma["a.bias"]]).mean()) == pytest.approx(1.0, abs=1e-6)
+    assert gamma["b.weight"].tolist() == [1.0] * 5
+    assert all((w == 1).all() for w in past_weights(gap, alpha=0.0).values())  # the penalty is plain ℓ1
+
+
+SETTINGS = {
+    "relaxloss": {"alpha": 0.5},
+    "hamp": {"gamma": 0.8, "alpha": 0.01},
+    "ccl": {"alpha": 0.5, "beta": 0.5},
+    "past": {"lam": 1e-3, "alpha": 1.5},
+    "label_smoothing": {"smoothing": 0.2},
+    "confidence_penalty": {"beta": 0.2},
+    "weight_penalty": {"l1": 1e-3, "l2": 1e-3},
+}
+
+
+def defense(name):
+    extra = {"nonmembers": loader(300, 360)} if name == "past" else {}
+    return create_defense(name, **SETTINGS[name], **extra)
+
+
+def start():
+    torch.manual_seed(0)
+    model = Classifier()
+    vanilla = {n: t.clone() for n, t in model.state_dict().items()}
+    model.net[4].p = 0.0  # dropout draws random numbers that a checkpoint does not carry
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model, vanilla
+
+
+def cwrf(vanilla, on):
+    if not on:
+        return []
+    return [PrivacyScoringCallback(loader(100, 140), vanilla, steps=2), CriticalRewindCallback(0.1), GradientMaskCallback()]
+
+
+def test_every_registered_defense_is_tested():
+    assert set(available_defenses()) == set(SETTINGS)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("with_cwrf", [False, True], ids=["scratch", "cwrf"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_defense_trains_and_resumes_to_the_same_weights(tmp_path, name, with_cwrf, precision):
+    ends = []
+    for stops in ([2], [1, 2]):
+        for i, stop in enumerate(stops):
+            model, vanilla = start()
+            before = {n: t.clone() for n, t in model.state_dict().items()}
+            callbacks = cwrf(vanilla, with_cwrf)
+            run = trainer(tmp_path, max_epochs=stop, callbacks=callbacks, precision=precision)
+            torch.manual_seed(1)
+            run.fit(defense(name).attach(model), loader(0, 64), ckpt_path=tmp_path / "half.ckpt" if i else None)
+            run.save_checkpoint(tmp_path / "half.ckpt")
+        ends.append(model.state_dict())
+        assert any(not torch.equal(before[n], t) for n, t in ends[-1].items())
+        if with_cwrf:
+            for n, m in callbacks[1].mask.masks.items():
+                assert torch.equal(ends[-1][n][m], vanilla[n][m])
+    assert all(torch.equal(ends[0][n], t) for n, t in ends[1].items())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("hamp", {"gamma": 1.1}, "gamma must lie in"),
+        ("hamp", {"alpha": -1}, "alpha must be finite"),
+        ("ccl", {"alpha": 2}, "alpha must lie in"),
+        ("ccl", {"beta": 0}, "beta must be positive"),
+        ("ccl", {"kind": "ccc"}, "kind must be"),
+        ("past", {"nonmembers": [], "lam": -1}, "lam must be finite"),
+        ("past", {"nonmembers": [], "alpha": math.inf}, "alpha must be finite"),
+        ("label_smoothing", {"smoothing": 1.0}, "smoothing must lie in"),
+        ("confidence_penalty", {"beta": -0.1}, "beta must lie in"),
+        ("weight_penalty", {"l1": -1}, "l1 must lie in"),
+        ("relaxloss", {"upper": 2}, "upper must lie in"),
+        ("relxloss", {}, "no defense 'relxloss'; known are ccl"),
+    ],
+)
+def test_bad_settings_are_told_when_the_defense_is_made(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        create_defense(name, **settings)
+
+
+def test_misuse():
+    with pytest.raises(TypeError, match="alhpa"):
+        create_defense("relaxloss", alhpa=1)
+    with pytest.raises(MisconfigurationException, match="PAST needs data the model is not trained on"):
+        PASTMixin.attach(Classifier())
+    with pytest.raises(ValueError, match="are members"):
+        trainer().fit(PASTMixin.attach(Classifier(), nonmembers=loader(60, 80)), loader(0, 64))
+    with pytest.raises(ValueError, match="nonmembers holds no batch"):
+        trainer().fit(PASTMixin.attach(Classifier(), nonmembers=[]), loader(0, 64))
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        hamp_target_probability(1, 0.5)
+    with pytest.raises(ValueError, match="already"):
+        register_defense("ccl")(PASTMixin)
+
+
+def test_a_third_party_registers_in_one_line():
+    @register_defense("sharpened")
+    class Sharpened(DefenseMixin):
+        def defense_loss(self, logits, targets):
+            return F.cross_entropy(2 * logits, targets)
+
+    try:
+        trainer(max_epochs=1).fit(create_defense("sharpened").attach(Classifier()), loader(0, 32))
+    finally:
+        from lightning_cwrf.defenses import registry
+
+        registry._DEFENSES.pop("sharpened")
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_hamp_output_keeps_every_rank_and_shows_the_confidence_of_noise():
+    rng = torch.get_rng_state()
+    model = Classifier().eval()
+    x = next(iter(loader(0, 16)))[0]
+    torch.set_rng_state(rng)
+    with torch.no_grad():
+        plain, shown = model(x), HAMPOutput(model)(x)
+    assert torch.equal(plain.argsort(stable=True), shown.argsort(stable=True))
+    assert not torch.allclose(plain, shown)
+    with pytest.raises(TypeError, match="random float inputs"):
+        HAMPOutput(nn.Embedding(3, 2))(torch.tensor([1]))
+    with pytest.raises(ValueError, match="low must be below high"):
+        HAMPOutput(model, low=1.0)
