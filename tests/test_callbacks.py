@@ -411,3 +411,29 @@ def test_frozen_with_a_gradient_scaler_that_skips_a_step():
     assert probe.batches == 8
     assert probe.moves == 6  # one update in each epoch was skipped
     assert plugin.scaler.get_scale() < torch.amp.GradScaler("cpu").get_scale()
+
+
+def test_frozen_under_the_noise_of_dp_sgd():
+    """Opacus writes p.grad itself after the mask was applied, with noise; the write-back still holds the weights."""
+    from opacus import PrivacyEngine
+    from torch import nn
+
+    class Private(Classifier):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+        def configure_optimizers(self):
+            plain = torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+            self.hooks, optimizer, _ = PrivacyEngine().make_private(
+                module=self, optimizer=plain, data_loader=loader(0, 64), noise_multiplier=1.0, max_grad_norm=1.0,
+                poisson_sampling=False, wrap_model=False,
+            )  # fmt: skip
+            return optimizer
+
+    model, vanilla = finished(Private)
+    scores = {name: torch.rand_like(p).detach() for name, p in model.named_parameters()}
+    callbacks = [CriticalRewindCallback(rate=0.2, scores=scores, vanilla=vanilla), GradientMaskCallback()]
+    probe = Probe(lambda: callbacks[0].mask, vanilla)
+    trainer(callbacks=[*callbacks, probe]).fit(model, loader(0, 64))
+    assert probe.moves == 8
