@@ -64,6 +64,10 @@ class WeightMask:
     def __repr__(self) -> str:
         return f"WeightMask({self.count:,} of {self.total:,} weights in {len(self.masks)} parameters)"
 
+    def __invert__(self) -> WeightMask:
+        """The mask of all other weights; it holds no values yet."""
+        return WeightMask({name: ~mask for name, mask in self.masks.items()})
+
     @property
     def is_frozen(self) -> bool:
         """Whether the values to hold are known: after :meth:`rewind_`, :meth:`freeze`, or a load of both."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -26,11 +26,18 @@ class GradientMaskCallback(OncePerModule):
     Args:
         mask: a mask, or a file of one; its weights are held at the values they have when training starts. None: the
             mask of the :class:`CriticalRewindCallback` before.
+        tune: ``"rest"``: the masked weights are held and all others tuned (CWRF). ``"masked"``: the masked weights
+            alone are tuned and all others held (ablation A2 of §4.4).
 
     >>> callback = GradientMaskCallback()
     """
 
-    def __init__(self, mask: str | PathLike[str] | WeightMask | None = None) -> None:
+    def __init__(
+        self, mask: str | PathLike[str] | WeightMask | None = None, tune: Literal["rest", "masked"] = "rest"
+    ) -> None:
+        if tune not in ("rest", "masked"):
+            raise ValueError(f"tune must be 'rest' or 'masked', not {tune!r}.")
+        self.tune = tune
         self.given_mask = mask
         self._hooks: list[RemovableHandle] = []
         self.reset()
@@ -100,9 +107,12 @@ class GradientMaskCallback(OncePerModule):
             rewind = earlier(trainer, self, CriticalRewindCallback, "the mask")
             if rewind is None or rewind.mask is None:
                 raise MisconfigurationException("CriticalRewindCallback has no mask yet; put it before this one.")
-            return rewind.mask
-        given = self.given_mask
-        mask = given if isinstance(given, WeightMask) else WeightMask.load(given)
+            if self.tune == "rest":
+                return rewind.mask
+            mask = ~rewind.mask
+        else:
+            given = self.given_mask if isinstance(self.given_mask, WeightMask) else WeightMask.load(self.given_mask)
+            mask = given if self.tune == "rest" else ~given
         mask.freeze(pl_module)
         return mask
 

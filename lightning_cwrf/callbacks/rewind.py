@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
@@ -31,6 +32,7 @@ class CriticalRewindCallback(OncePerModule):
         scores: a file of scores, or a dict by parameter name; None: from the :class:`PrivacyScoringCallback` before.
         mask: a mask, or a file of one; then neither rate nor scores are used.
         vanilla: θ_vn; None: from the :class:`PrivacyScoringCallback` before.
+        to: ``"vanilla"``, or ``"zero"`` to remove the chosen weights instead (ablation A1 of §4.4).
 
     >>> CriticalRewindCallback(rate=0.03).rate
     0.03
@@ -43,11 +45,15 @@ class CriticalRewindCallback(OncePerModule):
         scores: str | PathLike[str] | Mapping[str, Tensor] | None = None,
         mask: str | PathLike[str] | WeightMask | None = None,
         vanilla: VanillaSource | None = None,
+        to: Literal["vanilla", "zero"] = "vanilla",
     ) -> None:
         if not 0.0 <= rate <= 1.0:
             raise ValueError(f"rate must lie in [0, 1], not {rate}: it is the fraction of weights to rewind.")
         if scores is not None and mask is not None:
             raise ValueError("pass scores or a mask, not both.")
+        if to not in ("vanilla", "zero"):
+            raise ValueError(f"to must be 'vanilla' or 'zero', not {to!r}.")
+        self.to = to
         self.rate = rate
         self.per_layer = per_layer
         self.scores = scores
@@ -64,7 +70,7 @@ class CriticalRewindCallback(OncePerModule):
             return
         refuse_averaging(trainer, self)
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
-        if scoring is None and self.vanilla is None:
+        if scoring is None and self.vanilla is None and self.to == "vanilla":
             raise MisconfigurationException(
                 "CriticalRewindCallback needs vanilla weights: put PrivacyScoringCallback before it, "
                 "or pass vanilla=..."
@@ -101,6 +107,8 @@ class CriticalRewindCallback(OncePerModule):
     def _vanilla_weights(
         self, trainer: Trainer, pl_module: LightningModule, scoring: PrivacyScoringCallback | None
     ) -> Mapping[str, Tensor]:
+        if self.to == "zero":
+            return {name: torch.zeros_like(p) for name, p in pl_module.named_parameters()}
         if self.vanilla is None and scoring is not None and scoring.vanilla_weights is not None:
             return scoring.vanilla_weights
         source = self.vanilla if self.vanilla is not None or scoring is None else scoring.vanilla

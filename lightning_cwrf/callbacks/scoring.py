@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_cwrf.callbacks.common import OncePerModule, training_data
-from lightning_cwrf.data import Batches
-from lightning_cwrf.scores import check_scoring, privacy_vulnerability_scores
+from lightning_cwrf.data import Batches, isolated_rng
+from lightning_cwrf.scores import (
+    check_scoring,
+    learnability_scores,
+    privacy_vulnerability_scores,
+    trainable_parameters,
+)
 from lightning_cwrf.transfer import transfer_of
 from lightning_cwrf.vanilla import VanillaSource, load_vanilla, save_vanilla
 
@@ -30,6 +37,8 @@ class PrivacyScoringCallback(OncePerModule):
         steps: T, the number of batches. Published: 30.
         lr: η_e, the rate of the steps on the copy.
         members: training data; None: the trainer's own.
+        kind: ``"privacy"`` (Eq. 4); ``"learnability"`` (Eq. 2 on the members' loss alone) or ``"random"`` are controls:
+            they tell what the choice of weights adds.
 
     >>> callback = PrivacyScoringCallback(nonmembers=[], vanilla="redraw", lam=0.9)
     """
@@ -42,7 +51,11 @@ class PrivacyScoringCallback(OncePerModule):
         steps: int = 30,
         lr: float = 1e-3,
         members: Batches | None = None,
+        kind: Literal["privacy", "learnability", "random"] = "privacy",
     ) -> None:
+        if kind not in ("privacy", "learnability", "random"):
+            raise ValueError(f"kind must be 'privacy', 'learnability' or 'random', not {kind!r}.")
+        self.kind = kind
         check_scoring(lam, steps, lr)
         self.nonmembers = nonmembers
         self.vanilla = vanilla
@@ -60,23 +73,30 @@ class PrivacyScoringCallback(OncePerModule):
         if self.scores is not None:
             return
         self.vanilla_weights = trainer.strategy.broadcast(load_vanilla(self.vanilla, pl_module))
-        members = self.members if self.members is not None else training_data(trainer, self)
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
-        bar = tqdm(total=self.steps, desc="scoring weights", leave=False, disable=not shown)
-        with bar, trainer.precision_plugin.forward_context():
-            scores = privacy_vulnerability_scores(
-                pl_module,
-                self.vanilla_weights,
-                members,
-                self.nonmembers,
-                lam=self.lam,
-                steps=self.steps,
-                lr=self.lr,
-                transfer=transfer_of(trainer),
-                on_step=lambda _: bar.update(),
-            )
+        with tqdm(total=self.steps, desc="scoring weights", leave=False, disable=not shown) as bar:
+            scores = self._score(trainer, pl_module, self.vanilla_weights, lambda _: bar.update())
         # Every rank scored by itself; the mask must be one and the same on all.
         self.scores = trainer.strategy.broadcast({name: score.cpu() for name, score in scores.items()})
+
+    def _score(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        vanilla: dict[str, Tensor],
+        on_step: Callable[[int], Any],
+    ) -> dict[str, Tensor]:
+        if self.kind == "random":
+            with isolated_rng():
+                return {name: torch.rand(p.shape) for name, p in trainable_parameters(pl_module).items()}
+        members = self.members if self.members is not None else training_data(trainer, self)
+        common: dict[str, Any] = {"steps": self.steps, "lr": self.lr, "transfer": transfer_of(trainer)}
+        with trainer.precision_plugin.forward_context():
+            if self.kind == "learnability":
+                return learnability_scores(pl_module, members, on_step=on_step, **common)
+            return privacy_vulnerability_scores(
+                pl_module, vanilla, members, self.nonmembers, lam=self.lam, on_step=on_step, **common
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.vanilla_weights = None
