@@ -17,20 +17,25 @@ from lightning_cwrf import (
 )
 from tests.helpers import Classifier, loader, trainer
 
-out = Path(sys.argv[1])
-torch.manual_seed(0)
-first = Classifier()
-settings = {"strategy": "ddp", "devices": 2}
-trainer(callbacks=[VanillaSnapshotCallback(out / "vanilla.safetensors")], **settings).fit(first, loader(0, 64))
-# Another random state on each rank: the mask must be the same all the same.
-torch.manual_seed(100 + int(os.environ.get("LOCAL_RANK", "0")))
-audit = MIAAuditCallback(loader(100, 140), every_n_epochs=0)
-rewind = CriticalRewindCallback(rate=0.1)
-scoring = PrivacyScoringCallback(loader(140, 180, shuffle=True), out / "vanilla.safetensors", steps=3)
-run = trainer(callbacks=[scoring, rewind, GradientMaskCallback(), audit], **settings)
-run.fit(RelaxLossMixin.attach(first, alpha=0.5), loader(0, 64, shuffle=True))
-state = {f"weight/{n}": p.detach().clone() for n, p in first.named_parameters()}
-state |= {f"mask/{n}": m for n, m in rewind.mask.masks.items()}
-state |= {f"score/{n}": s for n, s in scoring.scores.items()}
-state["auc"] = torch.tensor([audit.result.values()["loss/auroc"], float(len(audit.result.is_member))])
-save_file({n: t.contiguous() for n, t in state.items()}, out / f"rank{run.global_rank}.safetensors")
+
+def main(out: Path) -> None:
+    torch.manual_seed(0)
+    first = Classifier()
+    settings = {"strategy": "ddp", "devices": 2}
+    trainer(callbacks=[VanillaSnapshotCallback(out / "vanilla.safetensors")], **settings).fit(first, loader(0, 64))
+    # Another random state on each rank: the mask must be the same all the same.
+    torch.manual_seed(100 + int(os.environ.get("LOCAL_RANK", "0")))
+    audit = MIAAuditCallback(loader(100, 140), every_n_epochs=0)
+    rewind = CriticalRewindCallback(rate=0.1)
+    scoring = PrivacyScoringCallback(loader(140, 180, shuffle=True), out / "vanilla.safetensors", steps=3)
+    run = trainer(callbacks=[scoring, rewind, GradientMaskCallback(), audit], **settings)
+    run.fit(RelaxLossMixin.attach(first, alpha=0.5), loader(0, 64, shuffle=True))
+    state = {f"weight/{n}": p.detach().clone() for n, p in first.named_parameters()}
+    state |= {f"mask/{n}": m for n, m in rewind.mask.masks.items()}
+    state |= {f"score/{n}": s for n, s in scoring.scores.items()}
+    state["auc"] = torch.tensor([audit.result.values()["loss/auroc"], float(len(audit.result.is_member))])
+    save_file({n: t.contiguous() for n, t in state.items()}, out / f"rank{run.global_rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
