@@ -105,7 +105,7 @@ def privacy_vulnerability_scores(
 
     Raises:
         ValueError: bad settings; an empty loader; an example among both the members and the reference data that were
-            drawn; vanilla weights that do not fit or are the model's own; labels out of range; logits not finite.
+            drawn; vanilla weights that do not fit; labels out of range; logits not finite.
 
     >>> members = [(torch.randn(8, 4), torch.randint(3, (8,)))]
     >>> reference = [(torch.randn(8, 4), torch.randint(3, (8,)))]

@@ -54,8 +54,9 @@ def load_vanilla(source: VanillaSource, model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read; names or shapes differ (it says which); or the weights are the finished
-            model's own.
+        ValueError: the file cannot be read; or names or shapes differ (it says which).
+
+    Weights that are the model's own present ones are taken with a warning.
     """
     if isinstance(source, str) and source == "redraw":
         return redraw(model)
@@ -148,7 +149,9 @@ def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
         )
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if trainable and all(torch.equal(state[name].to(p.dtype), p.detach().cpu()) for name, p in trainable):
-        raise ValueError(
-            "the vanilla weights are the finished model's own weights: rewinding to them would change nothing. Pass "
-            'the weights from before training, or vanilla="redraw".'
+        warnings.warn(
+            "the vanilla weights are the model's own present weights: rewinding to them changes nothing. If the model is "
+            'trained already, pass the weights from before training, or vanilla="redraw".',
+            UserWarning,
+            stacklevel=3,
         )

@@ -113,5 +113,9 @@ def test_what_does_not_fit_is_named():
         load_vanilla("nowhere.ckpt", model)
     with pytest.raises(TypeError, match="not int"):
         load_vanilla(3, model)
-    with pytest.raises(ValueError, match="finished model's own"):
-        load_vanilla(capture(model), model)
+
+
+def test_the_models_own_weights_are_taken_with_a_warning():
+    model = net()
+    with pytest.warns(UserWarning, match="own present weights"):
+        assert same(load_vanilla(capture(model), model), capture(model))
