@@ -58,9 +58,9 @@ class AuditResult:
         failures: attacks that could not run, with the reason; the others stand.
     """
 
-    scores: dict[str, Tensor]
-    is_member: Tensor
-    losses: Tensor
+    scores: dict[str, Tensor] = field(repr=False)
+    is_member: Tensor = field(repr=False)
+    losses: Tensor = field(repr=False)
     estimates: dict[str, dict[str, Estimate]]
     model: dict[str, Estimate]
     confidence: float

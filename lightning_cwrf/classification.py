@@ -93,6 +93,16 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
         )
 
 
+def check_no_probabilities(logits: Tensor, name: str) -> None:
+    """Raise a ValueError where every row of ``logits`` is a probability distribution."""
+    sums = logits.detach().float().sum(-1)
+    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise ValueError(
+            f"the model's outputs on {name} are probabilities (every row sums to 1): return logits, from before the "
+            "softmax; or define classification_step(batch) -> (logits, targets), with the logarithm of them."
+        )
+
+
 def classification_step(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """Run ``module`` on ``batch`` and return checked ``(logits, targets)`` of shapes ``(n, K)`` and ``(n,)``.
 

@@ -86,6 +86,15 @@ def as_loader(
     return DataLoader(data.dataset, batch_size=size, shuffle=shuffle, **common)
 
 
+def is_finite(data: Batches) -> bool:
+    """Whether the data can be read whole and again: a list of batches, or a map-style dataset or a loader of one."""
+    if isinstance(data, DataLoader):
+        data = data.dataset
+    if isinstance(data, Dataset):
+        return not isinstance(data, IterableDataset)
+    return isinstance(data, Sequence)
+
+
 def cycle(batches: Iterable[Any], name: str) -> Iterator[Any]:
     """Yield batches for ever, beginning again when they run out.
 

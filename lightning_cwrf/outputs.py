@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cwrf.classification import classification_step
+from lightning_cwrf.classification import check_no_probabilities, classification_step
 from lightning_cwrf.data import Batches, as_loader, example_digests, isolated_rng, move
 
 
@@ -76,13 +76,5 @@ def collect_outputs(
     if len(digests) != sum(map(len, targets)):
         raise ValueError(f"{name}: the inputs have {len(digests)} examples, the targets {sum(map(len, targets))}.")
     outputs = ModelOutputs(torch.cat(logits), torch.cat(targets), digests)
-    _check_no_probabilities(outputs.logits, name)
+    check_no_probabilities(outputs.logits, name)
     return outputs
-
-
-def _check_no_probabilities(logits: Tensor, name: str) -> None:
-    if (logits >= 0).all() and torch.allclose(logits.sum(-1), torch.ones(len(logits)), atol=1e-3):
-        raise ValueError(
-            f"the model's outputs on {name} are probabilities (every row sums to 1): return logits, from before the "
-            "softmax; or define classification_step(batch) -> (logits, targets), with the logarithm of them."
-        )

@@ -16,8 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cwrf.classification import check_targets, classification_step
-from lightning_cwrf.data import Batches, as_loader, check_disjoint, cycle, example_digests, isolated_rng, move
+from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
+from lightning_cwrf.data import (
+    Batches,
+    as_loader,
+    check_disjoint,
+    cycle,
+    example_digests,
+    is_finite,
+    isolated_rng,
+    move,
+)
 from lightning_cwrf.vanilla import VanillaSource, load_vanilla
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -105,7 +114,8 @@ def privacy_vulnerability_scores(
 
     Raises:
         ValueError: bad settings; an empty loader; an example among both the members and the reference data that were
-            drawn; vanilla weights that do not fit; labels out of range; logits not finite.
+            drawn (among all of them, where they come as loaders, datasets or lists); vanilla weights that do not fit;
+            labels out of range; logits that are not finite, or are probabilities.
 
     >>> members = [(torch.randn(8, 4), torch.randint(3, (8,)))]
     >>> reference = [(torch.randn(8, 4), torch.randint(3, (8,)))]
@@ -122,15 +132,18 @@ def privacy_vulnerability_scores(
         member_batches = cycle(as_loader(members, shuffle=True), "members")
         reference_batches = cycle(as_loader(nonmembers, shuffle=True), "nonmembers")
         bring = transfer or (lambda batch: move(batch, device))
+        complete = _check_all_disjoint(members, nonmembers)
         seen_members: set[bytes] = set()
         seen_reference: set[bytes] = set()
 
         def objective(work: nn.Module) -> Tensor:
             member, reference = next(member_batches), next(reference_batches)
-            seen_members.update(example_digests(member))
-            seen_reference.update(example_digests(reference))
-            check_disjoint(seen_members, seen_reference, "nonmembers")
+            if not complete:
+                seen_members.update(example_digests(member))
+                seen_reference.update(example_digests(reference))
+                check_disjoint(seen_members, seen_reference, "nonmembers")
             logits, targets = classification_step(work, bring(member))
+            check_no_probabilities(logits, "members")
             reference = bring(reference)
             with torch.no_grad():
                 vanilla_logits, _ = classification_step(start, reference)
@@ -266,6 +279,18 @@ def _accumulate(
         if on_step is not None:
             on_step(step + 1)
     return dict(zip(parameters, scores, strict=True))
+
+
+def _check_all_disjoint(members: Batches, nonmembers: Batches) -> bool:
+    """Compare every member with every reference example, where both can be read whole; False where they cannot."""
+    if not (is_finite(members) and is_finite(nonmembers)):
+        return False
+    found = [
+        {d for batch in as_loader(data, shuffle=False) for d in example_digests(batch)}
+        for data in (members, nonmembers)
+    ]
+    check_disjoint(found[0], found[1], "nonmembers")
+    return True
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -150,8 +150,8 @@ def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if trainable and all(torch.equal(state[name].to(p.dtype), p.detach().cpu()) for name, p in trainable):
         warnings.warn(
-            "the vanilla weights are the model's own present weights: rewinding to them changes nothing. If the model is "
-            'trained already, pass the weights from before training, or vanilla="redraw".',
+            "the vanilla weights are the model's own present weights: rewinding to them changes nothing. If the model "
+            'is trained already, pass the weights from before training, or vanilla="redraw".',
             UserWarning,
             stacklevel=3,
         )

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cwrf import MIAAuditCallback, attacks
+from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback, attacks
 from lightning_cwrf.audit import audit_outputs
 from lightning_cwrf.outputs import ModelOutputs, collect_outputs
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc
@@ -191,7 +191,17 @@ def test_history_survives_resume(tmp_path):
     assert [entry["epoch"] for entry in callback.history] == [0.0, 1.0, 2.0]
 
 
+def test_audit_data_that_is_reference_data_is_reported():
+    torch.manual_seed(0)
+    scoring = PrivacyScoringCallback(loader(130, 170), Classifier(), steps=1)
+    audit = MIAAuditCallback(loader(100, 140))
+    with pytest.warns(UserWarning, match="10 of the audit's 40 non-members are reference data"):
+        trainer(callbacks=[scoring, audit], max_epochs=1).fit(Classifier(), loader(0, 64))
+
+
 def test_bad_settings():
+    with pytest.raises(TypeError, match="what train_shadows returns, not str"):
+        MIAAuditCallback([], shadows="folder")
     with pytest.raises(ValueError, match="every_n_epochs"):
         MIAAuditCallback([], every_n_epochs=-1)
     with pytest.raises(ValueError, match="confidence"):
@@ -207,6 +217,9 @@ def test_table_and_plots(audited, tmp_path):
     assert str(expected) in next(line for line in lines if line.startswith("LiRA AUC"))
     assert any("100 non-members cannot show an FPR of 0.001" in line for line in lines)
     assert "95% confidence" in table
+    with pytest.raises(ValueError, match="'plain' was not audited with 'nn'; it has loss, lira, rmia"):
+        plot_roc(results, tmp_path / "x.png", attack="nn")
+    assert len(repr(audited[1].result)) < 5000
     for path in (plot_roc(results, tmp_path / "a" / "roc.png"), plot_losses(results, tmp_path / "b" / "l.png")):
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

@@ -167,7 +167,7 @@ def test_misuse_is_told():
     with pytest.raises(TypeError, match="needs a LightningModule, not Linear"):
         RelaxLossMixin.attach(nn.Linear(2, 2))
     model = Classifier()
-    with pytest.raises(TypeError, match="alhpa"):
+    with pytest.raises(TypeError, match="RelaxLossMixin has no setting alhpa; it has alpha, upper"):
         RelaxLossMixin.attach(model, alhpa=1.0)
     assert type(model) is Classifier
     with pytest.raises(MisconfigurationException, match="has a defense already"):

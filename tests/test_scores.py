@@ -120,6 +120,19 @@ def test_overlap_is_found_by_content_and_named():
         privacy_vulnerability_scores(model, vanilla, members, reference)
 
 
+def test_overlap_is_found_wherever_it_is_and_counted_whole():
+    model, vanilla = trained()
+    with pytest.raises(ValueError, match="3 of the 1003 distinct examples of nonmembers"):
+        privacy_vulnerability_scores(model, vanilla, part(0, 64), part(61, 1064), steps=1)
+
+
+def test_probabilities_are_refused():
+    _, _, members, reference = linear_case()
+    model, vanilla = (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)) for _ in range(2))
+    with pytest.raises(ValueError, match="are probabilities"):
+        privacy_vulnerability_scores(model, vanilla, members, reference)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

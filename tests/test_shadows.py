@@ -62,10 +62,37 @@ def test_identity_is_of_content():
     assert len(set(first)) == len(first)
 
 
+WIDTH = 3
+
+
+def reads_a_constant(members, seed):
+    return [WIDTH for _ in range(2)] or helper()
+
+
+def helper():
+    return WIDTH
+
+
+@dataclass(frozen=True)
+class ReadsToo:
+    def __call__(self, members, seed):
+        return helper()
+
+
+@pytest.mark.parametrize("recipe", [reads_a_constant, ReadsToo(), functools.partial(reads_a_constant, seed=1)])
+def test_identity_sees_the_constants_that_a_recipe_reads(monkeypatch, recipe):
+    before = identity(recipe)
+    assert identity(recipe) == before
+    monkeypatch.setitem(globals(), "WIDTH", 4)
+    assert identity(recipe) != before
+
+
 def test_identity_refuses_what_it_cannot_see():
     rate = 0.3
     with pytest.raises(TypeError, match=r"closure over \('rate',\)"):
         identity(lambda members, seed: rate)
+    with pytest.raises(TypeError, match="lambda has no name"):
+        identity(lambda members, seed: None)
     with pytest.raises(TypeError, match="content of a object"):
         identity({"a": object()})
 

@@ -9,7 +9,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.audit import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.callbacks.common import OncePerModule, training_data
-from lightning_cwrf.data import Batches
+from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
+from lightning_cwrf.data import Batches, as_loader, example_digests, is_finite, isolated_rng
 from lightning_cwrf.outputs import ModelOutputs, collect_outputs
 from lightning_cwrf.shadows.train import ShadowSignals
 from lightning_cwrf.transfer import transfer_of
@@ -48,6 +49,8 @@ class MIAAuditCallback(OncePerModule):
             raise ValueError(f"confidence must lie between 0 and 1, not {confidence}.")
         self.nonmembers = nonmembers
         self.members = members
+        if shadows is not None and not isinstance(shadows, ShadowSignals):
+            raise TypeError(f"shadows must be what train_shadows returns, not {type(shadows).__name__}.")
         self.shadows = shadows
         self.every_n_epochs = every_n_epochs
         self.confidence = confidence
@@ -61,6 +64,7 @@ class MIAAuditCallback(OncePerModule):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the attacks once before training, so that bad data is an error before any time is spent."""
         members, nonmembers, population = self._outputs(trainer, pl_module, final=True)
+        self._compare_with_reference(trainer, nonmembers)
         attack_scores(members, nonmembers, shadows=self.shadows, population=population)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,6 +103,20 @@ class MIAAuditCallback(OncePerModule):
         values = self.result.values()
         self.history.append({"epoch": float(trainer.current_epoch), **values})
         return values
+
+    def _compare_with_reference(self, trainer: Trainer, nonmembers: ModelOutputs) -> None:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for other in callbacks:
+            if isinstance(other, PrivacyScoringCallback) and is_finite(other.nonmembers):
+                with isolated_rng():
+                    batches = as_loader(other.nonmembers, shuffle=False)
+                    reference = {digest for batch in batches for digest in example_digests(batch)}
+                common = len(reference.intersection(nonmembers.digests))
+                if common:
+                    rank_zero_warn(
+                        f"{common} of the audit's {len(nonmembers)} non-members are reference data of the scoring too; "
+                        "reference data must be apart from what the model is tested on, or the audit flatters it."
+                    )
 
     def _outputs(
         self, trainer: Trainer, pl_module: LightningModule, *, final: bool

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -69,6 +70,9 @@ class CriticalRewindCallback(OncePerModule):
         if stage != "fit":
             return
         refuse_averaging(trainer, self)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(type(other).__name__ == "GradientMaskCallback" for other in callbacks):
+            rank_zero_warn("nothing holds the rewound weights: put GradientMaskCallback after CriticalRewindCallback.")
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         if scoring is None and self.vanilla is None and self.to == "vanilla":
             raise MisconfigurationException(
@@ -85,8 +89,18 @@ class CriticalRewindCallback(OncePerModule):
             return
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         mask = self._choose(pl_module, scoring)
+        if mask.count == 0 and self.rate > 0:
+            rank_zero_warn(f"rate {self.rate} of {mask.total} weights is less than one: nothing is rewound.")
         mask.rewind_(pl_module, self._vanilla_weights(trainer, pl_module, scoring))
         self.mask = mask
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.mask is None:
+            rank_zero_warn(
+                "the fit ended without a training step: nothing was scored or rewound, the model is as it was. A "
+                "checkpoint passed as ckpt_path brings its epoch along; load the finished weights instead "
+                "(load_from_checkpoint)."
+            )
 
     def _choose(self, pl_module: LightningModule, scoring: PrivacyScoringCallback | None) -> WeightMask:
         if self.given_mask is not None:
@@ -122,3 +136,9 @@ class CriticalRewindCallback(OncePerModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.mask = WeightMask.from_state_dict(state_dict)
+        if self.given_mask is None and self.mask.count != round(self.rate * self.mask.total):
+            rank_zero_warn(
+                f"the checkpoint's mask has {self.mask.count} of {self.mask.total} weights and is kept; "
+                f"rate={self.rate} would choose another number. To rewind anew, load the finished weights instead of "
+                "resuming."
+            )

@@ -60,8 +60,8 @@ class VanillaSnapshotCallback(Callback):
             old = load_file(self.path)
             if old.keys() != state.keys() or not all(torch.equal(old[name], state[name]) for name in state):
                 return (
-                    f"{self.path} holds the vanilla weights of another run; give each run its own path, or pass "
-                    "overwrite=True."
+                    f"{self.path} holds the vanilla weights of another run; give each first training its own "
+                    "path, or pass overwrite=True. In a hardening run, take this callback out."
                 )
             return None
         save_vanilla(state, self.path)

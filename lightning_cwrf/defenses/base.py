@@ -73,6 +73,10 @@ class DefenseMixin(_Base):
             )
         _check_automatic(module, cls.__name__)
         original = type(module)
+        known = [name for name in inspect.signature(cls.configure_defense).parameters if name != "self"]
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise TypeError(f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
         attached: Any = module
         attached.__class__ = _attached_class(cls, original)
         try:

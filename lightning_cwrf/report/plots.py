@@ -19,6 +19,9 @@ def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], atta
 
     The axes begin at half a false positive, below which the sample shows nothing.
     """
+    for name, result in results.items():
+        if attack not in result.scores:
+            raise ValueError(f"{name!r} was not audited with {attack!r}; it has {', '.join(result.scores)}.")
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
     floor = min(0.5 / int((~result.is_member).sum()) for result in results.values())

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from torch import Tensor
 def identity(value: Any) -> str:
     """A hex digest of a value's content: plain values, containers, tensors, dataclasses, functions and partials.
 
-    A function is known by its name, its source and its defaults; it must not be a closure, because what it closes
-    over could not be told. Callables with arguments are a :func:`functools.partial` or a dataclass with ``__call__``.
+    A function is known by its name, its source, its defaults, and what it reads from its own module: constants by
+    value, functions and classes by source. It must not be a closure, because what it closes over could not be told.
+    Callables with arguments are a :func:`functools.partial` or a dataclass with ``__call__``.
 
     Raises:
         TypeError: a value of which the content cannot be told (which, and what to pass instead).
@@ -59,24 +60,49 @@ def _plain(value: Any) -> Any:
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return ["dataclass", _plain(type(value)), _plain(fields)]
     if isinstance(value, type):
-        return ["class", value.__qualname__, _source(value)]
+        methods = [member for member in vars(value).values() if isinstance(member, FunctionType)]
+        return ["class", value.__qualname__, _source(value), _globals_of(methods, value.__module__)]
     if isinstance(value, FunctionType):
         if value.__closure__:
             raise TypeError(
                 f"{value.__qualname__} is a closure over {value.__code__.co_freevars}, which its name does not tell; "
                 "pass these as arguments: functools.partial(recipe, ...), or a dataclass with __call__."
             )
+        if value.__name__ == "<lambda>":
+            raise TypeError("a lambda has no name to be known by; write the recipe as a function (def).")
         return [
             "function",
             value.__qualname__,
             _source(value),
             _plain(value.__defaults__),
             _plain(value.__kwdefaults__),
+            _globals_of([value], value.__module__),
         ]
     raise TypeError(
         f"cannot tell the content of a {type(value).__name__}; use plain values, tensors, functions, functools.partial "
         "or dataclasses as a recipe and its arguments."
     )
+
+
+def _globals_of(functions: list[FunctionType], module: str) -> Any:
+    """The module-level values that functions read by name: constants by value, the module's own code by its source."""
+    found: dict[str, Any] = {}
+    queue, seen = [(f.__code__, f.__globals__) for f in functions], set()
+    while queue:
+        code, scope = queue.pop()
+        if code in seen:
+            continue
+        seen.add(code)
+        queue += [(const, scope) for const in code.co_consts if isinstance(const, CodeType)]
+        for name in code.co_names:
+            value = scope.get(name)
+            if isinstance(value, (FunctionType, type)) and value.__module__ == module:
+                found[name] = [value.__qualname__, _source(value)]
+                inner = [value] if isinstance(value, FunctionType) else list(vars(value).values())
+                queue += [(f.__code__, f.__globals__) for f in inner if isinstance(f, FunctionType)]
+            elif isinstance(value, (bool, int, float, str, bytes, tuple, list, Enum, PurePath, Tensor, np.ndarray)):
+                found[name] = _plain(value)
+    return sorted(found.items())
 
 
 def _source(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import traceback
@@ -44,13 +45,13 @@ class ShadowSignals:
         store: where the models' files are, under the key of pool, population, recipe and seed.
     """
 
-    logits: Tensor
-    membership: Tensor
-    targets: Tensor
-    digests: list[bytes]
-    population: Dataset[Any] | None
-    population_logits: Tensor | None
-    store: ShadowStore = field(repr=False)
+    logits: Tensor = field(repr=False)
+    membership: Tensor = field(repr=False)
+    targets: Tensor = field(repr=False)
+    digests: list[bytes] = field(repr=False)
+    population: Dataset[Any] | None = field(repr=False)
+    population_logits: Tensor | None = field(repr=False)
+    store: ShadowStore
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -150,7 +151,7 @@ def train_shadows(
             failures += [failure] if failure is not None else []
     if failures:
         raise RuntimeError(
-            f"{len(failures)} of {n} shadow models failed; the others are kept in {kept.folder} and are not trained "
+            f"{len(failures)} of {n} shadow models failed; any others are kept in {kept.folder} and are not trained "
             "again.\n" + "\n".join(failures)
         )
     signals = [kept.signals(i) for i in range(n)]
@@ -191,8 +192,9 @@ def _run(jobs: list[_Job], workers: int | None) -> Iterator[str | None]:
 
 def _train_one(job: _Job, threads: int | None = None) -> str | None:
     """Train and store one model; an exception comes back as text, so that it stops no other model."""
-    if threads is not None:  # in a worker process, which shares the cores with the others
+    if threads is not None:  # in a worker process, which shares the cores and the terminal with the others
         torch.set_num_threads(threads)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         with isolated_rng(), torch.random.fork_rng():
             random.seed(job.seed)
