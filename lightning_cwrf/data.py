@@ -86,15 +86,6 @@ def as_loader(
     return DataLoader(data.dataset, batch_size=size, shuffle=shuffle, **common)
 
 
-def is_finite(data: Batches) -> bool:
-    """Whether the data can be read whole and again: a list of batches, or a map-style dataset or a loader of one."""
-    if isinstance(data, DataLoader):
-        data = data.dataset
-    if isinstance(data, Dataset):
-        return not isinstance(data, IterableDataset)
-    return isinstance(data, Sequence)
-
-
 def cycle(batches: Iterable[Any], name: str) -> Iterator[Any]:
     """Yield batches for ever, beginning again when they run out.
 
@@ -158,6 +149,18 @@ def example_digests(batch: Any) -> list[bytes]:
     except TypeError:
         inputs = batch
     return fingerprints(inputs)
+
+
+def all_digests(data: Batches) -> set[bytes] | None:
+    """Digests of every example, read in order; None where the data cannot be read whole and again.
+
+    A list of batches can, and so can a map-style dataset or a loader of one.
+    """
+    source = data.dataset if isinstance(data, DataLoader) else data
+    whole = not isinstance(source, IterableDataset) if isinstance(source, Dataset) else isinstance(source, Sequence)
+    if not whole:
+        return None
+    return {digest for batch in as_loader(data, shuffle=False) for digest in example_digests(batch)}
 
 
 def check_disjoint(members: Iterable[bytes], nonmembers: Sequence[bytes] | set[bytes], name: str) -> None:

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
 from lightning_cwrf.data import (
     Batches,
+    all_digests,
     as_loader,
     check_disjoint,
     cycle,
     example_digests,
-    is_finite,
     isolated_rng,
     move,
 )
@@ -132,13 +132,16 @@ def privacy_vulnerability_scores(
         member_batches = cycle(as_loader(members, shuffle=True), "members")
         reference_batches = cycle(as_loader(nonmembers, shuffle=True), "nonmembers")
         bring = transfer or (lambda batch: move(batch, device))
-        complete = _check_all_disjoint(members, nonmembers)
+        all_members, all_reference = all_digests(members), all_digests(nonmembers)
+        compared = all_members is not None and all_reference is not None
+        if all_members is not None and all_reference is not None:
+            check_disjoint(all_members, all_reference, "nonmembers")
         seen_members: set[bytes] = set()
         seen_reference: set[bytes] = set()
 
         def objective(work: nn.Module) -> Tensor:
             member, reference = next(member_batches), next(reference_batches)
-            if not complete:
+            if not compared:
                 seen_members.update(example_digests(member))
                 seen_reference.update(example_digests(reference))
                 check_disjoint(seen_members, seen_reference, "nonmembers")
@@ -279,18 +282,6 @@ def _accumulate(
         if on_step is not None:
             on_step(step + 1)
     return dict(zip(parameters, scores, strict=True))
-
-
-def _check_all_disjoint(members: Batches, nonmembers: Batches) -> bool:
-    """Compare every member with every reference example, where both can be read whole; False where they cannot."""
-    if not (is_finite(members) and is_finite(nonmembers)):
-        return False
-    found = [
-        {d for batch in as_loader(data, shuffle=False) for d in example_digests(batch)}
-        for data in (members, nonmembers)
-    ]
-    check_disjoint(found[0], found[1], "nonmembers")
-    return True
 
 
 def _device(model: nn.Module) -> torch.device:

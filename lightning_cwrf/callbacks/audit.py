@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_cwrf.audit import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.callbacks.common import OncePerModule, training_data
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
-from lightning_cwrf.data import Batches, as_loader, example_digests, is_finite, isolated_rng
+from lightning_cwrf.data import Batches, all_digests, isolated_rng
 from lightning_cwrf.outputs import ModelOutputs, collect_outputs
 from lightning_cwrf.shadows.train import ShadowSignals
 from lightning_cwrf.transfer import transfer_of
@@ -107,16 +107,16 @@ class MIAAuditCallback(OncePerModule):
     def _compare_with_reference(self, trainer: Trainer, nonmembers: ModelOutputs) -> None:
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for other in callbacks:
-            if isinstance(other, PrivacyScoringCallback) and is_finite(other.nonmembers):
-                with isolated_rng():
-                    batches = as_loader(other.nonmembers, shuffle=False)
-                    reference = {digest for batch in batches for digest in example_digests(batch)}
-                common = len(reference.intersection(nonmembers.digests))
-                if common:
-                    rank_zero_warn(
-                        f"{common} of the audit's {len(nonmembers)} non-members are reference data of the scoring too; "
-                        "reference data must be apart from what the model is tested on, or the audit flatters it."
-                    )
+            if not isinstance(other, PrivacyScoringCallback):
+                continue
+            with isolated_rng():
+                reference = all_digests(other.nonmembers) or set()
+            common = len(reference.intersection(nonmembers.digests))
+            if common:
+                rank_zero_warn(
+                    f"{common} of the audit's {len(nonmembers)} non-members are reference data of the scoring too; "
+                    "reference data must be apart from what the model is tested on, or the audit flatters it."
+                )
 
     def _outputs(
         self, trainer: Trainer, pl_module: LightningModule, *, final: bool
