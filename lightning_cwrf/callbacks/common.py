@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_cwrf.poisson import PoissonBatches
+
 C = TypeVar("C", bound=Callback)
 
 
@@ -76,4 +78,4 @@ def training_data(trainer: Trainer, callback: Callback) -> Any:
     loader = trainer.train_dataloader
     if loader is None:
         raise MisconfigurationException(f"{type(callback).__name__} found no training data; pass members=...")
-    return loader
+    return loader.loader if isinstance(loader, PoissonBatches) else loader

@@ -64,6 +64,9 @@ class GradientMaskCallback(OncePerModule):
         def hold(*_: Any) -> None:
             mask.restore_(pl_module)
 
+        tell = getattr(pl_module, "on_weights_frozen", None)
+        if tell is not None:
+            tell(mask)
         self._release()
         for optimizer in trainer.optimizers:
             # Opacus' DPOptimizer takes no hooks itself; the optimizer inside it does.

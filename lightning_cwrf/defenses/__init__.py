@@ -10,6 +10,7 @@ from lightning_cwrf.defenses.baselines import (
     weight_penalty,
 )
 from lightning_cwrf.defenses.ccl import CCLMixin, ccl_loss
+from lightning_cwrf.defenses.dpsgd import DPSGDMixin, PrivacySpent
 from lightning_cwrf.defenses.hamp import HAMPMixin, HAMPOutput, hamp_loss, hamp_target_probability
 from lightning_cwrf.defenses.past import PASTMixin, past_penalty, past_weights
 from lightning_cwrf.defenses.registry import Defense, available_defenses, create_defense, register_defense
@@ -18,6 +19,7 @@ from lightning_cwrf.defenses.relaxloss import RelaxLossMixin, relaxloss_loss
 for _name, _mixin in {
     "ccl": CCLMixin,
     "confidence_penalty": ConfidencePenaltyMixin,
+    "dpsgd": DPSGDMixin,
     "hamp": HAMPMixin,
     "label_smoothing": LabelSmoothingMixin,
     "past": PASTMixin,
@@ -29,12 +31,14 @@ for _name, _mixin in {
 __all__ = [
     "CCLMixin",
     "ConfidencePenaltyMixin",
+    "DPSGDMixin",
     "Defense",
     "DefenseMixin",
     "HAMPMixin",
     "HAMPOutput",
     "LabelSmoothingMixin",
     "PASTMixin",
+    "PrivacySpent",
     "RelaxLossMixin",
     "WeightPenaltyMixin",
     "available_defenses",

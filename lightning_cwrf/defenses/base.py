@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_cwrf.classification import classification_step
+from lightning_cwrf.masks import WeightMask
 
 if TYPE_CHECKING:
     _Base = LightningModule
@@ -115,6 +116,9 @@ class DefenseMixin(_Base):
         """The training loss of a batch, and its number of examples; a defense that needs more overrides this."""
         logits, targets = classification_step(self, batch)
         return self.defense_loss(logits, targets), len(targets)
+
+    def on_weights_frozen(self, mask: WeightMask) -> None:
+        """Called by GradientMaskCallback before the first step; for a defense that handles gradients itself."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         _check_automatic(self, type(self).__name__)

@@ -1,0 +1,479 @@
+"""DP-SGD (Abadi et al. 2016) through Opacus, inside Lightning's automatic optimization."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import LBFGS, Optimizer
+
+from lightning_cwrf.classification import classification_step
+from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.defenses.private_step import PrivateStep, fix_layers, unsupported_layers
+from lightning_cwrf.masks import WeightMask
+from lightning_cwrf.poisson import PoissonBatches, check_poisson
+
+if TYPE_CHECKING:
+    from opacus.accountants import IAccountant
+
+_STATE_KEY = "dpsgd"
+ACCOUNTANTS = ("prv", "rdp", "gdp")
+
+
+@dataclass(frozen=True)
+class PrivacySpent:
+    """An (ε, δ) guarantee, and what it covers."""
+
+    epsilon: float
+    delta: float
+    steps: int
+    accountant: str
+    from_scratch: bool
+
+    @property
+    def covers(self) -> str:
+        """``"the whole training"``, or ``"the fine-tuning phase alone"``."""
+        return "the whole training" if self.from_scratch else "the fine-tuning phase alone"
+
+    def __str__(self) -> str:
+        text = (
+            f"DP-SGD: ε = {self.epsilon:.4g} at δ = {self.delta:g} after {self.steps} steps ({self.accountant} "
+            f"accountant). It covers {self.covers}"
+        )
+        return text + ("." if self.from_scratch else ": the weights it started from were trained without DP.")
+
+
+class DPSGDMixin(DefenseMixin):
+    """Trains a LightningModule by DP-SGD: every example's gradient is clipped, and noise is added to their sum.
+
+    The module's optimizer, scheduler, loaders or datamodule stay as they are. The training loader gives the dataset
+    and the expected batch size; the batches themselves are drawn by Poisson sampling. One logical batch holds
+    ``batch_size × accumulate_grad_batches × processes`` examples on average, and is one optimizer step.
+
+    ε is logged each epoch, as ``epsilon`` or ``epsilon_finetuning``, stands in :attr:`privacy_spent`, and goes on from
+    a checkpoint. **Tuning from weights that were trained without DP does not make the result differentially private**:
+    ε then covers the fine-tuning phase alone. The logged training loss is not covered by ε.
+
+    With the CWRF callbacks, per-example gradients are masked before their norm is taken, so that clipping and noise are
+    spent on the live weights alone.
+
+    Args:
+        target_epsilon: ε to end with, after all steps of the Trainer; the noise follows from it. Either this
+        noise_multiplier: or σ, the noise's standard deviation in units of ``max_grad_norm``. 0: no noise, ε = ∞.
+        target_delta: δ; below 1 / (number of training examples).
+        max_grad_norm: C, the largest norm of an example's gradient. Common: 0.1 to 1.5.
+        accountant: ``"prv"`` (tightest), ``"rdp"`` or ``"gdp"`` (an approximation that may understate ε).
+        max_physical_batch_size: split logical batches so that no more examples than this are in memory at once.
+        ghost: clip by norms alone, in two backward passes (ghost clipping): less memory for large layers. With frozen
+            weights the norms are taken layer by layer from masked gradients (fast gradient clipping).
+        fix: replace layers that mix examples, such as BatchNorm (by GroupNorm), instead of refusing them.
+        from_scratch: say so if the start weights have seen no private data: ε then covers the whole training.
+
+    Raises:
+        ValueError: neither or both of ``target_epsilon`` and ``noise_multiplier``, or a value out of range.
+        MisconfigurationException: when a fit starts: layers or a Trainer that DP-SGD cannot work with.
+
+    >>> from lightning_cwrf.defenses import create_defense
+    >>> create_defense("dpsgd", noise_multiplier=1.0, max_grad_norm=0.5).settings
+    {'noise_multiplier': 1.0, 'max_grad_norm': 0.5}
+    """
+
+    _engine: PrivateStep | None = None
+    _frozen: WeightMask | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        target_epsilon: float | None = None,
+        noise_multiplier: float | None = None,
+        target_delta: float = 1e-5,
+        max_grad_norm: float = 1.0,
+        accountant: str = "prv",
+        max_physical_batch_size: int | None = None,
+        ghost: bool = False,
+        fix: bool = False,
+        from_scratch: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.configure_defense(
+            target_epsilon=target_epsilon,
+            noise_multiplier=noise_multiplier,
+            target_delta=target_delta,
+            max_grad_norm=max_grad_norm,
+            accountant=accountant,
+            max_physical_batch_size=max_physical_batch_size,
+            ghost=ghost,
+            fix=fix,
+            from_scratch=from_scratch,
+        )
+
+    def configure_defense(
+        self,
+        *,
+        target_epsilon: float | None = None,
+        noise_multiplier: float | None = None,
+        target_delta: float = 1e-5,
+        max_grad_norm: float = 1.0,
+        accountant: str = "prv",
+        max_physical_batch_size: int | None = None,
+        ghost: bool = False,
+        fix: bool = False,
+        from_scratch: bool = False,
+    ) -> None:
+        """Check and take the settings."""
+        if (target_epsilon is None) == (noise_multiplier is None):
+            raise ValueError("DP-SGD needs one of target_epsilon and noise_multiplier, and not both.")
+        if target_epsilon is not None and not 0 < target_epsilon < math.inf:
+            raise ValueError(f"target_epsilon must be positive and finite, not {target_epsilon}.")
+        if noise_multiplier is not None and not 0 <= noise_multiplier < math.inf:
+            raise ValueError(f"noise_multiplier must be finite and not negative, not {noise_multiplier}.")
+        if not 0 < target_delta < 1:
+            raise ValueError(f"target_delta must lie in (0, 1), not {target_delta}.")
+        if not max_grad_norm > 0 or (math.isinf(max_grad_norm) and noise_multiplier != 0):
+            raise ValueError(
+                f"max_grad_norm must be positive, and finite unless noise_multiplier is 0, not {max_grad_norm}."
+            )
+        if accountant not in ACCOUNTANTS:
+            raise ValueError(f"accountant must be one of {', '.join(ACCOUNTANTS)}, not {accountant!r}.")
+        if max_physical_batch_size is not None and max_physical_batch_size < 1:
+            raise ValueError(f"max_physical_batch_size must be at least 1, not {max_physical_batch_size}.")
+        self._ledger = _Ledger(accountant)
+        if fix and isinstance(self, nn.Module):
+            fix_layers(self)
+        self._set_defense(
+            target_epsilon=target_epsilon,
+            noise_multiplier=noise_multiplier,
+            target_delta=target_delta,
+            max_grad_norm=max_grad_norm,
+            accountant=accountant,
+            max_physical_batch_size=max_physical_batch_size,
+            ghost=ghost,
+            fix=fix,
+            from_scratch=from_scratch,
+        )
+
+    @property
+    def privacy_spent(self) -> PrivacySpent:
+        """The guarantee of all steps so far, over every fit since the defense was configured."""
+        settings = self.defense_settings
+        delta = settings["target_delta"]
+        return PrivacySpent(
+            self._ledger.epsilon(delta), delta, self._ledger.steps, settings["accountant"], settings["from_scratch"]
+        )
+
+    def example_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each example, shape ``(n,)``; no example's loss may depend on another example."""
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean of :meth:`example_losses`."""
+        return self.example_losses(logits, targets).mean()
+
+    def defense_step(self, batch: Any) -> tuple[Tensor, int]:
+        """The mean loss of a physical batch, which may be empty."""
+        if self._engine is None:
+            return super().defense_step(batch)
+        if _is_empty(batch):  # many models cannot reshape a batch of nothing
+            self._engine.losses = None
+            return torch.zeros((), device=self.device, requires_grad=True), 0
+        self._engine.watch()
+        logits, targets = classification_step(self, batch)
+        losses = self._engine.losses = self.example_losses(logits, targets)
+        if losses.shape != targets.shape:
+            raise ValueError(
+                f"example_losses must give one loss per example, shape {tuple(targets.shape)}, not "
+                f"{tuple(losses.shape)}: DP-SGD clips every example's own gradient."
+            )
+        return losses.mean(), len(targets)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self._check_trainer(self.trainer)
+            self._draw_poisson_batches(self.trainer)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._check_layers()
+        self._check_optimizer(self.trainer.optimizers)
+        # Frozen weights of an earlier fit: GradientMaskCallback tells again.
+        self._frozen = None
+        given = self.defense_settings["noise_multiplier"]
+        if given is not None:
+            self._ledger.noise_multiplier = given
+        elif self._ledger.noise_multiplier is None:
+            self._ledger.noise_multiplier = self._choose_noise()
+
+    def on_weights_frozen(self, mask: WeightMask) -> None:
+        """Mask every example's gradient by ``mask`` before its norm is taken."""
+        if self.defense_settings["from_scratch"]:
+            raise MisconfigurationException(
+                "from_scratch=True says that the start weights have seen no private data, but some are frozen in "
+                "places that were chosen by it. Leave it out: ε covers the fine-tuning phase alone."
+            )
+        self._frozen = mask
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._check_budget()
+        # Not before: scoring works on deep copies, which hooks would come along with.
+        self._engine = PrivateStep(self, self._frozen)
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            # The private gradients are summed over processes, not the plain ones.
+            self.trainer.strategy.model.require_backward_grad_sync = False  # type: ignore[union-attr]
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._engine is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self._engine.backward(super().backward)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        def private_closure() -> Any:
+            loss = optimizer_closure() if optimizer_closure is not None else None
+            if self._engine is not None:
+                self._engine.privatize()
+            return loss
+
+        super().optimizer_step(epoch, batch_idx, optimizer, private_closure)
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        spent = self.privacy_spent
+        name = "epsilon" if spent.from_scratch else "epsilon_finetuning"
+        self.log(name, spent.epsilon, prog_bar=True, rank_zero_only=True)
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self._end()
+        rank_zero_info(str(self.privacy_spent))
+
+    def configure_callbacks(self) -> Any:
+        callbacks = super().configure_callbacks()
+        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), _EndPrivateTraining()]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self._engine is not None:
+            self._ledger.noise_state = self._engine.noise.get_state()
+        checkpoint[_STATE_KEY] = self._ledger.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if _STATE_KEY in checkpoint:
+            self._ledger.load_state_dict(checkpoint[_STATE_KEY])
+
+    def _check_trainer(self, trainer: Trainer) -> None:
+        strategy = trainer.strategy
+        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
+            raise MisconfigurationException(
+                f"DP-SGD works on one device or with DDP, not with {type(strategy).__name__}."
+            )
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise MisconfigurationException(
+                "DP-SGD clips gradients of its own, which the loss scaling of 16-mixed would change; use bf16-mixed."
+            )
+        for name, what in (("overfit_batches", "a few batches"), ("reload_dataloaders_every_n_epochs", "new loaders")):
+            if getattr(trainer, name):
+                raise MisconfigurationException(
+                    f"DP-SGD accounts for Poisson batches of one dataset; Trainer({name}={getattr(trainer, name)}) "
+                    f"would train on {what} instead. Leave it out."
+                )
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "DP-SGD needs logical batches of one size; use Trainer(accumulate_grad_batches=...) instead of "
+                "GradientAccumulationScheduler."
+            )
+
+    def _draw_poisson_batches(self, trainer: Trainer) -> None:
+        """Put Poisson batches in the place of the user's training loader."""
+        source = trainer.fit_loop._data_source  # Lightning has no public way to replace a loader
+        loader = source.dataloader()
+        check_poisson(loader)
+        examples, size = len(loader.dataset), loader.batch_sampler.batch_size
+        batches = examples // size if loader.drop_last else math.ceil(examples / size)
+        world, parts = trainer.world_size, trainer.accumulate_grad_batches
+        steps = max(1, math.ceil(batches / (parts * world)))
+        limit = self.defense_settings["max_physical_batch_size"]
+        if limit is not None:
+            mean = examples / steps / world
+            parts = max(
+                parts, math.ceil((mean + 6 * math.sqrt(mean)) / limit)
+            )  # six standard deviations above the mean
+        self._asked_accumulation = trainer.accumulate_grad_batches
+        trainer.accumulate_grad_batches = parts
+        self._batches = PoissonBatches(
+            loader,
+            steps=steps,
+            parts=parts,
+            first_step=lambda: self._ledger.steps,
+            rank=trainer.global_rank,
+            world_size=world,
+        )
+        source.instance = self._batches
+        delta = self.defense_settings["target_delta"]
+        if delta >= 1 / examples:
+            rank_zero_warn(
+                f"target_delta={delta:g} is not below 1/n = {1 / examples:.2g} for {examples} training examples: such "
+                "a guarantee allows giving away a whole example. Lower it."
+            )
+
+    def _check_layers(self) -> None:
+        wrong = unsupported_layers(self)
+        if wrong:
+            listed = "; ".join(f"{name} ({reason})" for name, reason in wrong.items())
+            raise MisconfigurationException(
+                f"DP-SGD cannot take per-example gradients through {listed}. Replace these layers (BatchNorm by "
+                "GroupNorm, for one), or pass fix=True to have it done."
+            )
+
+    def _check_optimizer(self, optimizers: list[Optimizer]) -> None:
+        if len(optimizers) != 1 or isinstance(optimizers[0], LBFGS):
+            found = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "none"
+            raise MisconfigurationException(
+                f"DP-SGD needs one optimizer that takes one gradient a step; configure_optimizers gave {found}."
+            )
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        for group in optimizers[0].param_groups:
+            for parameter in group["params"]:
+                if parameter not in names:
+                    raise MisconfigurationException(
+                        f"the optimizer trains a parameter of shape {tuple(parameter.shape)} that the module does not "
+                        "have; with fix=True, make the optimizer in configure_optimizers from self.parameters()."
+                    )
+                if parameter.dtype not in (torch.float32, torch.float64):
+                    raise MisconfigurationException(
+                        f"DP-SGD adds its noise in float32 or float64, but {names[parameter]} is {parameter.dtype}; "
+                        "use precision bf16-mixed or 32."
+                    )
+
+    def _choose_noise(self) -> float:
+        from opacus.accountants.utils import get_noise_multiplier
+
+        target = self.defense_settings["target_epsilon"]
+        return float(
+            get_noise_multiplier(
+                target_epsilon=target,
+                target_delta=self.defense_settings["target_delta"],
+                sample_rate=self._batches.sample_rate,
+                steps=self._planned_steps(),
+                accountant=self.defense_settings["accountant"],
+                epsilon_tolerance=min(0.01, target / 100),
+            )
+        )
+
+    def _planned_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise MisconfigurationException(
+                "target_epsilon is spent over a known number of steps: set max_epochs or max_steps in the Trainer, or "
+                "pass noise_multiplier."
+            )
+        return int(steps)
+
+    def _check_budget(self) -> None:
+        parts = self._batches.parts
+        if self.trainer.num_training_batches % parts:
+            raise MisconfigurationException(
+                f"an epoch has {self.trainer.num_training_batches} physical batches, which {parts} to the logical "
+                "batch do not divide; make limit_train_batches a multiple of it."
+            )
+        target = self.defense_settings["target_epsilon"]
+        if target is None or self._ledger.steps == 0:
+            return
+        ahead = self._planned_steps() - self.trainer.global_step
+        end = self._ledger.epsilon(self.defense_settings["target_delta"], (self._batches.sample_rate, ahead))
+        if end > target * 1.01:
+            raise MisconfigurationException(
+                f"{self._ledger.steps} steps are done and {ahead} to come, which would end with ε = {end:.4g}, above "
+                f"target_epsilon={target:g}. Train for fewer steps or raise target_epsilon; for a new budget, detach "
+                "and attach the defense."
+            )
+
+    def _end(self) -> None:
+        if self._engine is not None:
+            self._ledger.noise_state = self._engine.noise.get_state()
+            self._engine.remove()
+            self._engine = None
+
+
+class _EndPrivateTraining(Callback):
+    """Takes everything back when a fit ends, however it ends."""
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._restore(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore(trainer, pl_module)
+
+    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, DPSGDMixin):
+            pl_module._end()
+            trainer.accumulate_grad_batches = pl_module.__dict__.pop(
+                "_asked_accumulation", trainer.accumulate_grad_batches
+            )
+
+
+class _Ledger:
+    """What outlives a fit: the steps that were accounted for, the noise multiplier, and the state of the randomness."""
+
+    def __init__(self, mechanism: str) -> None:
+        from opacus.accountants import create_accountant
+
+        self.accountant: IAccountant = create_accountant(mechanism)
+        self.noise_multiplier: float | None = None
+        self.sampling_seed: int | None = None
+        self.noise_state: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        return sum(count for _, _, count in self.accountant.history)
+
+    def epsilon(self, delta: float, ahead: tuple[float, int] | None = None) -> float:
+        """ε at δ of the steps so far, and of ``ahead`` = (sample rate, number) further ones."""
+        accountant = copy.deepcopy(self.accountant)
+        if ahead is not None:
+            accountant.history.append((self.noise_multiplier, *ahead))
+        if any(noise == 0 for noise, _, _ in accountant.history):
+            return math.inf
+        return float(accountant.get_epsilon(delta)) if accountant.history else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "accountant": dict(self.accountant.state_dict()),
+            "noise_multiplier": self.noise_multiplier,
+            "sampling_seed": self.sampling_seed,
+            "noise_state": self.noise_state,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.accountant.load_state_dict(state["accountant"])
+        self.noise_multiplier = state["noise_multiplier"]
+        self.sampling_seed = state["sampling_seed"]
+        self.noise_state = state["noise_state"]
+
+
+def _is_empty(batch: Any) -> bool:
+    sizes: list[int] = []
+    apply_to_collection(batch, Tensor, lambda tensor: sizes.append(len(tensor)) if tensor.ndim else None)
+    return 0 in sizes

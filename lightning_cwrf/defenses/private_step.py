@@ -1,0 +1,193 @@
+"""What DP-SGD puts between the backward pass and the optimizer: Opacus' parts, in the order of Lightning's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_cwrf.masks import WeightMask
+
+if TYPE_CHECKING:
+    from lightning_cwrf.defenses.dpsgd import DPSGDMixin
+
+
+class PrivateStep:
+    """Turns the backward passes of a logical batch into one noisy gradient."""
+
+    def __init__(self, module: DPSGDMixin, frozen: WeightMask | None) -> None:
+        from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
+        from opacus.optimizers import get_optimizer_class
+
+        trainer, settings, ledger = module.trainer, module.defense_settings, module._ledger
+        self.module, self.ledger, self.batches = module, ledger, module._batches
+        self.losses: Tensor | None = None
+        self.ghost: bool = settings["ghost"]
+        self.distributed = trainer.world_size > 1
+        self.arrived = 0
+        if ledger.sampling_seed is None:
+            ledger.sampling_seed = int(trainer.strategy.broadcast(int(torch.randint(2**62, ()))))
+        self.batches.seed = ledger.sampling_seed
+        self.noise = torch.Generator(module.device)
+        if ledger.noise_state is None:
+            self.noise.manual_seed(int(torch.randint(2**62, ())))
+        else:
+            self.noise.set_state(ledger.noise_state)
+        clip = settings["max_grad_norm"]
+        optimizer_class = get_optimizer_class(
+            clipping="flat", distributed=self.distributed, grad_sample_mode="ghost" if self.ghost else "hooks"
+        )
+        self.optimizer = optimizer_class(
+            optimizer=trainer.optimizers[0],
+            noise_multiplier=ledger.noise_multiplier,
+            max_grad_norm=clip,
+            expected_batch_size=None,
+            loss_reduction="sum",
+            generator=self.noise,
+        )
+        if self.ghost:
+            self.hooks = GradSampleHooksFastGradientClipping(
+                module, max_grad_norm=clip, use_ghost_clipping=frozen is None or frozen.count == 0
+            )
+        else:
+            self.hooks = GradSampleHooks(module)
+        self._wrap_samplers({} if frozen is None else frozen.masks)
+        self.hooks.disable_hooks()
+
+    def _wrap_samplers(self, masks: Mapping[str, Tensor]) -> None:
+        """Have per-example gradients taken in the parameters' precision, and masked where weights are frozen."""
+        from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
+
+        frozen = {}
+        for name, mask in masks.items():
+            parameter = self.module.get_parameter(name)
+            frozen[parameter] = mask.to(parameter.device)
+
+        def wrapped(sample: Callable[..., dict[nn.Parameter, Tensor]]) -> Callable[..., dict[nn.Parameter, Tensor]]:
+            def sampler(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+                dtype = next(layer.parameters()).dtype
+                activations = [a.to(dtype) if a.is_floating_point() else a for a in activations]
+                gradients = sample(layer, activations, backprops.to(dtype))
+                return {p: g.masked_fill(frozen[p], 0) if p in frozen else g for p, g in gradients.items()}
+
+            return sampler
+
+        known = type(self.hooks).GRAD_SAMPLERS
+        layers = {type(layer) for layer in self.module.modules()}
+        self.hooks.GRAD_SAMPLERS = {kind: wrapped(known.get(kind, ft_compute_per_sample_gradient)) for kind in layers}
+        if self.ghost:
+            norms = type(self.hooks).NORM_SAMPLERS
+            self.hooks.NORM_SAMPLERS = {kind: wrapped(norms[kind]) for kind in layers if kind in norms}
+
+    def watch(self) -> None:
+        """Record what the coming forward pass needs."""
+        self.hooks.enable_hooks()
+
+    def backward(self, plain: Callable[[Tensor], None]) -> None:
+        """Clip the gradients of the examples of one physical batch, and add them to the logical batch's sum."""
+        from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+
+        self.arrived += 1
+        if self.losses is None:
+            return
+        losses, self.losses = self.losses, None
+        if self.ghost:
+            DPTensorFastGradientClipping(self.hooks, self.optimizer.original_optimizer, losses).backward()
+        else:
+            plain(losses.mean())
+        self.hooks.disable_hooks()
+        kind = "grad" if self.ghost else "grad_sample"
+        idle = [name for name, p in self.module.named_parameters() if self._trains(p) and getattr(p, kind) is None]
+        if idle:
+            raise MisconfigurationException(
+                f"the loss does not depend on {', '.join(idle)}, so DP-SGD has no gradient of any example for it; use "
+                "it, or leave it out of the optimizer."
+            )
+        if self.ghost:
+            self.optimizer.accumulate()
+        else:
+            self.optimizer.clip_and_accumulate()
+        for parameter in self.module.parameters():
+            parameter.grad = None
+            parameter.grad_sample = None  # type: ignore[attr-defined]
+
+    def _trains(self, parameter: nn.Parameter) -> bool:
+        return hasattr(parameter, "summed_grad") and parameter.requires_grad
+
+    def privatize(self) -> None:
+        """Make the noisy mean gradient of the logical batch the gradient of the step, and account for it."""
+        if self.arrived != self.batches.parts:
+            raise MisconfigurationException(
+                f"a step came after {self.arrived} of the {self.batches.parts} physical batches of its logical batch; "
+                "resume from a checkpoint that was saved after a whole step."
+            )
+        self.arrived = 0
+        parameters = self.optimizer.params
+        for p in parameters:
+            if p.summed_grad is None:  # nobody was drawn
+                p.summed_grad = torch.zeros_like(p)
+        if self.ledger.noise_multiplier:
+            self.optimizer.add_noise()
+        else:
+            for p in parameters:
+                p.grad = p.summed_grad
+        if self.distributed:
+            self.optimizer.reduce_gradients()
+        for p in parameters:
+            p.grad /= self.batches.expected_size
+            p.summed_grad = None
+        self.ledger.accountant.step(noise_multiplier=self.ledger.noise_multiplier, sample_rate=self.batches.sample_rate)
+
+    def remove(self) -> None:
+        """Leave the module and its parameters as they were."""
+        self.hooks.remove_hooks()
+        for parameter in self.module.parameters():
+            for name in ("grad_sample", "summed_grad", "_forward_counter", "_norm_sample", "_current_grad_sample"):
+                if hasattr(parameter, name):
+                    delattr(parameter, name)
+
+
+def unsupported_layers(module: nn.Module) -> dict[str, str]:
+    """Why a layer has no gradient of its own for each example, by the layer's name."""
+    from opacus.validators import ModuleValidator
+
+    found = {}
+    for name, layer in module.named_modules():
+        trained = any(p.requires_grad for p in layer.parameters(recurse=False))
+        if isinstance(layer, _BatchNorm):
+            # Without weights of its own too: it mixes the examples as soon as it is in training mode.
+            if layer.training or trained:
+                found[name] = f"{type(layer).__name__} mixes the examples of a batch"
+        elif trained and type(layer) in ModuleValidator.VALIDATORS and ModuleValidator.VALIDATORS[type(layer)](layer):
+            found[name] = f"{type(layer).__name__} is not supported by Opacus"
+        elif trained and any(True for _ in layer.buffers()):
+            found[name] = f"{type(layer).__name__} has weights and buffers in one layer"
+    return found
+
+
+def fix_layers(module: nn.Module) -> None:
+    """Replace, in place, the layers that Opacus knows a substitute for."""
+    from opacus.validators import ModuleValidator
+
+    replaced = []
+    for name in unsupported_layers(module):
+        layer = module.get_submodule(name)
+        fixer = ModuleValidator.FIXERS.get(type(layer))
+        if fixer is None:
+            continue
+        substitute = fixer(layer)
+        like = next(layer.parameters(), None)
+        substitute = substitute.to(like) if like is not None else substitute
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, substitute.train(layer.training))
+        replaced.append(f"{name}: {type(layer).__name__} by {type(substitute).__name__}")
+    if replaced:
+        rank_zero_warn(
+            f"fix=True replaced {'; '.join(replaced)}. What these layers had learned is gone, a checkpoint no longer "
+            "fits the original class, and vanilla weights must come from the new one."
+        )

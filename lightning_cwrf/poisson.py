@@ -1,0 +1,132 @@
+"""Poisson sampling: the batches whose randomness the accounting of DP-SGD counts on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from lightning_utilities.core.apply_func import apply_to_collection
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+
+class PoissonBatches:
+    """Batches in which every example stands with the same probability, independently of all others.
+
+    Each of the ``steps`` logical batches of a pass takes every example with probability ``sample_rate``
+    (``1 / steps``) and is handed out in ``parts`` physical batches of almost equal size. Which examples it takes is a
+    function of ``seed`` and the number of the step alone: workers may read ahead, a resumed run goes on where it
+    stopped, and all processes of a run draw the same logical batch, of which each takes its share.
+
+    Args:
+        loader: the user's loader: its dataset, ``collate_fn``, workers and memory pinning are kept, its order is not.
+        steps: logical batches of a pass.
+        parts: physical batches of a logical batch.
+        seed: of the draws; keep it secret where the privacy of the examples hangs on it.
+        first_step: the number of the step at which a pass begins.
+        rank, world_size: this process, of how many.
+
+    Raises:
+        TypeError: no DataLoader, or one over a stream.
+        ValueError: a loader whose order is a choice of examples, which Poisson sampling would undo.
+
+    >>> import torch
+    >>> batches = PoissonBatches(DataLoader(torch.arange(100), batch_size=25), steps=4)
+    >>> len(list(batches)), batches.sample_rate, batches.expected_size
+    (4, 0.25, 25.0)
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        *,
+        steps: int,
+        parts: int = 1,
+        seed: int = 0,
+        first_step: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_poisson(loader)
+        self.loader = loader
+        self.steps = steps
+        self.parts = parts
+        self.seed = seed
+        self.first_step = first_step
+        self.rank = rank
+        self.world_size = world_size
+
+    @property
+    def sample_rate(self) -> float:
+        """The probability of an example to stand in a logical batch."""
+        return 1 / self.steps
+
+    @property
+    def expected_size(self) -> float:
+        """The mean size of a logical batch, over all processes."""
+        return len(self.loader.dataset) * self.sample_rate  # type: ignore[arg-type]
+
+    def drawn(self, step: int) -> NDArray[np.int64]:
+        """The examples of a logical batch, over all processes."""
+        uniform = np.random.default_rng([self.seed, step]).random(len(self.loader.dataset))  # type: ignore[arg-type]
+        return np.flatnonzero(uniform < self.sample_rate)
+
+    def __len__(self) -> int:
+        return self.steps * self.parts
+
+    def __iter__(self) -> Iterator[Any]:
+        first = self.first_step()
+        loader = self.loader
+        # One loader a pass: its workers end with it.
+        yield from DataLoader(
+            loader.dataset,
+            batch_sampler=self._indices(first),
+            num_workers=loader.num_workers,
+            collate_fn=self._collate,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            prefetch_factor=loader.prefetch_factor,
+        )
+
+    def _indices(self, first: int) -> Iterator[list[int]]:
+        for step in range(first, first + self.steps):
+            share = self.drawn(step)[self.rank :: self.world_size]
+            for part in np.array_split(share, self.parts):
+                yield part.tolist()
+
+    def _collate(self, examples: list[Any]) -> Any:
+        if examples:
+            return self.loader.collate_fn(examples)
+        # Nobody was drawn: a batch of the same form, of no examples.
+        return apply_to_collection(self.loader.collate_fn([self.loader.dataset[0]]), Tensor, lambda tensor: tensor[:0])
+
+
+def check_poisson(loader: Any) -> None:
+    """Raise unless ``loader`` is a DataLoader that takes a whole dataset, so that its batches can be redrawn."""
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"DP-SGD draws its own Poisson batches, from one DataLoader; got a {type(loader).__name__}.")
+    if isinstance(loader.dataset, IterableDataset):
+        raise TypeError("DP-SGD draws examples at random, which a stream (IterableDataset) does not allow.")
+    batches, order = loader.batch_sampler, loader.sampler
+    whole = type(batches) is BatchSampler and (
+        isinstance(order, SequentialSampler)
+        or (isinstance(order, RandomSampler) and not order.replacement and order.num_samples == len(order.data_source))
+        or isinstance(order, DistributedSampler)
+    )
+    if not whole:
+        chooser = type(order if type(batches) is BatchSampler else batches).__name__
+        raise ValueError(
+            f"the training loader's {chooser} chooses examples; DP-SGD draws Poisson batches from the whole dataset "
+            "and would undo that choice. Pass a loader with batch_size= over the dataset (or over a Subset of it)."
+        )
