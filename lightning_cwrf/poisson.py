@@ -99,6 +99,13 @@ class PoissonBatches:
             prefetch_factor=loader.prefetch_factor,
         )
 
+    def state_dict(self) -> dict[str, int]:
+        """The number of the coming step. It tells Lightning that a run can go on from the middle of a pass."""
+        return {"step": self.first_step()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to do: ``first_step`` knows where a resumed run stands."""
+
     def _indices(self, first: int) -> Iterator[list[int]]:
         for step in range(first, first + self.steps):
             share = self.drawn(step)[self.rank :: self.world_size]

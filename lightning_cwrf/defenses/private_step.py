@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -96,10 +97,13 @@ class PrivateStep:
         if self.losses is None:
             return
         losses, self.losses = self.losses, None
-        if self.ghost:
-            DPTensorFastGradientClipping(self.hooks, self.optimizer.original_optimizer, losses).backward()
-        else:
-            plain(losses.mean())
+        with warnings.catch_warnings():
+            # True of the first layer, whose inputs are data; its per-example gradients are right all the same.
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            if self.ghost:
+                DPTensorFastGradientClipping(self.hooks, self.optimizer.original_optimizer, losses).backward()
+            else:
+                plain(losses.mean())
         self.hooks.disable_hooks()
         kind = "grad" if self.ghost else "grad_sample"
         idle = [name for name, p in self.module.named_parameters() if self._trains(p) and getattr(p, kind) is None]
