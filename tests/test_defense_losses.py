@@ -14,6 +14,8 @@ from lightning_cwrf.defenses import (
     DefenseMixin,
     HAMPOutput,
     PASTMixin,
+    adversarial_regularization_loss,
+    attack_gain,
     available_defenses,
     ccl_loss,
     confidence_penalty_loss,
@@ -21,10 +23,14 @@ from lightning_cwrf.defenses import (
     hamp_loss,
     hamp_target_probability,
     label_smoothing_loss,
+    mixup_loss,
+    mmd2,
     past_weights,
     register_defense,
+    relaxloss_loss,
     weight_penalty,
 )
+from lightning_cwrf.defenses.mixup_mmd import mix_batch
 from tests.helpers import Classifier, loader, trainer
 from tests.oracles import formulas
 
@@ -135,6 +141,70 @@ def test_past_weights_average_one_and_zero_modules_are_plain():
     assert all((w == 1).all() for w in past_weights(gap, alpha=0.0).values())  # the penalty is plain ℓ1
 
 
+@given(cases, st.sampled_from([0.0, 0.5, 3.0]))
+def test_adversarial_regularization(case, lam):
+    logits, y = draw(case)
+    odds = torch.randn(5, dtype=torch.float64)
+    agree(
+        lambda z: adversarial_regularization_loss(z, y, odds, lam=lam),
+        lambda z: formulas.adversarial(z, y, odds.float().double(), lam),
+        logits,
+    )
+    gain = attack_gain(odds, odds[:3] + 1)
+    assert float(gain) == pytest.approx(formulas.attack_gain(odds.tolist(), (odds[:3] + 1).tolist()), abs=1e-6)
+
+
+@given(st.integers(0, 999), st.integers(1, 4), st.integers(1, 5), st.sampled_from([0.3, 1.0]))
+def test_mmd(seed, n, m, bandwidth):
+    torch.manual_seed(seed)
+    a, b = torch.rand(n, 3, dtype=torch.float64), torch.rand(m, 3, dtype=torch.float64)
+    agree(lambda x: mmd2(x, b, bandwidth=bandwidth), lambda x: formulas.mmd2(x, b, bandwidth), a)
+    assert float(mmd2(a.detach(), a.detach())) == pytest.approx(0, abs=1e-12)
+
+
+def test_mixup_is_linear_in_inputs_and_losses():
+    logits, y = draw((3, 4, 1.0))
+    other = torch.randint(4, (5,))
+    mixed = mixup_loss(logits, y, other, 0.3)
+    assert torch.allclose(mixed, 0.3 * F.cross_entropy(logits, y) + 0.7 * F.cross_entropy(logits, other))
+    batch = {"pixels": torch.randn(5, 2), "extra": torch.randn(5), "labels": y}
+    order = torch.tensor([4, 0, 3, 1, 2])
+    found = mix_batch(batch, order, 0.3)
+    assert torch.equal(found["labels"], y)
+    for key in ("pixels", "extra"):
+        for i, j in enumerate(order.tolist()):
+            torch.testing.assert_close(found[key][i], 0.3 * batch[key][i] + 0.7 * batch[key][j])
+
+
+LOSSES = {
+    "relaxloss": lambda z, y: relaxloss_loss(z, y, alpha=0.5, epoch=1),
+    "hamp": lambda z, y: hamp_loss(z, y, gamma=0.9, alpha=0.1),
+    "ccl": lambda z, y: ccl_loss(z, y, alpha=0.5),
+    "label_smoothing": label_smoothing_loss,
+    "confidence_penalty": confidence_penalty_loss,
+    "adversarial_regularization": lambda z, y: adversarial_regularization_loss(z, y, torch.zeros(len(z))),
+    "mixup": lambda z, y: mixup_loss(z, y, y, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("logits", "targets", "message"),
+    [
+        (torch.zeros(3, 1), torch.zeros(3, dtype=torch.long), r"shape \(n, K\) with K >= 2"),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.long), r"shape \(n, K\) with K >= 2"),
+        (torch.zeros(3, 2), torch.zeros(3), "must be class indices of shape"),
+        (torch.zeros(3, 2), F.one_hot(torch.tensor([0, 1, 0]), 2), "turn one-hot or probability targets into indices"),
+        (torch.zeros(3, 2), torch.tensor([0, 1, 2]), "label 2 is out of range: the model has 2 classes"),
+        (torch.zeros(3, 2), torch.tensor([0, 1]), "3 rows of logits do not fit 2 targets"),
+        (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), r"1 examples are NaN or infinite \(rows \[0\]"),
+    ],
+)
+def test_bad_input_of_every_loss(name, logits, targets, message):
+    with pytest.raises(ValueError, match=message):
+        LOSSES[name](logits, targets)
+
+
 SETTINGS = {
     "relaxloss": {"alpha": 0.5},
     "hamp": {"gamma": 0.8, "alpha": 0.01},
@@ -143,12 +213,15 @@ SETTINGS = {
     "label_smoothing": {"smoothing": 0.2},
     "confidence_penalty": {"beta": 0.2},
     "weight_penalty": {"l1": 1e-3, "l2": 1e-3},
+    "adversarial_regularization": {"lam": 0.5, "attack_steps": 2},
+    "mixup_mmd": {"mixup_alpha": 0.4, "lam": 1.0},
     "dpsgd": {"noise_multiplier": 0.5, "accountant": "rdp", "fix": True},
 }
 
 
 def defense(name):
-    extra = {"nonmembers": loader(300, 360)} if name == "past" else {}
+    against = ("past", "adversarial_regularization", "mixup_mmd")
+    extra = {"nonmembers": loader(300, 360)} if name in against else {}
     return create_defense(name, **SETTINGS[name], **extra)
 
 
@@ -215,7 +288,22 @@ def test_every_defense_trains_and_resumes_to_the_same_weights(tmp_path, name, wi
         ("confidence_penalty", {"beta": -0.1}, "beta must lie in"),
         ("weight_penalty", {"l1": -1}, "l1 must lie in"),
         ("relaxloss", {"upper": 2}, "upper must lie in"),
-        ("relxloss", {}, "no defense 'relxloss'; known are ccl"),
+        ("adversarial_regularization", {"nonmembers": [], "lam": -1}, "lam must be finite"),
+        ("adversarial_regularization", {"nonmembers": [], "attack_steps": 0}, "attack_steps must be at least 1"),
+        ("adversarial_regularization", {"nonmembers": [], "attack_lr": 0}, "attack_lr must be positive"),
+        ("mixup_mmd", {"nonmembers": [], "mixup_alpha": 0}, "mixup_alpha must be positive"),
+        ("mixup_mmd", {"nonmembers": [], "bandwidth": -1}, "bandwidth must be positive"),
+        ("mixup_mmd", {"nonmembers": [], "lam": math.inf}, "lam must be finite"),
+        ("dpsgd", {}, "one of target_epsilon and noise_multiplier"),
+        ("dpsgd", {"target_epsilon": 1, "noise_multiplier": 1}, "and not both"),
+        ("dpsgd", {"target_epsilon": 0}, "target_epsilon must be positive"),
+        ("dpsgd", {"noise_multiplier": -1}, "noise_multiplier must be finite"),
+        ("dpsgd", {"noise_multiplier": 1, "target_delta": 1}, "target_delta must lie in"),
+        ("dpsgd", {"noise_multiplier": 1, "max_grad_norm": 0}, "max_grad_norm must be positive"),
+        ("dpsgd", {"noise_multiplier": 1, "max_grad_norm": math.inf}, "finite unless noise_multiplier is 0"),
+        ("dpsgd", {"noise_multiplier": 1, "accountant": "moments"}, "accountant must be one of prv, rdp, gdp"),
+        ("dpsgd", {"noise_multiplier": 1, "max_physical_batch_size": 0}, "max_physical_batch_size must be at least 1"),
+        ("relxloss", {}, "no defense 'relxloss'; known are adversarial_regularization, ccl"),
     ],
 )
 def test_bad_settings_are_told_when_the_defense_is_made(name, settings, message):

@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from lightning_cwrf.classification import classification_step
+from lightning_cwrf.classification import classification_step, split_batch
 from lightning_cwrf.data import Batches, as_loader, check_disjoint, cycle, example_digests
 from lightning_cwrf.transfer import transfer_of
 
@@ -33,29 +34,64 @@ class NonmemberBatches:
                 f"{defense} needs data the model is not trained on: pass nonmembers=, a loader or a dataset."
             )
         self.data = data
+        self.defense = defense
         self._batches: Iterator[Any] | None = None
+        self._generator: torch.Generator | None = None
         self._epoch = -1
         self._first_epoch: int | None = None
         self._seen: tuple[set[bytes], set[bytes]] = (set(), set())
+        self._by_class: dict[int, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_batches": None, "_epoch": -1}  # an iterator cannot be copied; it is begun again
+        # Iterators and generators cannot be copied; they are begun again.
+        return {**self.__dict__, "_batches": None, "_generator": None, "_epoch": -1}
 
-    def raw(self, module: LightningModule, member_batch: Any) -> Any:
-        """The next batch, on the module's device."""
-        if self._batches is None or module.current_epoch != self._epoch:
+    def generator(self, module: LightningModule) -> torch.Generator:
+        """This epoch's own randomness."""
+        if self._generator is None or module.current_epoch != self._epoch:
             self._epoch = module.current_epoch
-            generator = torch.Generator().manual_seed(2**20 * module.global_rank + self._epoch)
-            self._batches = cycle(as_loader(self.data, shuffle=True, generator=generator), "nonmembers")
+            self._generator = torch.Generator().manual_seed(2**20 * module.global_rank + self._epoch)
+            self._batches = None
             self._first_epoch = self._epoch if self._first_epoch is None else self._first_epoch
-        batch = next(self._batches)
+        return self._generator
+
+    def step(self, module: LightningModule, member_batch: Any) -> tuple[Tensor, Tensor]:
+        """Logits and targets of the next batch."""
+        generator = self.generator(module)
+        if self._batches is None:
+            self._batches = cycle(as_loader(self.data, shuffle=True, generator=generator), "nonmembers")
+        return classification_step(module, self._checked(module, member_batch, next(self._batches)))
+
+    def like(self, module: LightningModule, member_batch: Any, targets: Tensor) -> Any:
+        """A batch with one non-member of the class of each target, on the module's device.
+
+        Raises:
+            TypeError: the data cannot be read by index.
+            ValueError: a class of the members is missing among the non-members.
+        """
+        generator = self.generator(module)
+        loader = DataLoader(self.data, batch_size=256) if isinstance(self.data, Dataset) else self.data
+        if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
+            raise TypeError(
+                f"{self.defense} draws non-members by class: pass a dataset, or a DataLoader of one, as nonmembers, "
+                f"not {type(self.data).__name__}."
+            )
+        if self._by_class is None:
+            labels = torch.cat([split_batch(batch)[1] for batch in as_loader(loader, shuffle=False)])
+            self._by_class = {c: (labels == c).nonzero().flatten() for c in set(labels.tolist())}
+        chosen = []
+        for target in targets.tolist():
+            if target not in self._by_class:
+                raise ValueError(f"nonmembers hold no example of class {target}, which {self.defense} needs.")
+            places = self._by_class[target]
+            chosen.append(int(places[torch.randint(len(places), (), generator=generator)]))
+        batch = loader.collate_fn([loader.dataset[i] for i in chosen])
+        return self._checked(module, member_batch, batch)
+
+    def _checked(self, module: LightningModule, member_batch: Any, batch: Any) -> Any:
         if self._epoch == self._first_epoch:
             members, others = self._seen
             members.update(example_digests(member_batch))
             others.update(example_digests(batch))
             check_disjoint(members, others, "nonmembers")
         return transfer_of(module.trainer)(batch)
-
-    def step(self, module: LightningModule, member_batch: Any) -> tuple[Tensor, Tensor]:
-        """Logits and targets of the next batch."""
-        return classification_step(module, self.raw(module, member_batch))

@@ -197,3 +197,28 @@ def past_gradient(model, member, other, lam, alpha):
             gamma = size * gap[n].abs() / total
             result[n] = plain[n] + lam * gamma**alpha * p.detach().sign()
     return result
+
+
+def adversarial(logits, targets, odds, lam):
+    """Mean cross-entropy plus lam times the mean log-probability of membership; on tensors, one example at a time."""
+    total = 0.0
+    for z, y, h in zip(logits, targets, odds, strict=True):
+        total = total - torch.log_softmax(z, 0)[y] + lam * torch.log(1 / (1 + torch.exp(-h)))
+    return total / len(targets)
+
+
+def attack_gain(members, others):
+    first = mean([math.log(1 / (1 + math.exp(-h))) for h in members])
+    return (first + mean([math.log(1 - 1 / (1 + math.exp(-h))) for h in others])) / 2
+
+
+def mmd2(a, b, bandwidth):
+    """On float64 tensors, one pair of rows at a time."""
+
+    def kernel(x, y):
+        pairs = [
+            torch.exp(-sum((p - q) ** 2 for p, q in zip(r, s, strict=True)) / (2 * bandwidth**2)) for r in x for s in y
+        ]
+        return sum(pairs) / len(pairs)
+
+    return kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)

@@ -1,0 +1,202 @@
+"""Adversarial regularisation (Nasr, Shokri & Houmansadr 2018): train against an attack that trains along."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_cwrf.classification import check_targets, classification_step
+from lightning_cwrf.data import Batches, isolated_rng
+from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.defenses.nonmembers import NonmemberBatches
+from lightning_cwrf.outputs import evaluating
+
+_STATE_KEY = "adversarial_regularization"
+
+
+def adversarial_regularization_loss(
+    logits: Tensor, targets: Tensor, membership_logits: Tensor, *, lam: float = 1.0
+) -> Tensor:
+    """Mean ℓ + λ · mean log h over the members of a batch, h = sigmoid(``membership_logits``) (Nasr et al. 2018).
+
+    That is the part of ``L(f) + λ · G(f, h)`` that the classifier f moves; :func:`attack_gain` is G.
+
+    Args:
+        logits: shape ``(n, K)``.
+        targets: class indices ``(n,)``.
+        membership_logits: shape ``(n,)``, the attack's log odds that these examples are members.
+        lam: λ ≥ 0, how much privacy counts against accuracy.
+
+    >>> zero = torch.zeros(1, 2)
+    >>> adversarial_regularization_loss(zero, torch.tensor([0]), torch.zeros(1), lam=0.5)  # ln 2 - 0.5 ln 2
+    tensor(0.3466)
+    """
+    check_adversarial(lam, 1, 1e-3)
+    check_targets(logits, targets)
+    return F.cross_entropy(logits, targets) + lam * F.logsigmoid(membership_logits.float()).mean()
+
+
+def attack_gain(member_logits: Tensor, nonmember_logits: Tensor) -> Tensor:
+    """G = ½ mean log h over members + ½ mean log(1 − h) over non-members, h = sigmoid of the given log odds.
+
+    >>> attack_gain(torch.zeros(2), torch.zeros(3))
+    tensor(-0.6931)
+    """
+    return (F.logsigmoid(member_logits.float()).mean() + F.logsigmoid(-nonmember_logits.float()).mean()) / 2
+
+
+def check_adversarial(lam: float, attack_steps: int, attack_lr: float) -> None:
+    """Raise a ValueError unless the settings are in range."""
+    if not 0 <= lam < math.inf:
+        raise ValueError(f"lam must be finite and not negative, not {lam}.")
+    if attack_steps < 1:
+        raise ValueError(f"attack_steps must be at least 1, not {attack_steps}.")
+    if not 0 < attack_lr < math.inf:
+        raise ValueError(f"attack_lr must be positive and finite, not {attack_lr}.")
+
+
+class AttackNetwork(nn.Module):
+    """h(p, y): the log odds that an example is a member, from its prediction vector and its label.
+
+    Fully connected, ReLU between: the prediction through 1024, 512, 64, the label through 512, 64, both together
+    through 256, 64, 1 (Nasr et al. 2018, Figure 3).
+
+    >>> AttackNetwork(10)(torch.zeros(4, 10), torch.tensor([0, 1, 2, 3])).shape
+    torch.Size([4])
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.prediction = _dense(classes, 1024, 512, 64)
+        self.label = _dense(classes, 512, 64)
+        self.both = nn.Sequential(*_dense(128, 256, 64), nn.Linear(64, 1))
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Log odds ``(n,)`` for logits ``(n, K)`` and targets ``(n,)``."""
+        prediction = self.prediction(logits.float().softmax(-1))
+        label = self.label(F.one_hot(targets, self.classes).to(prediction.dtype))
+        odds: Tensor = self.both(torch.cat([prediction, label], dim=-1))
+        return odds.squeeze(-1)
+
+
+def _dense(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class AdversarialRegularizationMixin(DefenseMixin):
+    """Trains a LightningModule against a membership attack that is trained in alternation with it.
+
+    Before each step of the classifier the attack network takes ``attack_steps`` steps of Adam up :func:`attack_gain`,
+    on this step's members and a batch of non-members, both as the model predicts them in eval mode. Then the
+    classifier takes its step on :func:`adversarial_regularization_loss`. The attack lives outside the module's
+    parameters: state-dict keys and the module's own optimizer do not know of it; checkpoints hold it and its optimizer.
+
+    Args:
+        nonmembers: a loader or a dataset the model is not trained on.
+        lam: λ ≥ 0.
+        attack_steps: steps of the attack for each step of the classifier.
+        attack_lr: the rate of the attack's Adam. Nasr et al.: 0.001.
+    """
+
+    _adversary: _Adversary | None = None
+    _saved_adversary: Mapping[str, Any] | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        nonmembers: Batches | None = None,
+        lam: float = 1.0,
+        attack_steps: int = 1,
+        attack_lr: float = 1e-3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.configure_defense(nonmembers=nonmembers, lam=lam, attack_steps=attack_steps, attack_lr=attack_lr)
+
+    def configure_defense(
+        self,
+        *,
+        nonmembers: Batches | None = None,
+        lam: float = 1.0,
+        attack_steps: int = 1,
+        attack_lr: float = 1e-3,
+    ) -> None:
+        """Check and take the settings."""
+        check_adversarial(lam, attack_steps, attack_lr)
+        self._nonmembers = NonmemberBatches(nonmembers, "adversarial regularisation")
+        self._set_defense(lam=lam, attack_steps=attack_steps, attack_lr=attack_lr)
+
+    def defense_step(self, batch: Any) -> tuple[Tensor, int]:
+        """Train the attack on this batch and a non-member batch, then the classifier's loss against it."""
+        with evaluating(self):
+            members = classification_step(self, batch)
+            others = self._nonmembers.step(self, batch)
+        adversary = self._adversary or self._new_adversary(members[0])
+        adversary.train(self, members, others, self.defense_settings["attack_steps"])
+        logits, targets = classification_step(self, batch)
+        odds = adversary.network(logits, targets)
+        return adversarial_regularization_loss(logits, targets, odds, lam=self.defense_settings["lam"]), len(targets)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self._adversary is not None:
+            checkpoint[_STATE_KEY] = self._adversary.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._adversary, self._saved_adversary = None, checkpoint.get(_STATE_KEY)
+
+    def _new_adversary(self, logits: Tensor) -> _Adversary:
+        """Made at the first step, when the number of classes is known."""
+        self._adversary = _Adversary(logits.shape[1], self.defense_settings["attack_lr"], self)
+        if self._saved_adversary is not None:
+            self._adversary.load_state_dict(self._saved_adversary)
+            self._saved_adversary = None
+        return self._adversary
+
+
+class _Adversary:
+    """The attack network and its optimizer; no nn.Module, so that the module that holds it does not register it."""
+
+    def __init__(self, classes: int, lr: float, module: LightningModule) -> None:
+        with isolated_rng():
+            self.network = AttackNetwork(classes).to(module.device)
+        for p in self.network.parameters():
+            p.data = module.trainer.strategy.broadcast(p.data)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr)
+        self.network.requires_grad_(False)
+
+    def train(
+        self,
+        module: LightningModule,
+        members: tuple[Tensor, Tensor],
+        others: tuple[Tensor, Tensor],
+        steps: int,
+    ) -> None:
+        self.network.requires_grad_(True)
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            loss = -attack_gain(self.network(*members), self.network(*others))
+            loss.backward()  # type: ignore[no-untyped-call]
+            for p in self.network.parameters():
+                p.grad = module.trainer.strategy.reduce(p.grad, reduce_op="mean")
+            self.optimizer.step()
+        self.network.requires_grad_(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(dict(state["optimizer"]))

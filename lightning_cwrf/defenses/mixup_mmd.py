@@ -1,0 +1,146 @@
+"""Mixup+MMD (Li, Li & Ribeiro 2021): mixed inputs, and predictions on members that look like those on non-members."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_cwrf.classification import TARGET_KEYS, check_targets, classification_step
+from lightning_cwrf.data import Batches
+from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.defenses.nonmembers import NonmemberBatches
+from lightning_cwrf.outputs import evaluating
+
+
+def mmd2(a: Tensor, b: Tensor, *, bandwidth: float = 1.0) -> Tensor:
+    """The squared maximum mean discrepancy of two samples under a Gaussian kernel, biased estimate, at least 0.
+
+    ``mean k(a, a') + mean k(b, b') − 2 mean k(a, b)`` with ``k(x, y) = exp(−|x − y|² / (2 · bandwidth²))``.
+
+    Args:
+        a: shape ``(n, d)``.
+        b: shape ``(m, d)``.
+        bandwidth: of the kernel, positive.
+
+    >>> mmd2(torch.zeros(2, 1), torch.ones(3, 1))  # 2 - 2 exp(-1/2)
+    tensor(0.7869)
+    """
+    if not 0 < bandwidth < math.inf:
+        raise ValueError(f"bandwidth must be positive and finite, not {bandwidth}.")
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        squared = (x[:, None] - y[None]).square().sum(-1)
+        return torch.exp(-squared / (2 * bandwidth**2)).mean()
+
+    return kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)
+
+
+def mixup_loss(logits: Tensor, targets: Tensor, others: Tensor, weight: float) -> Tensor:
+    """``w · ℓ(targets) + (1 − w) · ℓ(others)``: the loss of inputs mixed as ``w · x + (1 − w) · x_others``.
+
+    >>> mixup_loss(torch.tensor([[0.0, 100.0]]), torch.tensor([0]), torch.tensor([1]), 0.25)
+    tensor(25.)
+    """
+    check_targets(logits, targets)
+    check_targets(logits, others)
+    return weight * F.cross_entropy(logits, targets) + (1 - weight) * F.cross_entropy(logits, others)
+
+
+def mix_batch(batch: Any, order: Tensor, weight: float) -> Any:
+    """The batch with every input ``w · x + (1 − w) · x[order]``; targets stay.
+
+    Raises:
+        TypeError: an input that is no floating-point tensor, or a batch of unknown form.
+
+    >>> mix_batch((torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1])), torch.tensor([1, 0]), 0.75)[0]
+    tensor([[1.],
+            [3.]])
+    """
+
+    def mixed(x: Any) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"Mixup mixes floating-point inputs, not {kind}; use another defense for such data.")
+        return weight * x + (1 - weight) * x[order]
+
+    if isinstance(batch, Mapping):
+        return {key: value if key in TARGET_KEYS else mixed(value) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return mixed(batch[0]), batch[1]
+    raise TypeError(f"Mixup needs batches (inputs, targets) or dicts with targets, not {type(batch).__name__}.")
+
+
+def check_mixup_mmd(mixup_alpha: float, lam: float, bandwidth: float) -> None:
+    """Raise a ValueError unless the settings are in range."""
+    for name, value in (("mixup_alpha", mixup_alpha), ("bandwidth", bandwidth)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, not {value}.")
+    if not 0 <= lam < math.inf:
+        raise ValueError(f"lam must be finite and not negative, not {lam}.")
+
+
+class MixupMMDMixin(DefenseMixin):
+    """Trains a LightningModule with :func:`mixup_loss` plus λ times :func:`mmd2` of member and non-member predictions.
+
+    The weight of the mixture is drawn from Beta(a, a) for each batch. The discrepancy is that of the softmax outputs on
+    the batch, unmixed, and on non-members of the same classes, one for each member, which are taken as constants. Li et
+    al. alternate an epoch of each; here every step has both.
+
+    Args:
+        nonmembers: a dataset (or a loader of one) the model is not trained on, with every class of the members in it.
+        mixup_alpha: a of the Beta distribution. 1: uniform weights.
+        lam: λ ≥ 0, the weight of the discrepancy.
+        bandwidth: of the Gaussian kernel.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        nonmembers: Batches | None = None,
+        mixup_alpha: float = 1.0,
+        lam: float = 3.0,
+        bandwidth: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.configure_defense(nonmembers=nonmembers, mixup_alpha=mixup_alpha, lam=lam, bandwidth=bandwidth)
+
+    def configure_defense(
+        self,
+        *,
+        nonmembers: Batches | None = None,
+        mixup_alpha: float = 1.0,
+        lam: float = 3.0,
+        bandwidth: float = 1.0,
+    ) -> None:
+        """Check and take the settings."""
+        check_mixup_mmd(mixup_alpha, lam, bandwidth)
+        self._nonmembers = NonmemberBatches(nonmembers, "Mixup+MMD")
+        self._set_defense(mixup_alpha=mixup_alpha, lam=lam, bandwidth=bandwidth)
+
+    def defense_step(self, batch: Any) -> tuple[Tensor, int]:
+        """The loss of the mixed batch and of its distance to as many non-members of the same classes."""
+        settings = self.defense_settings
+        generator = self._nonmembers.generator(self)
+        # In eval mode, as the model is attacked: in training mode dropout and batch statistics would part the two.
+        with evaluating(self):
+            with torch.enable_grad():
+                logits, targets = classification_step(self, batch)
+            others, _ = classification_step(self, self._nonmembers.like(self, batch, targets))
+        order = torch.randperm(len(targets), generator=generator).to(targets.device)
+        weight = _beta(settings["mixup_alpha"], generator)
+        mixed, _ = classification_step(self, mix_batch(batch, order, weight))
+        discrepancy = mmd2(logits.float().softmax(-1), others.float().softmax(-1), bandwidth=settings["bandwidth"])
+        return mixup_loss(mixed, targets, targets[order], weight) + settings["lam"] * discrepancy, len(targets)
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """A draw of Beta(α, α), from two Gamma(α) draws."""
+    concentration = torch.full((2,), alpha, dtype=torch.float64)
+    x, y = torch._standard_gamma(concentration, generator=generator).tolist()
+    return x / (x + y) if x + y > 0 else 0.5
