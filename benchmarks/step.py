@@ -36,9 +36,12 @@ class Classifier(LightningModule):
         super().__init__()
         self.net = cifar_resnet18(seed)
 
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        return F.cross_entropy(self.net(images), labels)
+        return F.cross_entropy(self(images), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=1e-3)

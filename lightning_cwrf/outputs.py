@@ -41,7 +41,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             model.eval()
             yield
     finally:
-        # Autocast would hand the casted weights of this pass, which know of no gradient, to the next one.
+        # In older versions of torch (its issue 112583) autocast would hand the casted weights of this pass, which know
+        # of no gradient, to the next one.
         torch.clear_autocast_cache()
         for module, training in modes:
             module.training = training

@@ -109,6 +109,59 @@ def test_without_noise_it_is_the_loop_over_single_examples(settings, accumulate,
     assert model.privacy_spent.epsilon == math.inf
 
 
+class Residual(Classifier):
+    """Overwrites activations in place, as torchvision's networks do."""
+
+    def __init__(self):
+        super().__init__(optimizer="sgd", lr=0.5)
+        self.net = None
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.act, self.head = nn.GroupNorm(2, 4), nn.ReLU(inplace=True), nn.Linear(256, 10)
+
+    def forward(self, x):
+        identity = self.act(self.first(x))
+        out = self.norm(self.second(identity))
+        out += identity
+        return self.head(self.act(out).flatten(1))
+
+
+@pytest.mark.parametrize("ghost", [False, True])
+def test_layers_may_overwrite_activations(ghost):
+    model = fresh(Residual).double()
+    twin = copy.deepcopy(model)
+    DPSGDMixin.attach(model, noise_multiplier=0, max_grad_norm=0.3, ghost=ghost)
+    trainer(precision="64-true").fit(model, wide())
+    expected = by_hand(twin, model._batches, 12, 0.3)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6)
+
+
+class Tokens(Classifier):
+    """A transformer over the rows of an image, with parameters that stand in no layer of their own."""
+
+    def __init__(self):
+        super().__init__(optimizer="sgd", lr=0.5)
+        self.net = None
+        self.scale = nn.Parameter(torch.ones(8))
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.encoder(x.squeeze(1) * self.scale)[:, 0])
+
+
+def test_attention_is_refused_or_replaced_and_bare_parameters_are_trained():
+    with pytest.raises(MisconfigurationException, match=r"encoder\.self_attn \(MultiheadAttention is not supported"):
+        trainer(precision="64-true").fit(DPSGDMixin.attach(Tokens().double(), noise_multiplier=1.0), wide())
+    model = fresh(Tokens).double()
+    DPSGDMixin.attach(model, noise_multiplier=0, max_grad_norm=0.3, fix=True)
+    twin = copy.deepcopy(model)
+    trainer(precision="64-true").fit(model, wide())
+    expected = by_hand(twin, model._batches, 12, 0.3)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6)
+
+
 def test_clipping_and_masking_change_the_result():
     """The comparison above could not tell a clip or a mask that does nothing from one that works."""
     ends = []

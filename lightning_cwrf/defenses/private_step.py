@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -18,11 +18,44 @@ if TYPE_CHECKING:
     from lightning_cwrf.defenses.dpsgd import DPSGDMixin
 
 
+@cache
+def _hooks_class(ghost: bool) -> Any:
+    """Opacus' hooks, listening at the layers' outputs.
+
+    Opacus takes the outputs' gradients by hooks on the layers, whose outputs autograd then forbids to overwrite: an
+    in-place ReLU, or ``out += identity`` in a residual block, would be an error.
+    """
+    from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
+    from opacus.grad_sample.functorch import prepare_layer
+    from opacus.layers.dp_rnn import DPGRU, DPLSTM, DPRNN
+
+    class Hooks(GradSampleHooksFastGradientClipping if ghost else GradSampleHooks):  # type: ignore[misc]
+        def add_hooks(self, *, loss_reduction: str = "mean", batch_first: bool = True, **_: Any) -> None:
+            def take(layer: nn.Module, gradient: Tensor) -> None:
+                self.capture_backprops_hook(layer, None, (gradient,), loss_reduction, batch_first)
+
+            def listen(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+                first = output if isinstance(output, Tensor) else output[0]
+                if self.hooks_enabled and layer.training and first.requires_grad:
+                    first.register_hook(partial(take, layer))
+
+            handles: list[Any] = []
+            self.autograd_grad_sample_hooks = handles
+            for layer in self.iterate_submodules(self._module):
+                if type(layer) in (DPRNN, DPLSTM, DPGRU):  # their inner layers have the hooks
+                    continue
+                if type(layer) not in self.GRAD_SAMPLERS:
+                    prepare_layer(layer, batch_first=batch_first)
+                handles.append(layer.register_forward_hook(self.capture_activations_hook))
+                handles.append(layer.register_forward_hook(listen))
+
+    return Hooks
+
+
 class PrivateStep:
     """Turns the backward passes of a logical batch into one noisy gradient."""
 
     def __init__(self, module: DPSGDMixin, frozen: WeightMask | None) -> None:
-        from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
         from opacus.optimizers import get_optimizer_class
 
         trainer, settings, ledger = module.trainer, module.defense_settings, module._ledger
@@ -51,12 +84,8 @@ class PrivateStep:
             loss_reduction="sum",
             generator=self.noise,
         )
-        if self.ghost:
-            self.hooks = GradSampleHooksFastGradientClipping(
-                module, max_grad_norm=clip, use_ghost_clipping=frozen is None or frozen.count == 0
-            )
-        else:
-            self.hooks = GradSampleHooks(module)
+        ghost = {"max_grad_norm": clip, "use_ghost_clipping": frozen is None or frozen.count == 0} if self.ghost else {}
+        self.hooks = _hooks_class(self.ghost)(module, **ghost)
         self._wrap_samplers({} if frozen is None else frozen.masks)
         self.hooks.disable_hooks()
 
@@ -97,13 +126,10 @@ class PrivateStep:
         if self.losses is None:
             return
         losses, self.losses = self.losses, None
-        with warnings.catch_warnings():
-            # True of the first layer, whose inputs are data; its per-example gradients are right all the same.
-            warnings.filterwarnings("ignore", "Full backward hook is firing")
-            if self.ghost:
-                DPTensorFastGradientClipping(self.hooks, self.optimizer.original_optimizer, losses).backward()
-            else:
-                plain(losses.mean())
+        if self.ghost:
+            DPTensorFastGradientClipping(self.hooks, self.optimizer.original_optimizer, losses).backward()
+        else:
+            plain(losses.mean())
         self.hooks.disable_hooks()
         kind = "grad" if self.ghost else "grad_sample"
         idle = [name for name, p in self.module.named_parameters() if self._trains(p) and getattr(p, kind) is None]
