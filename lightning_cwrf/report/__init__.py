@@ -1,6 +1,6 @@
 """Tables and plots, from audit results alone."""
 
-from lightning_cwrf.report.plots import plot_losses, plot_roc
-from lightning_cwrf.report.table import comparison_table
+from lightning_cwrf.report.plots import plot_losses, plot_roc, plot_tradeoff
+from lightning_cwrf.report.table import comparison_table, tradeoff_table
 
-__all__ = ["comparison_table", "plot_losses", "plot_roc"]
+__all__ = ["comparison_table", "plot_losses", "plot_roc", "plot_tradeoff", "tradeoff_table"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from os import PathLike
 from pathlib import Path
 
@@ -54,6 +55,47 @@ def plot_losses(results: Mapping[str, AuditResult], path: str | PathLike[str], b
         axes.set(title=name, xlabel="loss", xscale="log")
     panels[0].set_ylabel("share of examples")
     panels[0].legend(fontsize="small")
+    return _save(figure, path)
+
+
+def plot_tradeoff(
+    results: Mapping[str, Mapping[str, AuditResult]], path: str | PathLike[str], attack: str = "lira"
+) -> Path:
+    """Save utility against privacy: test accuracy and one attack's AUC, both with their intervals; down right is best.
+
+    Args:
+        results: audits by the way a model was trained (a marker) and then by its defense (a colour).
+        path: of the PNG.
+        attack: whose AUC to show.
+    """
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.add_subplot()
+    defenses = list(dict.fromkeys(defense for audits in results.values() for defense in audits))
+    colours = {defense: f"C{i}" if i < 10 else "black" for i, defense in enumerate(defenses)}
+    for (way, audits), marker in zip(results.items(), cycle("osD^vPX"), strict=False):
+        for defense, result in audits.items():
+            if attack not in result.estimates:
+                raise ValueError(
+                    f"{defense!r} ({way}) was not audited with {attack!r}; it has {', '.join(result.scores)}."
+                )
+            x, y = result.model["test_accuracy"], result.estimates[attack]["auroc"]
+            axes.errorbar(
+                x.value,
+                y.value,
+                xerr=[[x.value - x.interval.low], [x.interval.high - x.value]],
+                yerr=[[max(y.value - y.interval.low, 0)], [max(y.interval.high - y.value, 0)]],
+                fmt=marker,
+                color=colours[defense],
+                elinewidth=0.4,
+            )
+    axes.axhline(0.5, linestyle="--", color="gray", linewidth=1)
+    for way, marker in zip(results, cycle("osD^vPX"), strict=False):
+        axes.plot([], [], marker, color="gray", label=way)
+    for defense, colour in colours.items():
+        axes.plot([], [], "s", color=colour, label=defense)
+    axes.set(xlabel="test accuracy", ylabel=f"AUC of {ATTACK_NAMES.get(attack, attack)} (0.5: chance)")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    axes.grid(alpha=0.3)
     return _save(figure, path)
 
 

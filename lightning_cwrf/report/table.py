@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lightning_cwrf.audit import FPR, AuditResult
 
@@ -37,9 +37,42 @@ def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, f
             rows.append([f"{ATTACK_NAMES.get(attack, attack)} {label}", *cells])
     if seconds is not None:
         rows.append(["seconds", *(f"{seconds[name]:.1f}" for name in results)])
+    return _laid_out(rows, list(results.values()))
+
+
+def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
+    """A table with a row per model: what it is worth, and what each attack finds.
+
+    Args:
+        results: audits by the way a model was trained, and then by its defense.
+
+    Returns:
+        The table, with a defense's rows together, and under it a line for each thing the numbers cannot show.
+    """
+    every = [result for audits in results.values() for result in audits.values()]
+    attacks = list(dict.fromkeys(attack for result in every for attack in result.estimates))
+    tpr = f"tpr_at_fpr_{FPR:g}"
+    rows = [["defense", "way", "train accuracy", "test accuracy"]]
+    for attack in attacks:
+        name = ATTACK_NAMES.get(attack, attack)
+        rows[0] += [f"{name} AUC", f"{name} TPR at {FPR:.1%} FPR"]
+    for defense in dict.fromkeys(defense for audits in results.values() for defense in audits):
+        for way, audits in results.items():
+            if defense not in audits:
+                continue
+            result = audits[defense]
+            row = [defense, way, str(result.model["train_accuracy"]), str(result.model["test_accuracy"])]
+            for attack in attacks:
+                found = result.estimates.get(attack)
+                row += ["failed", "failed"] if found is None else [str(found["auroc"]), str(found[tpr])]
+            rows.append(row)
+    return _laid_out(rows, every)
+
+
+def _laid_out(rows: list[list[str]], results: Sequence[AuditResult]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("─" * width for width in widths))
-    confidence = {f"{result.confidence:.0%}" for result in results.values()}
-    notes = dict.fromkeys(note for result in results.values() for note in result.notes())
+    confidence = {f"{result.confidence:.0%}" for result in results}
+    notes = dict.fromkeys(note for result in results for note in result.notes())
     return "\n".join([*lines, "", f"In brackets: {'/'.join(sorted(confidence))} confidence interval.", *notes])
