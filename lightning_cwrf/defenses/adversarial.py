@@ -66,7 +66,7 @@ class AttackNetwork(nn.Module):
     """h(p, y): the log odds that an example is a member, from its prediction vector and its label.
 
     Fully connected, ReLU between: the prediction through 1024, 512, 64, the label through 512, 64, both together
-    through 256, 64, 1 (Nasr et al. 2018, Figure 3).
+    through 256, 64, 1 (Nasr et al. 2018).
 
     >>> AttackNetwork(10)(torch.zeros(4, 10), torch.tensor([0, 1, 2, 3])).shape
     torch.Size([4])
@@ -106,7 +106,7 @@ class AdversarialRegularizationMixin(DefenseMixin):
         nonmembers: a loader or a dataset the model is not trained on.
         lam: λ ≥ 0.
         attack_steps: steps of the attack for each step of the classifier.
-        attack_lr: the rate of the attack's Adam. Nasr et al.: 0.001.
+        attack_lr: the rate of the attack's Adam.
     """
 
     _adversary: _Adversary | None = None
