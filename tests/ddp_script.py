@@ -15,6 +15,7 @@ from lightning_cwrf import (
     RelaxLossMixin,
     VanillaSnapshotCallback,
 )
+from lightning_cwrf.defenses import AdversarialRegularizationMixin
 from tests.helpers import Classifier, loader, trainer
 
 
@@ -34,6 +35,10 @@ def main(out: Path) -> None:
     state |= {f"mask/{n}": m for n, m in rewind.mask.masks.items()}
     state |= {f"score/{n}": s for n, s in scoring.scores.items()}
     state["auc"] = torch.tensor([audit.result.values()["loss/auroc"], float(len(audit.result.is_member))])
+    # The attack of adversarial regularisation trains along on every rank: it must stay one attack.
+    against = AdversarialRegularizationMixin.attach(Classifier(), nonmembers=loader(140, 180))
+    trainer(max_epochs=1, **settings).fit(against, loader(0, 64, shuffle=True))
+    state |= {f"attack/{n}": t.clone() for n, t in against._adversary.network.state_dict().items()}
     save_file({n: t.contiguous() for n, t in state.items()}, out / f"rank{run.global_rank}.safetensors")
 
 

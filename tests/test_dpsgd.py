@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from opacus.accountants import create_accountant
 from torch import nn
@@ -327,6 +329,31 @@ def test_cwrf_with_dp_sgd_scores_and_audits_the_users_data():
     assert model.privacy_spent.steps == 12
 
 
+@pytest.mark.parametrize("ghost", [False, True])
+def test_merged_dimensions_and_an_empty_mask(ghost):
+    with pytest.raises(MisconfigurationException, match=r"net.weight has \d+ gradients for \d+ examples"):
+        trainer().fit(DPSGDMixin.attach(Merged(), noise_multiplier=1.0, ghost=ghost), loader(0, 64))
+    model = DPSGDMixin.attach(fresh(), noise_multiplier=1.0, ghost=ghost)
+    mask = WeightMask({n: torch.zeros(p.shape, dtype=torch.bool) for n, p in model.named_parameters()})
+    trainer(max_epochs=1, callbacks=[GradientMaskCallback(mask)]).fit(model, loader(0, 64))
+    assert model.privacy_spent.steps == 4
+
+
+def test_a_batch_with_an_empty_side_tensor_is_trained_on():
+    class Boxes(Conv):
+        def classification_step(self, batch):
+            self.seen = self.__dict__.get("seen", 0) + len(batch["digit"])
+            return self(batch["image"]), batch["digit"]
+
+    def collate(pairs):
+        images, labels = zip(*pairs, strict=True)
+        return {"image": torch.stack(images), "digit": torch.stack(labels), "boxes": torch.zeros(0, 4)}
+
+    model = DPSGDMixin.attach(fresh(Boxes), noise_multiplier=1.0)
+    trainer(max_epochs=1).fit(model, DataLoader(part(0, 64), batch_size=16, collate_fn=collate))
+    assert model.seen == sum(len(model._batches.drawn(s)) for s in range(4)) > 0
+
+
 def test_where_epsilon_appears_it_says_what_it_covers():
     tuned, scratch = (DPSGDMixin.attach(fresh(), noise_multiplier=1.0, from_scratch=s) for s in (False, True))
     assert "covers the fine-tuning phase alone" in str(tuned.privacy_spent)
@@ -373,6 +400,21 @@ class Unused(Conv):
         self.spare = nn.Linear(3, 3)
 
 
+class Merged(Classifier):
+    """Hides that its rows belong together: each would be clipped as if it were an example of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.net(x.reshape(-1, 8)).view(len(x), 8, 10).sum(1)
+
+
+def scaled():
+    return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+
+
 class Mean(DPSGDMixin, Conv):
     def example_losses(self, logits, targets):
         return F.cross_entropy(logits, targets)
@@ -391,6 +433,7 @@ def weighted():
     ("model", "data", "settings", "error", "message"),
     [
         (Unused, None, {}, MisconfigurationException, "does not depend on spare.weight, spare.bias"),
+        (Conv, None, {"plugins": [scaled()]}, MisconfigurationException, "use bf16-mixed"),
         (lambda: Conv(optimizer="lbfgs"), None, {}, MisconfigurationException, "gave LBFGS"),
         (Conv, weighted, {}, ValueError, "WeightedRandomSampler chooses examples"),
         (Conv, lambda: [next(iter(loader(0, 8)))], {}, TypeError, "from one DataLoader; got a list"),
@@ -482,7 +525,9 @@ def test_two_processes_are_one(tmp_path, way):
     """Without noise two processes end with the weights of one; with noise they agree with one another."""
     script = [sys.executable, "-m", "tests.dpsgd_ddp_script", str(tmp_path), way]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        script, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"rank{r}.pt") for r in range(2)]
     for kind in ("plain", "noisy"):

@@ -474,6 +474,7 @@ class _Ledger:
 
 
 def _is_empty(batch: Any) -> bool:
+    """Whether nobody was drawn: no tensor of the batch has an example (one of them may have none for other reasons)."""
     sizes: list[int] = []
     apply_to_collection(batch, Tensor, lambda tensor: sizes.append(len(tensor)) if tensor.ndim else None)
-    return 0 in sizes
+    return bool(sizes) and not any(sizes)

@@ -86,7 +86,7 @@ class PrivateStep:
         )
         ghost = {"max_grad_norm": clip, "use_ghost_clipping": frozen is None or frozen.count == 0} if self.ghost else {}
         self.hooks = _hooks_class(self.ghost)(module, **ghost)
-        self._wrap_samplers({} if frozen is None else frozen.masks)
+        self._wrap_samplers({} if frozen is None else {name: mask for name, mask in frozen.masks.items() if mask.any()})
         self.hooks.disable_hooks()
 
     def _wrap_samplers(self, masks: Mapping[str, Tensor]) -> None:
@@ -118,36 +118,47 @@ class PrivateStep:
         """Record what the coming forward pass needs."""
         self.hooks.enable_hooks()
 
-    def backward(self, plain: Callable[[Tensor], None]) -> None:
-        """Clip the gradients of the examples of one physical batch, and add them to the logical batch's sum."""
-        from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+    def backward(self, plain: Callable[..., None]) -> None:
+        """Clip the gradients of the examples of one physical batch, and add them to the logical batch's sum.
 
+        ``plain(loss, **arguments)`` runs a backward pass.
+        """
         self.arrived += 1
         if self.losses is None:
             return
         losses, self.losses = self.losses, None
-        if self.ghost:
-            DPTensorFastGradientClipping(self.hooks, self.optimizer.original_optimizer, losses).backward()
-        else:
-            plain(losses.mean())
+        plain(losses.mean(), retain_graph=self.ghost)
         self.hooks.disable_hooks()
-        kind = "grad" if self.ghost else "grad_sample"
-        idle = [name for name, p in self.module.named_parameters() if self._trains(p) and getattr(p, kind) is None]
+        self._check_samples(len(losses))
+        if self.ghost:  # the first pass gave norms; the second one gives the sum of the clipped gradients
+            self._clear()
+            plain((self.hooks.get_clipping_coef().to(losses.device) * losses).sum())
+            self.optimizer.accumulate()
+        else:
+            self.optimizer.clip_and_accumulate()
+        self._clear()
+
+    def _clear(self) -> None:
+        for parameter in self.module.parameters():
+            parameter.grad = None
+            parameter.grad_sample = None  # type: ignore[attr-defined]
+
+    def _check_samples(self, examples: int) -> None:
+        """Raise unless every trained parameter has one gradient for each example."""
+        trained = [(n, p) for n, p in self.module.named_parameters() if hasattr(p, "summed_grad") and p.requires_grad]
+        idle = [name for name, p in trained if (p.grad if self.ghost else p.grad_sample) is None]  # type: ignore[attr-defined]
         if idle:
             raise MisconfigurationException(
                 f"the loss does not depend on {', '.join(idle)}, so DP-SGD has no gradient of any example for it; use "
                 "it, or leave it out of the optimizer."
             )
-        if self.ghost:
-            self.optimizer.accumulate()
-        else:
-            self.optimizer.clip_and_accumulate()
-        for parameter in self.module.parameters():
-            parameter.grad = None
-            parameter.grad_sample = None  # type: ignore[attr-defined]
-
-    def _trains(self, parameter: nn.Parameter) -> bool:
-        return hasattr(parameter, "summed_grad") and parameter.requires_grad
+        for name, p in trained:
+            found = len(p._norm_sample if self.ghost else p.grad_sample)  # type: ignore[attr-defined]
+            if found != examples:
+                raise MisconfigurationException(
+                    f"{name} has {found} gradients for {examples} examples: its layer takes inputs whose first "
+                    "dimension is not the batch. Keep the batch first, and do not merge it with other dimensions."
+                )
 
     def privatize(self) -> None:
         """Make the noisy mean gradient of the logical batch the gradient of the step, and account for it."""
