@@ -45,3 +45,21 @@ def test_bad_arguments_are_told_before_any_training(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "even" in done.stderr
+
+
+def test_compare_defenses_runs_and_resumes(tmp_path):
+    """Every way of two defenses, one of which needs non-members; a second run trains nothing and says the same."""
+    command = [sys.executable, str(ROOT / "examples" / "compare_defenses.py"), "--quick", "--out", str(tmp_path)]
+    command += ["--epochs", "2", "--tune-epochs", "1", "--defenses", "none", "mixup_mmd"]
+    said, files = [], []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        said.append(done.stdout)
+        files.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")})
+    assert said[0] == said[1]
+    assert files[0] == files[1]
+    rows = [line for line in (tmp_path / "table.txt").read_text().splitlines() if line.startswith(("none", "mixup"))]
+    assert [re.split(r"\s{2,}", row)[1] for row in rows] == 2 * ["from scratch", "tuned, r = 0", "CWRF", "random mask"]
+    assert all(len(re.findall(r"\d\.\d{3} \[", row)) == 8 for row in rows)
+    assert (tmp_path / "tradeoff.png").stat().st_size > 10_000
