@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cwrf.attacks.signals import check_coverage, check_shadows
 
-Variance = Literal["auto", "pooled", "per_example"]
+Variance = Literal["auto", "pooled", "per_example", "reference_code"]
 
 ENOUGH = 32
 """IN and OUT models an example needs before ``variance="auto"`` trusts its own variance (the paper: 64 in all)."""
@@ -30,12 +30,15 @@ def lira(
     that a score only rises with the signal. Means are each example's own.
 
     Args:
-        target: φ of the audited model, shape ``(n,)`` (:func:`~lightning_cwrf.attacks.logit_signal`).
-        shadows: φ of the k shadow models, shape ``(k, n)``.
+        target: φ of the audited model, shape ``(n,)`` (:func:`~lightning_cwrf.attacks.logit_signal`); or ``(q, n)``,
+            for q queries of each example (augmented views): the score is the mean of the q log ratios.
+        shadows: φ of the k shadow models, shape ``(k, n)`` or ``(q, k, n)``.
         membership: bool ``(k, n)``, True where that shadow model was trained with that example.
         online: use the IN models; else the OUT models alone.
         variance: ``"per_example"``; ``"pooled"``, one within-example variance for IN and one for OUT; ``"auto"``, the
-            first when every example has at least 32 IN and 32 OUT models, else the second.
+            first when every example has at least 32 IN and 32 OUT models, else the second; ``"reference_code"``, that
+            of the authors' code when it fixes the variance: one for both sides, of all IN signals (offline: of all OUT
+            signals) around their common mean, so the spread between examples is in it.
 
     Returns:
         float64 scores of shape ``(n,)``.
@@ -48,44 +51,67 @@ def lira(
     >>> (lira(torch.tensor([3.1, 0.0]), shadows, membership) > 0).tolist()
     [True, False]
     """
+    if target.ndim == 2:
+        if shadows.ndim != 3 or len(shadows) != len(target) or len(target) == 0:
+            raise ValueError(
+                f"target must have shape (n,); or, with q queries, target (q, n) and shadows (q, k, n). They have "
+                f"{tuple(target.shape)} and {tuple(shadows.shape)}."
+            )
+        pairs = zip(target, shadows, strict=True)
+        return torch.stack([lira(t, s, membership, online=online, variance=variance) for t, s in pairs]).mean(0)
     target, shadows, membership = check_shadows(target, shadows, membership)
-    if variance not in ("auto", "pooled", "per_example"):
-        raise ValueError(f"variance must be 'auto', 'pooled' or 'per_example', not {variance!r}.")
+    if variance not in ("auto", "pooled", "per_example", "reference_code"):
+        raise ValueError(f"variance must be 'auto', 'pooled', 'per_example' or 'reference_code', not {variance!r}.")
     inside = membership.sum(0)
     outside = len(membership) - inside
-    fewest = int((torch.minimum(inside, outside) if online else outside).min()) if len(target) else ENOUGH
-    per_example = variance == "per_example" or (variance == "auto" and fewest >= ENOUGH)
-    least = 2 if per_example else 1
+    if variance == "auto":
+        fewest = int((torch.minimum(inside, outside) if online else outside).min()) if len(target) else ENOUGH
+        variance = "per_example" if fewest >= ENOUGH else "pooled"
+    least = 2 if variance == "per_example" else 1
     check_coverage(membership, least_in=least if online else 0, least_out=least)
-    mean_out, var_out = _moments(shadows, ~membership, outside, per_example)
+    mean_out, var_out = _moments(shadows, ~membership, outside, variance)
     if not online:
         offline: Tensor = torch.special.log_ndtr((target - mean_out) / var_out.sqrt())
         return offline
-    mean_in, var_in = _moments(shadows, membership, inside, per_example)
+    mean_in, var_in = _moments(shadows, membership, inside, variance)
+    if variance == "reference_code":
+        var_out = var_in
     return _log_normal(target, mean_in, var_in) - _log_normal(target, mean_out, var_out)
 
 
-def _moments(signals: Tensor, chosen: Tensor, count: Tensor, per_example: bool) -> tuple[Tensor, Tensor]:
-    """Mean per example over the chosen models, and the unbiased variance per example or pooled over examples."""
-    # In blocks of examples, so that the temporaries stay in the cache.
-    blocks = zip(*(torch.split(part, _BLOCK, -1) for part in (signals, chosen, count)), strict=True)
-    sums = [_mean_and_squares(*block) for block in blocks]
-    mean, squares = (torch.cat(parts) for parts in zip(*sums, strict=True))
-    if per_example:
-        return mean, squares / (count - 1) + VARIANCE_FLOOR
+def pooled_variance(squares: Tensor, count: Tensor) -> Tensor:
+    """The variance within examples, pooled over all of them: the sum of squares over its degrees of freedom."""
     freedom = int((count - 1).sum())
     if freedom == 0:
         raise ValueError(
             "the pooled variance needs an example with at least 2 IN and one with at least 2 OUT shadow models: train "
             "at least 4 shadow models with balanced membership (2 OUT models for the offline attack)."
         )
-    return mean, squares.sum() / freedom + VARIANCE_FLOOR
+    return squares.sum() / freedom + VARIANCE_FLOOR
 
 
-def _mean_and_squares(signals: Tensor, chosen: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    weight = chosen.to(signals.dtype)
-    mean = (signals * weight).sum(0) / count
-    return mean, (signals - mean).square_().mul_(weight).sum(0)
+def mean_and_squares(signals: Tensor, chosen: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of each example over its ``count`` chosen models, and the sum of squares around it; each ``(n,)``."""
+
+    def block(signals: Tensor, chosen: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        weight = chosen.to(signals.dtype)
+        mean = (signals * weight).sum(0) / count
+        return mean, (signals - mean).square_().mul_(weight).sum(0)
+
+    # In blocks of examples, so that the temporaries stay in the cache.
+    blocks = zip(*(torch.split(part, _BLOCK, -1) for part in (signals, chosen, count)), strict=True)
+    means, squares = zip(*(block(*each) for each in blocks), strict=True)
+    return torch.cat(means), torch.cat(squares)
+
+
+def _moments(signals: Tensor, chosen: Tensor, count: Tensor, variance: Variance) -> tuple[Tensor, Tensor]:
+    """Mean per example over the chosen models, and the variance asked for."""
+    mean, squares = mean_and_squares(signals, chosen, count)
+    if variance == "per_example":
+        return mean, squares / (count - 1) + VARIANCE_FLOOR
+    if variance == "reference_code":
+        return mean, signals[chosen].var(correction=0) + VARIANCE_FLOOR
+    return mean, pooled_variance(squares, count)
 
 
 def _log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_cwrf.attacks.signals import check_coverage, check_finite, check_shadows
+from lightning_cwrf.metrics.functional.roc import membership_auroc
 
 
 def rmia(
@@ -17,7 +18,8 @@ def rmia(
     *,
     online: bool = True,
     gamma: float = 2.0,
-    offline_a: float = 0.3,
+    offline_a: float | None = 0.3,
+    break_ties: bool = True,
 ) -> Tensor:
     """Score each example by RMIA: the share of population points z with ratio(x) / ratio(z) ≥ γ.
 
@@ -36,10 +38,12 @@ def rmia(
         population_shadows: ``(k, m)``.
         online: use IN and OUT models; else the OUT models alone.
         gamma: γ ≥ 1. The paper uses 2; some implementations 1.
-        offline_a: a in [0, 1], for offline use. The paper: about 0.3 for CIFAR-10.
+        offline_a: a in [0, 1], for offline use. The paper: about 0.3 for CIFAR-10. None: :func:`tune_offline_a`.
+        break_ties: order examples of the same share by ratio(x), which the share of a finite population cannot: the
+            score is ``(m · share + ratio / (1 + ratio)) / (m + 1)``. False: the share itself, as published.
 
     Returns:
-        float64 scores in [0, 1] of shape ``(n,)``. A population of m points makes steps of 1/m.
+        float64 scores in [0, 1] of shape ``(n,)``. Without tie-breaking, a population of m points makes steps of 1/m.
 
     Raises:
         ValueError: wrong shapes or settings; values that are no probabilities (which examples); too few shadow models;
@@ -48,7 +52,8 @@ def rmia(
     >>> shadows = torch.tensor([[0.9, 0.2], [0.3, 0.8]])
     >>> membership = torch.tensor([[True, False], [False, True]])
     >>> population = torch.tensor([0.3, 0.5, 0.6, 0.9])
-    >>> rmia(torch.tensor([0.9, 0.1]), shadows, membership, population, population.expand(2, 4), gamma=1.0)
+    >>> population = (population, population.expand(2, 4))
+    >>> rmia(torch.tensor([0.9, 0.1]), shadows, membership, *population, gamma=1.0, break_ties=False)
     tensor([1., 0.], dtype=torch.float64)
     """
     target, shadows, membership = check_shadows(target, shadows, membership)
@@ -63,7 +68,7 @@ def rmia(
         )
     if not gamma >= 1.0:
         raise ValueError(f"gamma must be at least 1, not {gamma}.")
-    if not 0.0 <= offline_a <= 1.0:
+    if offline_a is not None and not 0.0 <= offline_a <= 1.0:
         raise ValueError(f"offline_a must lie in [0, 1], not {offline_a}.")
     for name, values in (("target", target), ("shadows", shadows)):
         _check_probabilities(name, values)
@@ -71,6 +76,8 @@ def rmia(
     check_coverage(membership, least_in=int(online), least_out=1)
     mean_x, mean_z = shadows.mean(0), population_shadows.mean(0)
     if not online:
+        if offline_a is None:
+            offline_a = tune_offline_a(shadows, membership, population_shadows, gamma=gamma)
         outside = (~membership).to(shadows.dtype)
         mean_out = (shadows * outside).sum(0) / outside.sum(0)
         mean_x, mean_z = (((1 + offline_a) * mean + (1 - offline_a)) / 2 for mean in (mean_out, mean_z))
@@ -78,7 +85,50 @@ def rmia(
     ratio_z = _ratio("population_target", population_target, mean_z)
     # ratio(x)/ratio(z) ≥ γ  ⇔  γ·ratio(z) ≤ ratio(x): count the sorted right sides that do not exceed it.
     bounds = (gamma * ratio_z).sort().values
-    return torch.searchsorted(bounds, ratio_x, right=True).to(torch.float64) / len(bounds)
+    below = torch.searchsorted(bounds, ratio_x, right=True).to(torch.float64)
+    if not break_ties:
+        return below / len(bounds)
+    return (below + ratio_x / (1 + ratio_x)) / (len(bounds) + 1)
+
+
+def tune_offline_a(
+    shadows: Tensor, membership: Tensor, population_shadows: Tensor, *, gamma: float = 2.0, models: int = 4
+) -> float:
+    """The a of offline RMIA that works best on shadow models; the audited model is never looked at.
+
+    Some shadow models in turn play the audited one, whose membership is known, and the others are the shadow models; a
+    is that of 0, 0.1, ..., 1 with the highest mean AUC (the smallest of equals).
+
+    Args:
+        shadows: true-class probabilities ``(k, n)``.
+        membership: bool ``(k, n)``.
+        population_shadows: ``(k, m)``.
+        gamma: γ of the attack.
+        models: how many shadow models play the audited one.
+
+    Raises:
+        ValueError: too few shadow models to take one away.
+    """
+    best, best_auc = 0.0, -1.0
+    for a in (step / 10 for step in range(11)):
+        aucs = []
+        for i in range(min(models, len(shadows))):
+            others = torch.arange(len(shadows)) != i
+            score = rmia(
+                shadows[i],
+                shadows[others],
+                membership[others],
+                population_shadows[i],
+                population_shadows[others],
+                online=False,
+                gamma=gamma,
+                offline_a=a,
+            )
+            aucs.append(membership_auroc(score, membership[i]))
+        auc = float(torch.stack(aucs).mean())
+        if auc > best_auc:
+            best, best_auc = a, auc
+    return best
 
 
 def _check_probabilities(name: str, values: Tensor) -> None:

@@ -3,6 +3,7 @@
 from lightning_cwrf.metrics.functional.intervals import Interval
 from lightning_cwrf.metrics.membership import (
     AttackAdvantage,
+    EpsilonLowerBound,
     LossGap,
     MembershipAUROC,
     MembershipMetric,
@@ -12,6 +13,7 @@ from lightning_cwrf.metrics.membership import (
 
 __all__ = [
     "AttackAdvantage",
+    "EpsilonLowerBound",
     "Interval",
     "LossGap",
     "MembershipAUROC",

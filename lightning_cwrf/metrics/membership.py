@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +15,19 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from lightning_cwrf.metrics.functional import (
     Interval,
+    advantage_p_value,
     attack_advantage,
+    auroc_p_value,
     clopper_pearson,
+    epsilon_lower_bound,
     loss_gap,
+    loss_gap_p_value,
     membership_auroc,
     p1_score,
     tpr_at_fpr,
+    tpr_p_value,
 )
-from lightning_cwrf.metrics.functional.intervals import bootstrap_counts, bootstrap_means
+from lightning_cwrf.metrics.functional.intervals import bootstrap_counts, bootstrap_means, check_confidence
 from lightning_cwrf.metrics.functional.roc import advantage_of, auroc_of, check_scores, split_scores
 
 
@@ -69,9 +75,20 @@ class MembershipMetric(Metric, ABC):
         with self._synced():
             return self._interval(*self._data(), confidence)
 
+    def p_value(self) -> float | None:
+        """One-sided against chance: how likely so high a value is where members and non-members do not differ.
+
+        None where the metric has no such test.
+        """
+        with self._synced():
+            return self._p_value(*self._data())
+
     @property
     def note(self) -> str | None:
         """What the number of examples cannot show, in a sentence; None where there is nothing to say."""
+        return None
+
+    def _p_value(self, scores: Tensor, is_member: Tensor) -> float | None:
         return None
 
     @abstractmethod
@@ -107,6 +124,9 @@ class MembershipAUROC(MembershipMetric):
     def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
         return membership_auroc(scores, is_member)
 
+    def _p_value(self, scores: Tensor, is_member: Tensor) -> float:
+        return auroc_p_value(scores, is_member)
+
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
         return bootstrap_counts(auroc_of, scores, is_member, confidence, self.seed)
 
@@ -140,6 +160,9 @@ class TPRAtFPR(MembershipMetric):
     def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
         return tpr_at_fpr(scores, is_member, self.max_fpr)
 
+    def _p_value(self, scores: Tensor, is_member: Tensor) -> float:
+        return tpr_p_value(scores, is_member, self.max_fpr)
+
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
         members, _ = split_scores(scores, is_member)
         found = round(float(self._value(scores, is_member)) * len(members))
@@ -172,6 +195,9 @@ class AttackAdvantage(MembershipMetric):
     def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
         return attack_advantage(scores, is_member)
 
+    def _p_value(self, scores: Tensor, is_member: Tensor) -> float:
+        return advantage_p_value(scores, is_member)
+
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
         return bootstrap_counts(advantage_of, scores, is_member, confidence, self.seed)
 
@@ -189,6 +215,9 @@ class LossGap(MembershipMetric):
 
     def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
         return loss_gap(scores, is_member)
+
+    def _p_value(self, scores: Tensor, is_member: Tensor) -> float:
+        return loss_gap_p_value(scores, is_member)
 
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
         return bootstrap_means(scores, is_member, confidence, self.seed)
@@ -230,6 +259,9 @@ class P1Score(MembershipMetric):
     def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
         return p1_score(self._accuracy(is_member), attack_advantage(scores, is_member))
 
+    def _p_value(self, scores: Tensor, is_member: Tensor) -> float:
+        return advantage_p_value(scores, is_member)  # at a given accuracy P1 falls as the advantage rises
+
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
         accuracy = self._accuracy(is_member)
         return bootstrap_counts(
@@ -240,3 +272,51 @@ class P1Score(MembershipMetric):
         if self.accuracy is not None:
             return self.accuracy
         return dim_zero_cat(self.correct)[~is_member].double().mean()
+
+
+class EpsilonLowerBound(MembershipMetric):
+    """An ε that the training exceeds, at a confidence (:func:`~lightning_cwrf.metrics.functional.epsilon_lower_bound`).
+
+    The threshold is chosen on one half of the examples and measured on the other. The interval goes from it upwards: an
+    audit bounds nothing from above.
+
+    Args:
+        delta: δ.
+        confidence: of the bound.
+
+    >>> metric = EpsilonLowerBound()
+    >>> metric.update(torch.rand(100), torch.arange(100) < 50)
+    >>> metric.compute()
+    tensor(0., dtype=torch.float64)
+    """
+
+    higher_is_better = False
+    plot_lower_bound = 0.0
+
+    def __init__(self, delta: float = 0.0, confidence: float = 0.95, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0.0 <= delta < 1.0:
+            raise ValueError(f"delta must lie in [0, 1), not {delta}.")
+        check_confidence(confidence)
+        self.delta, self.confidence = delta, confidence
+
+    def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
+        return epsilon_lower_bound(scores, is_member, delta=self.delta, confidence=self.confidence, seed=self.seed)
+
+    def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
+        bound = epsilon_lower_bound(scores, is_member, delta=self.delta, confidence=confidence, seed=self.seed)
+        return Interval(float(bound), math.inf)
+
+    @property
+    def note(self) -> str | None:
+        """How large a bound this many examples can show at most."""
+        with self._synced():
+            members = self._data()[1]
+        sides = [max(1, int(n) - int(n) // 2) for n in (members.sum(), (~members).sum())]
+        perfect = (clopper_pearson(n, n, self.confidence).low for n in sides)
+        best = min(perfect)
+        return (
+            f"this many examples cannot show an ε above {math.log(best / (1 - best)):.2g}"
+            if best > 0.5
+            else ("so few examples cannot show any ε above 0")
+        )

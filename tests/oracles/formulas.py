@@ -222,3 +222,80 @@ def mmd2(a, b, bandwidth):
         return sum(pairs) / len(pairs)
 
     return kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)
+
+
+def modified_entropy(row, y):
+    p = softmax(row)
+    total = -(1 - p[y]) * math.log(p[y])
+    return total - sum(p[c] * math.log(1 - p[c]) for c in range(len(p)) if c != y)
+
+
+def attack_p(losses, population):
+    """The share of the population with a loss at least as high, and the loss's place within its step."""
+    m = len(population)
+    return [(sum(z >= x for z in population) + 1 / (1 + x)) / (m + 1) for x in losses]
+
+
+def attack_r(losses, shadows, membership):
+    scores = []
+    for i, x in enumerate(losses):
+        out = [shadows[j][i] for j in range(len(shadows)) if not membership[j][i]]
+        scores.append((sum(v >= x for v in out) + 1 / (1 + math.exp(x - mean(out)))) / (len(out) + 1))
+    return scores
+
+
+def best_threshold(signals, inside):
+    """Half-way below the called member of the best TPR - FPR, trying every signal."""
+    best = (0.0, math.inf)
+    for t in sorted(set(signals), reverse=True):
+        tpr = mean([float(s >= t) for s, i in zip(signals, inside, strict=True) if i])
+        fpr = mean([float(s >= t) for s, i in zip(signals, inside, strict=True) if not i])
+        if tpr - fpr > best[0] + 1e-12:
+            best = (tpr - fpr, t)
+    if best[1] == math.inf:
+        return max(signals) + 1.0
+    below = [s for s in signals if s < best[1]]
+    return (best[1] + (max(below) if below else best[1] - 1.0)) / 2
+
+
+def bavaria(target, shadows, membership, online, predictive, prior_models):
+    """The posterior predictive of a normal-inverse-gamma prior, through scipy's densities."""
+    from scipy import stats
+
+    n, k = len(target), len(shadows)
+
+    def group(i, flag):
+        return [shadows[j][i] for j in range(k) if membership[j][i] == flag]
+
+    def predict(i, flag):
+        groups = [group(e, flag) for e in range(n)]
+        within = sum((v - mean(g)) ** 2 for g in groups for v in g) / sum(len(g) - 1 for g in groups) + 1e-12
+        centre = mean([mean(g) for g in groups])
+        scatter = mean([(mean(g) - centre) ** 2 for g in groups])
+        between = max(scatter - within * mean([1 / len(g) for g in groups]), 1e-12)
+        own, k0, v0 = groups[i], within / between, prior_models
+        c, m = len(own), mean(own)
+        s = sum((v - m) ** 2 for v in own)
+        kappa, nu = k0 + c, v0 + c
+        location = (k0 * centre + c * m) / kappa
+        variance = (v0 * within + s + k0 * c * (m - centre) ** 2 / kappa) / nu
+        scale = math.sqrt(variance * (kappa + 1) / kappa)
+        return stats.norm(location, scale) if predictive == "normal" else stats.t(nu, location, scale)
+
+    if not online:
+        return [float(predict(i, False).logcdf(target[i])) for i in range(n)]
+    return [float(predict(i, True).logpdf(target[i]) - predict(i, False).logpdf(target[i])) for i in range(n)]
+
+
+def lira_reference_code(target, shadows, membership):
+    """LiRA with one variance for both sides, that of all IN signals around their common mean."""
+    n, k = len(target), len(shadows)
+    inside = [shadows[j][i] for j in range(k) for i in range(n) if membership[j][i]]
+    variance = mean([(v - mean(inside)) ** 2 for v in inside])
+    scores = []
+    for i in range(n):
+        means = [mean([shadows[j][i] for j in range(k) if membership[j][i] == flag]) for flag in (True, False)]
+        scores.append(
+            normal_log_density(target[i], means[0], variance) - normal_log_density(target[i], means[1], variance)
+        )
+    return scores

@@ -1,5 +1,6 @@
 """Membership metrics as functions of (score, is_member); see :mod:`lightning_cwrf.metrics` for the classes."""
 
+from lightning_cwrf.metrics.functional.epsilon import epsilon_lower_bound, one_run_epsilon, one_run_p_value
 from lightning_cwrf.metrics.functional.intervals import Interval, clopper_pearson
 from lightning_cwrf.metrics.functional.roc import (
     attack_advantage,
@@ -9,14 +10,27 @@ from lightning_cwrf.metrics.functional.roc import (
     p1_score,
     tpr_at_fpr,
 )
+from lightning_cwrf.metrics.functional.significance import (
+    advantage_p_value,
+    auroc_p_value,
+    loss_gap_p_value,
+    tpr_p_value,
+)
 
 __all__ = [
     "Interval",
+    "advantage_p_value",
     "attack_advantage",
+    "auroc_p_value",
     "clopper_pearson",
+    "epsilon_lower_bound",
     "loss_gap",
+    "loss_gap_p_value",
     "membership_auroc",
     "membership_roc",
+    "one_run_epsilon",
+    "one_run_p_value",
     "p1_score",
     "tpr_at_fpr",
+    "tpr_p_value",
 ]

@@ -1,0 +1,46 @@
+"""The augmentation attack (Choquette-Choo et al. 2021): label-only, by how robustly an example is predicted right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def augmentation_attack(
+    correct: Tensor, shadow_correct: Tensor | None = None, membership: Tensor | None = None
+) -> Tensor:
+    """Score examples by the augmented views of them that the model predicts right.
+
+    Without shadow models the score is the share of right views. With them it is the log odds of membership given the
+    number of right views, counted on the shadow models (with one half added to every count) and made to rise with it.
+
+    Args:
+        correct: bool ``(q, n)``, whether the audited model is right on view q of each example.
+        shadow_correct: bool ``(q, k, n)``, the same for k shadow models.
+        membership: bool ``(k, n)``.
+
+    Returns:
+        float64 scores ``(n,)``.
+
+    Raises:
+        ValueError: wrong shapes, or ``correct`` that is not bool.
+
+    >>> augmentation_attack(torch.tensor([[True, True], [True, False]]))
+    tensor([1.0000, 0.5000], dtype=torch.float64)
+    """
+    if correct.dtype != torch.bool or correct.ndim != 2 or len(correct) == 0:
+        raise ValueError(f"correct must be bool of shape (q, n), not {correct.dtype} of shape {tuple(correct.shape)}.")
+    views = len(correct)
+    right = correct.sum(0)
+    if shadow_correct is None:
+        return right.double() / views
+    if membership is None or shadow_correct.shape != (views, *membership.shape) or membership.shape[1] != len(right):
+        raise ValueError(
+            f"shadow_correct must have shape ({views}, k, {len(right)}), and membership (k, {len(right)})."
+        )
+    counted = shadow_correct.sum(0)
+    inside, outside = (
+        torch.bincount(counted[chosen], minlength=views + 1).double() + 0.5 for chosen in (membership, ~membership)
+    )
+    odds = (inside / inside.sum()).log() - (outside / outside.sum()).log()
+    return odds.cummax(0).values[right] + right.double() / (views + 1) * 1e-6

@@ -1,0 +1,113 @@
+"""BaVarIA: LiRA with a prior on each example's mean and variance (Brännvall 2026, arXiv:2603.11799)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_cwrf.attacks.lira import VARIANCE_FLOOR, mean_and_squares, pooled_variance
+from lightning_cwrf.attacks.signals import check_coverage, check_shadows
+
+
+def bavaria(
+    target: Tensor,
+    shadows: Tensor,
+    membership: Tensor,
+    *,
+    online: bool = True,
+    predictive: Literal["t", "normal"] = "t",
+    prior_models: float = 2.0,
+) -> Tensor:
+    """Score each example by the ratio of its posterior predictive densities under IN and under OUT.
+
+    Few shadow models tell an example's variance badly; LiRA must choose between each example's own and one for all.
+    Here both have a normal-inverse-gamma prior, IN and OUT apart, whose parameters come from all examples: the mean's
+    is the mean over examples, worth ``κ₀ = within-example variance / between-example variance`` models; the variance's
+    is the pooled within-example variance, worth ``prior_models`` models. With c models of mean x̄ and squares S around:
+
+    ``κ = κ₀ + c``, ``ν = ν₀ + c``, ``m = (κ₀ m₀ + c x̄) / κ``, ``s² = (ν₀ σ₀² + S + κ₀ c (x̄ − m₀)² / κ) / ν``.
+
+    The predictive density is Student-t with ν degrees of freedom, location m and squared scale ``s² (κ + 1) / κ``, or
+    the normal of this mean and variance. Offline: log of its distribution function under OUT at the signal, one-sided.
+    The paper's own prior parameters were not at hand: these, from the data, are ours.
+
+    Args:
+        target: φ of the audited model, shape ``(n,)`` (:func:`~lightning_cwrf.attacks.logit_signal`).
+        shadows: φ of the k shadow models, ``(k, n)``.
+        membership: bool ``(k, n)``, True where that shadow model was trained with that example.
+        online: use the IN models; else the OUT models alone.
+        predictive: ``"t"`` or ``"normal"``.
+        prior_models: ν₀ > 0, how many models the pooled variance counts for.
+
+    Returns:
+        float64 scores of shape ``(n,)``.
+
+    Raises:
+        ValueError: wrong shapes or settings; NaN or infinite signals; too few IN or OUT models.
+
+    >>> shadows = torch.tensor([[3.0, 0.0], [3.2, 0.1], [1.0, 2.0], [1.2, 2.1]])
+    >>> membership = torch.tensor([[True, False], [True, False], [False, True], [False, True]])
+    >>> (bavaria(torch.tensor([3.1, 0.0]), shadows, membership) > 0).tolist()
+    [True, False]
+    """
+    target, shadows, membership = check_shadows(target, shadows, membership)
+    if predictive not in ("t", "normal"):
+        raise ValueError(f"predictive must be 't' or 'normal', not {predictive!r}.")
+    if not 0 < prior_models < math.inf:
+        raise ValueError(f"prior_models must be positive and finite, not {prior_models}.")
+    check_coverage(membership, least_in=int(online), least_out=1)
+    outside = _posterior(shadows, ~membership, prior_models)
+    if not online:
+        z = (target - outside.location) / outside.scale
+        offline: Tensor = torch.special.log_ndtr(z) if predictive == "normal" else _log_t_cdf(z, outside.freedom)
+        return offline
+    inside = _posterior(shadows, membership, prior_models)
+    return _log_density(target, inside, predictive) - _log_density(target, outside, predictive)
+
+
+class _Predictive(NamedTuple):
+    location: Tensor
+    scale: Tensor
+    freedom: Tensor
+
+
+def _posterior(signals: Tensor, chosen: Tensor, prior_models: float) -> _Predictive:
+    count = chosen.sum(0)
+    mean, squares = mean_and_squares(signals, chosen, count)
+    within = float(pooled_variance(squares, count))
+    centre = mean.mean()
+    # The means scatter by the variance between examples and, each over its c models, by that within them.
+    scatter = float((mean - centre).square().mean()) if len(mean) > 1 else 0.0
+    between = max(scatter - within * float((1 / count).mean()), VARIANCE_FLOOR)
+    weight = within / between
+    kappa, nu = weight + count, prior_models + count
+    location = (weight * centre + count * mean) / kappa
+    shift = weight * count / kappa * (mean - centre).square()
+    variance = (prior_models * within + squares + shift) / nu
+    return _Predictive(location, (variance * (kappa + 1) / kappa).sqrt(), nu)
+
+
+def _log_density(x: Tensor, at: _Predictive, predictive: str) -> Tensor:
+    z = (x - at.location) / at.scale
+    if predictive == "normal":
+        return -0.5 * (z.square() + math.log(2 * math.pi)) - at.scale.log()
+    nu = at.freedom
+    constant = torch.lgamma((nu + 1) / 2) - torch.lgamma(nu / 2) - 0.5 * (nu * math.pi).log()
+    return constant - at.scale.log() - (nu + 1) / 2 * torch.log1p(z.square() / nu)
+
+
+def _log_t_cdf(z: Tensor, nu: Tensor) -> Tensor:
+    """Log of Student's CDF, by Hill's (1970) transformation of t to a normal deviate.
+
+    It rises with z everywhere; for ν ≥ 2.5 it is within 0.003 of the logarithm down to z = −5.
+    """
+    a = nu - 0.5
+    b = 48 * a * a
+    y = a * torch.log1p(z.square() / nu)
+    root = y.clamp_min(torch.finfo(z.dtype).tiny).sqrt()
+    correction = (((-0.4 * y - 3.3) * y - 24) * y - 85.5) / (0.8 * y * y + 100 + b) + y + 3
+    log_cdf: Tensor = torch.special.log_ndtr(torch.sign(z) * root * (correction / b + 1))
+    return log_cdf

@@ -1,0 +1,112 @@
+"""Metric-based attacks (Yeom et al. 2018; Salem et al. 2019; Song & Mittal 2021): one number per prediction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_cwrf.attacks.signals import check_finite, check_shadows
+from lightning_cwrf.metrics.functional.roc import membership_roc
+
+
+def correctness(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 where the prediction is right, else 0 (Yeom et al. 2018, the gap attack).
+
+    Args:
+        logits: shape ``(..., n, K)``.
+        targets: class indices ``(n,)``.
+
+    Returns:
+        float64 scores ``(..., n)``.
+    """
+    return (check_finite("logits", logits).argmax(-1) == targets).double()
+
+
+def confidence(logits: Tensor, targets: Tensor) -> Tensor:
+    """p_y, the probability of the true class, in the order of log p_y: ``−ℓ`` (probabilities near 1 would tie).
+
+    Shapes as in :func:`correctness`.
+
+    >>> confidence(torch.zeros(1, 2), torch.tensor([0]))
+    tensor([-0.6931], dtype=torch.float64)
+    """
+    log_p = _log_probabilities(logits)
+    return log_p.gather(-1, targets.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+
+def entropy(logits: Tensor, targets: Tensor | None = None) -> Tensor:
+    """Minus the entropy of the prediction (Salem et al. 2019); the label is not used.
+
+    >>> entropy(torch.zeros(1, 2))
+    tensor([-0.6931], dtype=torch.float64)
+    """
+    log_p = _log_probabilities(logits)
+    return (log_p.exp() * log_p).sum(-1)
+
+
+def modified_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Minus ``−(1 − p_y) log p_y − Σ_{c≠y} p_c log(1 − p_c)`` (Song & Mittal 2021, Eq. 8).
+
+    >>> modified_entropy(torch.zeros(1, 2), torch.tensor([0]))
+    tensor([-0.6931], dtype=torch.float64)
+    """
+    log_p = _log_probabilities(logits)
+    # log(1 - p_c). Only the largest p can be so near 1 that the difference is lost: there, the sum of the others.
+    top = log_p.argmax(-1, keepdim=True)
+    rest = log_p.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    others = torch.log1p(-log_p.exp().scatter(-1, top, 0.0)).scatter(-1, top, rest)
+    index = targets.expand(log_p.shape[:-1]).unsqueeze(-1)
+    own, own_others = log_p.gather(-1, index).squeeze(-1), others.gather(-1, index).squeeze(-1)
+    every = -(log_p.exp() * others).sum(-1)
+    value = -own_others.exp() * own + every + own.exp() * own_others
+    return -value
+
+
+def calibrated(
+    signal: Tensor, targets: Tensor, shadow_signals: Tensor, membership: Tensor, *, per_class: bool = True
+) -> Tensor:
+    """A signal minus the threshold that separates best on shadow models, for each class or for all at once.
+
+    The threshold of a class is the one of the largest TPR − FPR over all shadow models' outputs on that class; the
+    audited model's membership is not looked at. Above 0 means member. With one threshold for all the ROC is that of
+    the signal; with one per class, classes of different confidence become comparable (Song & Mittal 2021).
+
+    Args:
+        signal: of the audited model, ``(n,)``, higher = more likely a member.
+        targets: class indices ``(n,)``.
+        shadow_signals: ``(k, n)``.
+        membership: bool ``(k, n)``.
+        per_class: one threshold per class. A class whose shadow outputs are all IN or all OUT takes the one of all.
+
+    Returns:
+        float64 scores ``(n,)``.
+
+    >>> shadows, membership = torch.tensor([[2.0, 9.0], [1.0, 8.0]]), torch.tensor([[True, True], [False, False]])
+    >>> calibrated(torch.tensor([2.0, 8.0]), torch.tensor([0, 1]), shadows, membership)
+    tensor([ 0.5000, -0.5000], dtype=torch.float64)
+    """
+    signal, shadow_signals, membership = check_shadows(signal, shadow_signals, membership)
+    thresholds = torch.full_like(signal, _best_threshold(shadow_signals.flatten(), membership.flatten()))
+    if per_class:
+        for c in set(targets.tolist()):
+            chosen = targets == c
+            inside = membership[:, chosen].flatten()
+            if inside.any() and not inside.all():
+                thresholds[chosen] = _best_threshold(shadow_signals[:, chosen].flatten(), inside)
+    return signal - thresholds
+
+
+def _best_threshold(signals: Tensor, inside: Tensor) -> float:
+    """Half-way between the last signal that is called a member and the next one below."""
+    fpr, tpr, thresholds = membership_roc(signals, inside)
+    gain = tpr - fpr
+    best = int((gain >= gain.max() - 1e-12).int().argmax())  # of equals, the one that accuses fewest
+    if best == 0:  # nothing is best called a member
+        return float(thresholds[1]) + 1.0
+    below = thresholds[best + 1] if best + 1 < len(thresholds) else thresholds[best] - 1.0
+    return float((thresholds[best] + below) / 2)
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return F.log_softmax(check_finite("logits", logits), dim=-1)

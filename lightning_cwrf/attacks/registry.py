@@ -1,0 +1,228 @@
+"""Attacks by name, over one description of what an attacker may see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from lightning_cwrf.attacks.augmentation import augmentation_attack
+from lightning_cwrf.attacks.bavaria import bavaria
+from lightning_cwrf.attacks.learned import neural_attack, quantile_regression
+from lightning_cwrf.attacks.lira import lira
+from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
+from lightning_cwrf.attacks.reference import attack_p, attack_r
+from lightning_cwrf.attacks.rmia import rmia
+from lightning_cwrf.attacks.signals import example_losses, logit_signal, true_class_probability
+from lightning_cwrf.attacks.threshold import loss_threshold
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an attacker sees: outputs of the audited model, of shadow models, and on a population. No membership of it.
+
+    Attributes:
+        logits: of the audited model on the n examples, ``(n, K)``.
+        targets: class indices ``(n,)``.
+        shadow_logits: of the k shadow models, ``(k, n, K)``.
+        membership: of the shadow models, bool ``(k, n)``.
+        population_logits: of the audited model on m examples that no model was trained on, ``(m, K)``.
+        population_targets: ``(m,)``.
+        shadow_population_logits: ``(k, m, K)``.
+        inputs: flat features of the examples, ``(n, d)``.
+        population_inputs: ``(m, d)``.
+        correct: bool ``(q, n)``, whether the audited model is right on q augmented views.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    shadow_logits: Tensor | None = None
+    membership: Tensor | None = None
+    population_logits: Tensor | None = None
+    population_targets: Tensor | None = None
+    shadow_population_logits: Tensor | None = None
+    inputs: Tensor | None = None
+    population_inputs: Tensor | None = None
+    correct: Tensor | None = None
+
+
+Function: TypeAlias = Callable[..., Tensor]
+_NEEDS = {
+    "shadows": ("shadow_logits", "shadow models: pass shadows= (lightning_cwrf.train_shadows)"),
+    "population": ("population_logits", "a population: data that no model was trained on"),
+    "shadow_population": ("shadow_population_logits", "a population: pass population= to train_shadows"),
+    "inputs": ("inputs", "the examples' inputs"),
+    "views": ("correct", "predictions on augmented views"),
+}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack and its settings. Calling it with :class:`Evidence` gives one score per example."""
+
+    name: str
+    function: Function = field(repr=False)
+    needs: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        """Scores ``(n,)``, higher = more likely a member.
+
+        Raises:
+            ValueError: the evidence lacks what the attack needs, or does not fit together.
+        """
+        for need in self.needs:
+            attribute, what = _NEEDS[need]
+            if getattr(evidence, attribute) is None:
+                raise ValueError(f"the {self.name} attack needs {what}.")
+        scores = self.function(evidence, **self.settings)
+        if scores.shape != evidence.targets.shape:
+            raise ValueError(
+                f"the {self.name} attack gave scores of shape {tuple(scores.shape)}; one per example is "
+                f"{tuple(evidence.targets.shape)}."
+            )
+        return scores
+
+
+_ATTACKS: dict[str, tuple[Function, tuple[str, ...]]] = {}
+
+
+def register_attack(name: str, *needs: str) -> Callable[[Function], Function]:
+    """A decorator that makes ``function(evidence, **settings) -> scores`` known by a name.
+
+    Args:
+        name: of the attack.
+        needs: of ``"shadows"``, ``"population"``, ``"shadow_population"``, ``"inputs"``, ``"views"``; evidence without
+            them is an error before the function is called.
+
+    Raises:
+        ValueError: another attack has the name; an unknown need.
+
+    >>> @register_attack("margin")
+    ... def margin(evidence):
+    ...     first, second = evidence.logits.topk(2).values.unbind(-1)
+    ...     return first - second
+    >>> create_attack("margin").name
+    'margin'
+    >>> _ = _ATTACKS.pop("margin")
+    """
+    unknown = sorted(set(needs) - set(_NEEDS))
+    if unknown:
+        raise ValueError(f"unknown needs {', '.join(unknown)}; known are {', '.join(_NEEDS)}.")
+
+    def register(function: Function) -> Function:
+        if _ATTACKS.setdefault(name, (function, needs))[0] is not function:
+            raise ValueError(f"there is an attack {name!r} already.")
+        return function
+
+    return register
+
+
+def create_attack(name: str, **settings: Any) -> Attack:
+    """The attack of that name with these settings.
+
+    Raises:
+        ValueError: an unknown name; the known ones are listed.
+
+    >>> create_attack("lira", online=False).settings
+    {'online': False}
+    """
+    if name not in _ATTACKS:
+        raise ValueError(f"there is no attack {name!r}; known are {', '.join(available_attacks())}.")
+    function, needs = _ATTACKS[name]
+    return Attack(name, function, needs, settings)
+
+
+def available_attacks() -> list[str]:
+    """The names that :func:`create_attack` knows."""
+    return sorted(_ATTACKS)
+
+
+@register_attack("loss")
+def _loss(evidence: Evidence) -> Tensor:
+    return loss_threshold(example_losses(evidence.logits, evidence.targets))
+
+
+def _register_signal_attacks(name: str, function: Function) -> None:
+    @register_attack(name, "shadows")
+    def attack(evidence: Evidence, **settings: Any) -> Tensor:
+        targets = evidence.targets
+        own, shadows = logit_signal(evidence.logits, targets), logit_signal(_given(evidence.shadow_logits), targets)
+        return function(own, shadows, evidence.membership, **settings)
+
+
+_register_signal_attacks("lira", lira)
+_register_signal_attacks("bavaria", bavaria)
+
+
+@register_attack("rmia", "shadows", "population", "shadow_population")
+def _rmia(evidence: Evidence, **settings: Any) -> Tensor:
+    targets, others = evidence.targets, _given(evidence.population_targets)
+    return rmia(
+        true_class_probability(evidence.logits, targets),
+        true_class_probability(_given(evidence.shadow_logits), targets),
+        _given(evidence.membership),
+        true_class_probability(_given(evidence.population_logits), others),
+        true_class_probability(_given(evidence.shadow_population_logits), others),
+        **settings,
+    )
+
+
+@register_attack("attack_p", "population")
+def _attack_p(evidence: Evidence) -> Tensor:
+    population = example_losses(_given(evidence.population_logits), _given(evidence.population_targets))
+    return attack_p(example_losses(evidence.logits, evidence.targets), population)
+
+
+@register_attack("attack_r", "shadows")
+def _attack_r(evidence: Evidence) -> Tensor:
+    shadows = example_losses(_given(evidence.shadow_logits), evidence.targets)
+    return attack_r(example_losses(evidence.logits, evidence.targets), shadows, _given(evidence.membership))
+
+
+def _register_metric(name: str, signal: Function) -> None:
+    @register_attack(name)
+    def attack(evidence: Evidence, per_class: bool = True) -> Tensor:
+        own = signal(evidence.logits, evidence.targets)
+        if evidence.shadow_logits is None:
+            return own
+        shadows = signal(evidence.shadow_logits, evidence.targets)
+        return calibrated(own, evidence.targets, shadows, _given(evidence.membership), per_class=per_class)
+
+
+for _name, _signal in {
+    "correctness": correctness,
+    "confidence": confidence,
+    "entropy": entropy,
+    "modified_entropy": modified_entropy,
+}.items():
+    _register_metric(_name, _signal)
+
+
+@register_attack("neural", "shadows")
+def _neural(evidence: Evidence, **settings: Any) -> Tensor:
+    shadows, membership = _given(evidence.shadow_logits), _given(evidence.membership)
+    return neural_attack(evidence.logits, evidence.targets, shadows, membership, **settings)
+
+
+@register_attack("quantile_regression", "population", "inputs")
+def _quantile_regression(evidence: Evidence, **settings: Any) -> Tensor:
+    return quantile_regression(
+        logit_signal(evidence.logits, evidence.targets),
+        _given(evidence.inputs),
+        logit_signal(_given(evidence.population_logits), _given(evidence.population_targets)),
+        _given(evidence.population_inputs),
+        **settings,
+    )
+
+
+@register_attack("augmentation", "views")
+def _augmentation(evidence: Evidence) -> Tensor:
+    return augmentation_attack(_given(evidence.correct))
+
+
+def _given(value: Tensor | None) -> Tensor:
+    assert value is not None  # Attack.__call__ has checked what the attack needs
+    return value

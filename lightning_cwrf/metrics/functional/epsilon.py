@@ -1,0 +1,155 @@
+"""Lower bounds on ε from what an attack achieves."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_cwrf.metrics.functional.intervals import check_confidence, clopper_pearson
+from lightning_cwrf.metrics.functional.roc import membership_roc, split_scores
+
+
+def epsilon_lower_bound(
+    scores: Tensor, is_member: Tensor, *, delta: float = 0.0, confidence: float = 0.95, seed: int = 0
+) -> Tensor:
+    """An ε that the training exceeds at a confidence: ``log((TPR − δ) / FPR)`` or ``log((TNR − δ) / FNR)``, or 0.
+
+    A random half of the members and of the non-members chooses the threshold and which of the two ratios; the other
+    half measures, with Clopper–Pearson bounds of both rates. So the bound is not flattered by the choice. It takes the
+    examples as independent trials; for one trained model that is an assumption, which
+    :func:`one_run_epsilon` does without.
+
+    Args:
+        scores: shape ``(n,)``, higher = more likely a member.
+        is_member: bool ``(n,)``.
+        delta: δ of the guarantee that is tested.
+        confidence: of both bounds together.
+        seed: of the split.
+
+    Returns:
+        A scalar float64 tensor, 0 where nothing can be shown.
+
+    Raises:
+        ValueError: wrong shapes, NaN scores, one group missing, a δ or confidence out of range.
+
+    >>> separated = torch.arange(400.0)
+    >>> round(float(epsilon_lower_bound(separated, separated >= 200)), 1)
+    3.3
+    """
+    check_confidence(confidence)
+    if not 0.0 <= delta < 1.0:
+        raise ValueError(f"delta must lie in [0, 1), not {delta}.")
+    members, nonmembers = split_scores(scores, is_member)
+    generator = torch.Generator().manual_seed(seed)
+    if len(members) < 2 or len(nonmembers) < 2:
+        return torch.zeros((), dtype=torch.float64)
+    choose, measure = [], []
+    for part in (members, nonmembers):
+        order = torch.randperm(len(part), generator=generator).to(part.device)
+        choose.append(part[order[: len(part) // 2]])
+        measure.append(part[order[len(part) // 2 :]])
+    threshold, high = _best_test(*choose, delta=delta, confidence=confidence)
+    hits, false = (int((part >= threshold).sum()) for part in measure)
+    bound = _bound(hits, len(measure[0]), false, len(measure[1]), high=high, delta=delta, confidence=confidence)
+    return torch.tensor(bound, dtype=torch.float64)
+
+
+def _best_test(members: Tensor, nonmembers: Tensor, *, delta: float, confidence: float) -> tuple[float, bool]:
+    """The threshold, and whether to test above it (TPR / FPR) or below it (TNR / FNR), of the largest bound.
+
+    By Wilson's intervals, all thresholds at once: whatever chooses, the other half measures.
+    """
+    scores = torch.cat([members, nonmembers])
+    fpr, tpr, thresholds = membership_roc(scores, torch.arange(len(scores), device=scores.device) < len(members))
+    z = float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+    tpr_low, _ = _wilson(tpr[1:], len(members), z)
+    _, fpr_high = _wilson(fpr[1:], len(nonmembers), z)
+    above = (tpr_low - delta).clamp_min(0) / fpr_high
+    below = (1 - fpr_high - delta).clamp_min(0) / (1 - tpr_low)
+    high = bool(above.max() >= below.max())
+    return float(thresholds[1:][(above if high else below).argmax()]), high
+
+
+def _wilson(rate: Tensor, trials: int, z: float) -> tuple[Tensor, Tensor]:
+    centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
+    reach = z / (1 + z * z / trials) * (rate * (1 - rate) / trials + z * z / (4 * trials**2)).sqrt()
+    return centre - reach, centre + reach
+
+
+def _bound(hits: int, m: int, false: int, n: int, *, high: bool, delta: float, confidence: float) -> float:
+    tpr, fpr = clopper_pearson(hits, m, confidence), clopper_pearson(false, n, confidence)
+    top, bottom = (tpr.low, fpr.high) if high else (1 - fpr.high, 1 - tpr.low)
+    return max(0.0, math.log((top - delta) / bottom)) if top > delta and bottom > 0 else 0.0
+
+
+def one_run_epsilon(
+    scores: Tensor,
+    included: Tensor,
+    *,
+    guesses: int | None = None,
+    delta: float = 0.0,
+    confidence: float = 0.95,
+) -> Tensor:
+    """Privacy auditing with one training run (Steinke, Nasr & Jagielski 2023): a lower bound on ε at a confidence.
+
+    m canaries are each included by the toss of a fair coin before the one training. The auditor guesses "in" for the
+    ``guesses / 2`` highest scores and "out" for the as many lowest, and abstains on the rest. Were the training
+    (ε, δ)-DP, v right guesses of r or more would have at most the probability
+    ``P(B ≥ v) + 2mδ · max_i {P(v − i ≤ B < v) / i}`` with B ~ Binomial(r, e^ε / (1 + e^ε)) (their main theorem); the
+    bound is the largest ε that this rejects.
+
+    Args:
+        scores: of the m canaries, ``(m,)``, higher = more likely included.
+        included: bool ``(m,)``, how the coins fell.
+        guesses: r, even, fixed before looking at the scores' fit. None: all of them.
+        delta: δ.
+        confidence: of the bound.
+
+    Returns:
+        A scalar float64 tensor, 0 where nothing can be shown.
+
+    Raises:
+        ValueError: an odd number of guesses, or more than there are canaries; a δ or confidence out of range.
+
+    >>> coins = torch.tensor([True, False] * 100)
+    >>> round(float(one_run_epsilon(coins.double(), coins)), 2)  # every guess is right
+    4.19
+    """
+    check_confidence(confidence)
+    if not 0.0 <= delta < 1.0:
+        raise ValueError(f"delta must lie in [0, 1), not {delta}.")
+    split_scores(scores, included)
+    m = len(scores)
+    r = m - m % 2 if guesses is None else guesses
+    if r % 2 or not 2 <= r <= m:
+        raise ValueError(f"guesses must be even and between 2 and the {m} canaries, not {guesses}.")
+    order = scores.argsort(descending=True, stable=True)
+    right = int(included[order[: r // 2]].sum() + (~included[order[m - r // 2 :]]).sum())
+    low, high = 0.0, 1.0
+    if one_run_p_value(m, r, right, 0.0, delta) > 1 - confidence:
+        return torch.zeros((), dtype=torch.float64)
+    while one_run_p_value(m, r, right, high, delta) <= 1 - confidence and high < 64:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if one_run_p_value(m, r, right, middle, delta) <= 1 - confidence else (low, middle)
+    return torch.tensor(low, dtype=torch.float64)
+
+
+def one_run_p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
+    """The most likely that (ε, δ)-DP training lets ``right`` guesses or more be right (Steinke et al. 2023).
+
+    >>> round(one_run_p_value(10, 4, 4, 0.0, 0.0), 6)
+    0.0625
+    """
+    q = 1 / (1 + math.exp(-epsilon))
+    k = torch.arange(guesses + 1, dtype=torch.float64)
+    log_choose = math.lgamma(guesses + 1) - torch.lgamma(k + 1) - torch.lgamma(guesses - k + 1)
+    mass = torch.exp(log_choose + k * math.log(q) + (guesses - k) * math.log1p(-q))
+    tail = float(mass[right:].sum())
+    if delta == 0.0 or right == 0:
+        return min(1.0, tail)
+    below = mass[:right].flip(0).cumsum(0) / torch.arange(1, right + 1, dtype=torch.float64)
+    return min(1.0, tail + 2 * canaries * delta * float(below.max()))

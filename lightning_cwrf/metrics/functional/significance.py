@@ -1,0 +1,95 @@
+"""P-values against chance: how likely such a result is where members and non-members do not differ."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_cwrf.metrics.functional.roc import (
+    advantage_of,
+    auroc_of,
+    count_scores,
+    split_scores,
+    tpr_at_fpr,
+)
+
+
+def auroc_p_value(scores: Tensor, is_member: Tensor) -> float:
+    """One-sided Mann–Whitney test of AUC > ½: normal approximation, with the correction for ties.
+
+    >>> auroc_p_value(torch.zeros(4), torch.tensor([True, True, False, False]))
+    1.0
+    """
+    counts = count_scores(scores, is_member)
+    m, n = float(counts.members.sum()), float(counts.nonmembers.sum())
+    tied = counts.members + counts.nonmembers
+    ties = float((tied**3 - tied).sum()) / ((m + n) * (m + n - 1))
+    variance = m * n / 12 * (m + n + 1 - ties)
+    if variance <= 0:
+        return 1.0
+    excess = float(auroc_of(counts)) * m * n - m * n / 2 - 0.5  # the continuity correction
+    return _upper_tail(excess / math.sqrt(variance))
+
+
+def tpr_p_value(scores: Tensor, is_member: Tensor, max_fpr: float) -> float:
+    """Exact one-sided test of the TPR at an FPR: the chance of that many members ranked as high by luck.
+
+    Where no order of members and non-members is likelier than another, x members rank above all but f of the
+    non-members if and only if at most f non-members are among the x + f highest: a hypergeometric probability.
+
+    >>> round(tpr_p_value(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, False, False]), 0.0), 6)
+    0.333333
+    """
+    members, nonmembers = split_scores(scores, is_member)
+    found = round(float(tpr_at_fpr(scores, is_member, max_fpr)) * len(members))
+    false = math.floor(max_fpr * len(nonmembers) + 1e-9)
+    if found == 0:
+        return 1.0
+    drawn = min(found + false, len(scores))
+    return _hypergeometric_cdf(false, len(members), len(nonmembers), drawn)
+
+
+def advantage_p_value(scores: Tensor, is_member: Tensor) -> float:
+    """One-sided Kolmogorov–Smirnov test of max(TPR − FPR) > 0, asymptotic: ``exp(−2 d² m n / (m + n))``.
+
+    >>> advantage_p_value(torch.zeros(4), torch.tensor([True, True, False, False]))
+    1.0
+    """
+    members, nonmembers = split_scores(scores, is_member)
+    m, n = len(members), len(nonmembers)
+    return math.exp(-2 * float(advantage_of(count_scores(scores, is_member))) ** 2 * m * n / (m + n))
+
+
+def loss_gap_p_value(losses: Tensor, is_member: Tensor) -> float:
+    """One-sided test of a positive loss gap: the difference of means over its standard error, against the normal.
+
+    >>> round(loss_gap_p_value(torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([True, True, False, False])), 3)
+    0.5
+    """
+    members, nonmembers = (part.double() for part in split_scores(losses, is_member))
+    if len(members) < 2 or len(nonmembers) < 2:
+        return 1.0
+    error = math.sqrt(float(members.var()) / len(members) + float(nonmembers.var()) / len(nonmembers))
+    gap = float(nonmembers.mean() - members.mean())
+    if error == 0:
+        return 0.0 if gap > 0 else 1.0
+    return _upper_tail(gap / error)
+
+
+def _upper_tail(z: float) -> float:
+    return min(1.0, 0.5 * math.erfc(z / math.sqrt(2)))
+
+
+def _hypergeometric_cdf(k: int, others: int, marked: int, drawn: int) -> float:
+    """P(at most k marked ones among ``drawn`` of ``marked + others``), summed in log space."""
+    i = torch.arange(max(0, drawn - others), min(k, marked, drawn) + 1, dtype=torch.float64)
+
+    def log_choose(n: float, r: Tensor) -> Tensor:
+        return torch.lgamma(torch.tensor(n + 1.0, dtype=torch.float64)) - torch.lgamma(r + 1) - torch.lgamma(n - r + 1)
+
+    total = log_choose(float(marked + others), torch.tensor(float(drawn), dtype=torch.float64))
+    return float(
+        torch.exp(log_choose(float(marked), i) + log_choose(float(others), drawn - i) - total).sum().clamp(max=1)
+    )

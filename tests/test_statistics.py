@@ -1,0 +1,147 @@
+"""P-values and bounds on ε: against scipy, against brute force, and calibrated on data without a signal."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from lightning_cwrf.metrics import AttackAdvantage, EpsilonLowerBound, LossGap, MembershipAUROC, P1Score, TPRAtFPR
+from lightning_cwrf.metrics.functional import (
+    advantage_p_value,
+    auroc_p_value,
+    epsilon_lower_bound,
+    loss_gap_p_value,
+    one_run_epsilon,
+    one_run_p_value,
+    tpr_at_fpr,
+    tpr_p_value,
+)
+
+
+def groups(seed, m, n, levels=None, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(m + n, generator=generator, dtype=torch.float64)
+    scores[:m] += shift
+    if levels:
+        scores = (scores * levels).round()
+    return scores, torch.arange(m + n) < m
+
+
+@given(st.integers(0, 999), st.integers(2, 30), st.integers(2, 30), st.sampled_from([None, 1, 3]))
+def test_auc_p_value_is_scipys(seed, m, n, levels):
+    scores, is_member = groups(seed, m, n, levels)
+    if len(scores.unique()) == 1:
+        assert auroc_p_value(scores, is_member) == 1.0
+        return
+    theirs = stats.mannwhitneyu(scores[is_member], scores[~is_member], alternative="greater", method="asymptotic")
+    assert auroc_p_value(scores, is_member) == pytest.approx(float(theirs.pvalue), abs=1e-12)
+
+
+@pytest.mark.parametrize("max_fpr", [0.0, 0.25, 0.5])
+def test_tpr_p_value_counts_every_order(max_fpr):
+    """Over all orders of 3 members and 4 non-members, the share with a TPR at least as high."""
+    orders = [torch.tensor([i in chosen for i in range(7)]) for chosen in itertools.combinations(range(7), 3)]
+    scores = torch.arange(7.0)
+    tprs = [float(tpr_at_fpr(scores, order, max_fpr)) for order in orders]
+    for order, tpr in zip(orders, tprs, strict=True):
+        expected = sum(other >= tpr for other in tprs) / len(tprs)
+        assert tpr_p_value(scores, order, max_fpr) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.integers(2, 40), st.integers(0, 40), st.floats(0, 4), st.sampled_from([0.0, 1e-5, 1e-2]))
+def test_one_run_p_value_is_the_theorem_term_by_term(r, v, epsilon, delta):
+    v, m = min(v, r), r + 10
+    q = math.exp(epsilon) / (1 + math.exp(epsilon))
+    worst = (
+        max((stats.binom.cdf(v - 1, r, q) - stats.binom.cdf(v - i - 1, r, q)) / i for i in range(1, v + 1)) if v else 0
+    )
+    expected = min(1.0, stats.binom.sf(v - 1, r, q) + 2 * m * delta * worst)
+    assert one_run_p_value(m, r, v, epsilon, delta) == pytest.approx(expected, abs=1e-9)
+
+
+def test_one_run_bound_is_where_the_p_value_meets_the_level():
+    coins = torch.rand(400, generator=torch.Generator().manual_seed(1)) < 0.5
+    scores = coins.double() + torch.randn(400, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    epsilon = float(one_run_epsilon(scores, coins, guesses=200, delta=1e-5))
+    order = scores.argsort(descending=True)
+    right = int(coins[order[:100]].sum() + (~coins[order[300:]]).sum())
+    assert one_run_p_value(400, 200, right, epsilon, 1e-5) == pytest.approx(0.05, abs=1e-6)
+    with pytest.raises(ValueError, match="guesses must be even and between 2 and the 400 canaries, not 7"):
+        one_run_epsilon(scores, coins, guesses=7)
+
+
+def test_one_run_bound_covers_randomised_response():
+    """Randomised response is exactly tight: the bound exceeds its ε in 5 % of runs at most, and comes near it."""
+    epsilon, runs, above, bounds = 1.0, 200, 0, []
+    keep = math.exp(epsilon) / (1 + math.exp(epsilon))
+    for seed in range(runs):
+        generator = torch.Generator().manual_seed(seed)
+        coins = torch.rand(500, generator=generator) < 0.5
+        answers = torch.where(torch.rand(500, generator=generator) < keep, coins, ~coins)
+        scores = answers.double() + 1e-6 * torch.rand(500, generator=generator, dtype=torch.float64)
+        # Half of the canaries may be called in, half out; those beyond the answers' own number are coin tosses.
+        bounds.append(float(one_run_epsilon(scores, coins, guesses=300)))
+        above += bounds[-1] > epsilon
+    assert above <= stats.binom.ppf(0.9999, runs, 0.05)
+    assert max(bounds) > 0.7
+
+
+NULLS = 200
+
+
+def null(run):
+    return groups(1000 + run, 60, 80)
+
+
+def test_on_data_without_signal_nothing_is_shown():
+    """200 audits of noise: p-values below 5 % come in at most 5 % of them (to the binomial band), ε bounds likewise."""
+    most = stats.binom.ppf(0.9999, NULLS, 0.05)
+    small = dict.fromkeys(("auc", "tpr", "advantage", "gap", "epsilon", "one run"), 0)
+    for run in range(NULLS):
+        scores, is_member = null(run)
+        small["auc"] += auroc_p_value(scores, is_member) < 0.05
+        small["tpr"] += tpr_p_value(scores, is_member, 0.05) < 0.05
+        small["advantage"] += advantage_p_value(scores, is_member) < 0.05
+        small["gap"] += loss_gap_p_value(-scores, is_member) < 0.05
+        small["epsilon"] += float(epsilon_lower_bound(scores, is_member, seed=run)) > 0
+        small["one run"] += float(one_run_epsilon(scores, is_member)) > 0
+    assert all(count <= most for count in small.values()), small
+    assert small["auc"] > 0  # the test is not void
+
+
+def test_intervals_of_the_auc_cover_one_half():
+    covered = 0
+    for run in range(NULLS):
+        metric = MembershipAUROC(seed=run)
+        metric.update(*null(run))
+        low, high = metric.interval(0.95)
+        covered += low <= 0.5 <= high
+    assert covered >= stats.binom.ppf(0.0001, NULLS, 0.95)
+
+
+def test_a_strong_signal_is_shown():
+    scores, is_member = groups(0, 300, 300, shift=3.0)
+    for metric in (MembershipAUROC(), TPRAtFPR(0.05), AttackAdvantage(), P1Score(accuracy=0.9)):
+        metric.update(scores, is_member)
+        assert metric.p_value() < 1e-6
+    gap = LossGap()
+    gap.update(-scores, is_member)
+    assert gap.p_value() < 1e-6
+    epsilon = EpsilonLowerBound(delta=1e-5)
+    epsilon.update(scores, is_member)
+    assert 1 < float(epsilon.compute()) < float(epsilon.interval(0.5).low) < epsilon.interval().high == math.inf
+    assert "cannot show an ε above 3" in epsilon.note
+    assert float(one_run_epsilon(scores, is_member)) > 1
+
+
+@pytest.mark.parametrize("settings", [{"delta": 1.0}, {"delta": -0.1}, {"confidence": 95}])
+def test_bad_settings(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must lie"):
+        EpsilonLowerBound(**settings)
+    for function in (epsilon_lower_bound, one_run_epsilon):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} must lie"):
+            function(*groups(0, 5, 5), **settings)
