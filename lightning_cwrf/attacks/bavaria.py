@@ -83,6 +83,7 @@ def _posterior(signals: Tensor, chosen: Tensor, prior_models: float) -> _Predict
     scatter = float((mean - centre).square().mean()) if len(mean) > 1 else 0.0
     between = max(scatter - within * float((1 / count).mean()), VARIANCE_FLOOR)
     weight = within / between
+    count = count.to(signals.dtype)
     kappa, nu = weight + count, prior_models + count
     location = (weight * centre + count * mean) / kappa
     shift = weight * count / kappa * (mean - centre).square()
