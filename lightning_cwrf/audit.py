@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from lightning_cwrf.attacks import (
-    example_losses,
-    lira,
-    logit_signal,
-    loss_threshold,
-    rmia,
-    true_class_probability,
-)
-from lightning_cwrf.data import check_disjoint
+from lightning_cwrf._version import __version__
+from lightning_cwrf.attacks import Attack, Evidence, create_attack, example_losses
+from lightning_cwrf.attacks.augmentation import default_views
+from lightning_cwrf.data import Batches, check_disjoint
 from lightning_cwrf.metrics import (
     AttackAdvantage,
+    EpsilonLowerBound,
     Interval,
     LossGap,
     MembershipAUROC,
@@ -25,32 +28,50 @@ from lightning_cwrf.metrics import (
     P1Score,
     TPRAtFPR,
 )
-from lightning_cwrf.metrics.functional import clopper_pearson
-from lightning_cwrf.outputs import ModelOutputs
+from lightning_cwrf.metrics.functional import clopper_pearson, membership_auroc
+from lightning_cwrf.outputs import ModelOutputs, collect_inputs, collect_outputs, collect_view_correctness
 from lightning_cwrf.shadows.train import ShadowSignals
 
 FPR = 1e-3
+"""The false positive rate that tables show."""
+
+FPRS = (1e-3, 1e-5)
+_FORMAT = "lightning_cwrf.AuditResult/1"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its confidence interval, and what the sample size cannot show (or None)."""
+    """A value, its confidence interval, its p-value against chance, and what the sample size cannot show (or None)."""
 
     value: float
     interval: Interval
     note: str | None = None
+    p_value: float | None = None
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]"
 
 
+class Exposed(NamedTuple):
+    """A member that an attack finds: its place among the members, its class, its score, and at what price.
+
+    ``false_positive_rate`` is the share of non-members that score at least as high.
+    """
+
+    member: int
+    target: int
+    score: float
+    false_positive_rate: float
+
+
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found. It holds the raw scores, so that nothing must be computed again.
+    """What an audit found. It holds the raw scores, so that nothing must be computed again; ``print`` shows a table.
 
     Attributes:
         scores: each attack's score of every audited example, ``(n,)``, members first.
         is_member: bool ``(n,)``.
+        targets: class indices ``(n,)``.
         losses: cross-entropy of each, ``(n,)``.
         estimates: ``estimates[attack][metric]``.
         model: measures of the model itself: train_accuracy, test_accuracy, train_loss, test_loss, loss_gap.
@@ -60,6 +81,7 @@ class AuditResult:
 
     scores: dict[str, Tensor] = field(repr=False)
     is_member: Tensor = field(repr=False)
+    targets: Tensor = field(repr=False)
     losses: Tensor = field(repr=False)
     estimates: dict[str, dict[str, Estimate]]
     model: dict[str, Estimate]
@@ -71,10 +93,179 @@ class AuditResult:
         flat = {f"{attack}/{name}": e.value for attack, found in self.estimates.items() for name, e in found.items()}
         return {**{name: estimate.value for name, estimate in self.model.items()}, **flat}
 
-    def notes(self) -> list[str]:
-        """What the numbers cannot show, each said once, and the attacks that failed."""
-        said = [f"{name}: {e.note}" for found in self.estimates.values() for name, e in found.items() if e.note]
+    def notes(self, metrics: Sequence[str] | None = None) -> list[str]:
+        """What the numbers (of these metrics; None: of all) cannot show, said once, and the attacks that failed."""
+        said = [
+            f"{name}: {e.note}"
+            for found in self.estimates.values()
+            for name, e in found.items()
+            if e.note and (metrics is None or name in metrics)
+        ]
         return list(dict.fromkeys(said)) + [f"the {name} attack failed: {why}" for name, why in self.failures.items()]
+
+    def exposed(self, attack: str = "lira", count: int = 20) -> list[Exposed]:
+        """The members that an attack finds most surely, worst first.
+
+        Raises:
+            ValueError: the audit has no such attack.
+        """
+        scores = self._scores(attack)
+        members, nonmembers = scores[self.is_member], scores[~self.is_member].sort().values
+        order = members.argsort(descending=True, stable=True)[:count]
+        at_least = len(nonmembers) - torch.searchsorted(nonmembers, members[order])
+        rates = (at_least.double() / len(nonmembers)).tolist()
+        targets = self.targets[self.is_member][order].tolist()
+        return [
+            Exposed(i, target, score, rate)
+            for i, target, score, rate in zip(order.tolist(), targets, members[order].tolist(), rates, strict=True)
+        ]
+
+    def auc_by_class(self, attack: str = "lira") -> dict[int, float]:
+        """An attack's AUC on the examples of each class that has both members and non-members."""
+        scores = self._scores(attack)
+        found = {}
+        for c in sorted(set(self.targets.tolist())):
+            chosen = self.targets == c
+            inside = self.is_member[chosen]
+            if inside.any() and not inside.all():
+                found[c] = float(membership_auroc(scores[chosen], inside))
+        return found
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Save as JSON (every number, for people and programs) and, beside it, as safetensors (the raw scores).
+
+        Args:
+            path: of the JSON file; the other takes its name with the ending ``.safetensors``.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {f"scores/{name}": score for name, score in self.scores.items()}
+        tensors |= {"is_member": self.is_member, "targets": self.targets, "losses": self.losses}
+        save_file(
+            {n: t.contiguous() for n, t in tensors.items()}, path.with_suffix(".safetensors"), {"format": _FORMAT}
+        )
+        content = {
+            "format": _FORMAT,
+            "version": __version__,
+            "confidence": self.confidence,
+            "model": {name: _plain(estimate) for name, estimate in self.model.items()},
+            "attacks": {a: {n: _plain(e) for n, e in found.items()} for a, found in self.estimates.items()},
+            "failures": self.failures,
+            "notes": self.notes(),
+        }
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> AuditResult:
+        """Load what :meth:`save` saved.
+
+        Raises:
+            FileNotFoundError: one of the two files is missing.
+            ValueError: the file is not an audit.
+        """
+        path = Path(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"{path} is not a saved audit; AuditResult.save writes one.")
+        with safe_open(path.with_suffix(".safetensors"), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        attacks = content["attacks"]
+        return cls(
+            scores={name: tensors[f"scores/{name}"] for name in attacks},
+            is_member=tensors["is_member"],
+            targets=tensors["targets"],
+            losses=tensors["losses"],
+            estimates={a: {n: _estimate_of(e) for n, e in found.items()} for a, found in attacks.items()},
+            model={name: _estimate_of(e) for name, e in content["model"].items()},
+            confidence=content["confidence"],
+            failures=content["failures"],
+        )
+
+    def __str__(self) -> str:
+        members = int(self.is_member.sum())
+        lines = [f"{members} members, {len(self.is_member) - members} non-members"]
+        lines += [f"{name.replace('_', ' ')}: {estimate}" for name, estimate in self.model.items()]
+        columns = list(dict.fromkeys(name for found in self.estimates.values() for name in found))
+        rows = [["attack", *columns, "p (AUC)"]]
+        for attack, found in self.estimates.items():
+            p = found["auroc"].p_value
+            rows.append([attack, *(str(found[name]) for name in columns), "" if p is None else f"{p:.2g}"])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += ["", *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows), ""]
+        return "\n".join([*lines, f"In brackets: {self.confidence:.0%} confidence interval.", *self.notes()])
+
+    def _scores(self, attack: str) -> Tensor:
+        if attack not in self.scores:
+            raise ValueError(f"this audit has no attack {attack!r}; it has {', '.join(self.scores)}.")
+        return self.scores[attack]
+
+
+def audit(
+    model: nn.Module,
+    *,
+    members: Batches,
+    nonmembers: Batches,
+    shadows: ShadowSignals | None = None,
+    population: Batches | None = None,
+    attacks: Sequence[str | Attack] | None = None,
+    views: Sequence[Callable[[Tensor], Tensor]] | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> AuditResult:
+    """Audit a finished classifier, a LightningModule or a plain module: run the attacks, measure what they find.
+
+    The model is left as it was, and neither trained nor hardened.
+
+    Args:
+        model: gives logits; in which form, see :mod:`lightning_cwrf.classification`.
+        members: training examples, without augmentation: a loader or a dataset.
+        nonmembers: examples the model never saw.
+        shadows: signals of shadow models that were trained as this model was, on a pool that holds every member and
+            non-member (:func:`~lightning_cwrf.shadows.train_shadows`).
+        population: further examples the model never saw, for Attack P and quantile regression; with shadow models that
+            have a population, it is theirs.
+        attacks: names, or what :func:`~lightning_cwrf.attacks.create_attack` gives. None: the loss attack, and with
+            shadow models LiRA and RMIA.
+        views: for the augmentation attack: functions of a batch of inputs. None: small rotations and translations.
+        confidence: of the intervals.
+        seed: of the bootstraps.
+
+    Raises:
+        ValueError: an unknown attack, or one that lacks what it needs; members and non-members overlap; an audited
+            example is not in the shadow models' pool; outputs that are no logits.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> examples = TensorDataset(torch.randn(40, 4), torch.arange(40) % 3)
+    >>> inside, outside = torch.utils.data.random_split(examples, [20, 20])
+    >>> result = audit(nn.Linear(4, 3), members=inside, nonmembers=outside, attacks=["loss", "entropy"])
+    >>> sorted(result.estimates)
+    ['entropy', 'loss']
+    """
+    chosen = _attacks(attacks, shadows)
+    if population is not None and shadows is not None and shadows.population is not None:
+        raise ValueError("the shadow models have a population of their own, which is used; leave population out.")
+    if population is None and shadows is not None:
+        population = shadows.population
+    needs = {need for attack in chosen for need in attack.needs}
+    extra: dict[str, Tensor] = {}
+    if "inputs" in needs:
+        extra["inputs"] = torch.cat([collect_inputs(members), collect_inputs(nonmembers)])
+        if population is not None:
+            extra["population_inputs"] = collect_inputs(population)
+    if "views" in needs:
+        views = default_views() if views is None else views
+        extra["correct"] = torch.cat([collect_view_correctness(model, d, views) for d in (members, nonmembers)], 1)
+    return audit_outputs(
+        collect_outputs(model, members, name="members"),
+        collect_outputs(model, nonmembers, name="nonmembers"),
+        shadows=shadows,
+        population=None if population is None else collect_outputs(model, population, name="population"),
+        attacks=chosen if attacks is not None else None,
+        confidence=confidence,
+        seed=seed,
+        extra=extra,
+    )
 
 
 def audit_outputs(
@@ -83,8 +274,10 @@ def audit_outputs(
     *,
     shadows: ShadowSignals | None = None,
     population: ModelOutputs | None = None,
+    attacks: Sequence[str | Attack] | None = None,
     confidence: float = 0.95,
     seed: int = 0,
+    extra: dict[str, Tensor] | None = None,
 ) -> AuditResult:
     """Run the attacks on a model's outputs: the loss attack, and with shadow models LiRA and (with a population) RMIA.
 
@@ -95,26 +288,32 @@ def audit_outputs(
         nonmembers: on examples it never saw.
         shadows: signals of shadow models whose pool holds every member and non-member.
         population: the audited model's outputs on ``shadows.population``.
+        attacks: names or attacks; None: as above.
         confidence: of the intervals.
         seed: of the bootstraps.
+        extra: further fields of :class:`~lightning_cwrf.attacks.Evidence`, members before non-members.
 
     Raises:
-        ValueError: members and non-members overlap; an audited example is not in the shadow models' pool.
+        ValueError: members and non-members overlap; an audited example is not in the shadow models' pool; an attack
+            that was asked for by name lacks what it needs.
     """
-    scores, failures = attack_scores(members, nonmembers, shadows=shadows, population=population)
+    scores, failures = attack_scores(
+        members, nonmembers, shadows=shadows, population=population, attacks=attacks, extra=extra
+    )
     is_member = torch.arange(len(members) + len(nonmembers)) < len(members)
-    losses = -scores["loss"]
+    losses = torch.cat([example_losses(part.logits, part.targets) for part in (members, nonmembers)])
     unseen = [nonmembers] if population is None else [nonmembers, population]
     model = _model_estimates(members, unseen, losses, is_member, confidence, seed)
     accuracy = model["test_accuracy"].value
     estimates = {
         attack: {
             name: _estimate(metric, score, is_member, confidence)
-            for name, metric in attack_metrics(accuracy, seed).items()
+            for name, metric in attack_metrics(accuracy, seed, confidence).items()
         }
         for attack, score in scores.items()
     }
-    return AuditResult(scores, is_member, losses, estimates, model, confidence, failures)
+    targets = torch.cat([members.targets, nonmembers.targets])
+    return AuditResult(scores, is_member, targets, losses, estimates, model, confidence, failures)
 
 
 def attack_scores(
@@ -123,56 +322,77 @@ def attack_scores(
     *,
     shadows: ShadowSignals | None = None,
     population: ModelOutputs | None = None,
+    attacks: Sequence[str | Attack] | None = None,
+    extra: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Every attack's scores of the members and then the non-members, and the reasons of attacks that failed.
 
     Arguments and errors are those of :func:`audit_outputs`.
     """
     check_disjoint(members.digests, nonmembers.digests, "nonmembers")
+    evidence = _evidence(members, nonmembers, shadows, population, extra or {})
+    chosen = _attacks(attacks, shadows)
+    if attacks is not None:
+        for attack in chosen:
+            attack.check(evidence)
+    scores, failures = {}, {}
+    for attack in chosen:
+        try:
+            scores[attack.name] = attack(evidence)
+        except ValueError as error:
+            if len(chosen) == 1:
+                raise
+            failures[attack.name] = str(error)
+    return scores, failures
+
+
+def attack_metrics(accuracy: float, seed: int = 0, confidence: float = 0.95) -> dict[str, MembershipMetric]:
+    """The metrics of one attack, by the name they are logged under."""
+    return {
+        "auroc": MembershipAUROC(seed=seed),
+        **{f"tpr_at_fpr_{fpr:g}": TPRAtFPR(fpr, seed=seed) for fpr in FPRS},
+        "advantage": AttackAdvantage(seed=seed),
+        "p1": P1Score(accuracy, seed=seed),
+        "epsilon_lower_bound": EpsilonLowerBound(confidence=confidence, seed=seed),
+    }
+
+
+def _attacks(attacks: Sequence[str | Attack] | None, shadows: ShadowSignals | None) -> list[Attack]:
+    if attacks is None:
+        attacks = ["loss"] if shadows is None else ["loss", "lira", "rmia"]
+    if isinstance(attacks, str):
+        raise TypeError(f"attacks must be a list of names, such as [{attacks!r}].")
+    chosen = [create_attack(attack) if isinstance(attack, str) else attack for attack in attacks]
+    names = [attack.name for attack in chosen]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise ValueError(f"attacks must be given once each, and one at least; {', '.join(twice) or 'there is none'}.")
+    return chosen
+
+
+def _evidence(
+    members: ModelOutputs,
+    nonmembers: ModelOutputs,
+    shadows: ShadowSignals | None,
+    population: ModelOutputs | None,
+    extra: dict[str, Tensor],
+) -> Evidence:
     outputs = ModelOutputs(
         torch.cat([members.logits, nonmembers.logits]),
         torch.cat([members.targets, nonmembers.targets]),
         members.digests + nonmembers.digests,
     )
-    scores = {"loss": loss_threshold(example_losses(outputs.logits, outputs.targets))}
-    failures: dict[str, str] = {}
-    if shadows is None:
-        return scores, failures
-    columns = _columns(outputs, shadows)
-    for name in ("lira", "rmia"):
-        try:
-            scores[name] = _shadow_attack(name, outputs, shadows, columns, population)
-        except ValueError as error:
-            failures[name] = str(error)
-    return scores, failures
-
-
-def attack_metrics(accuracy: float, seed: int = 0) -> dict[str, MembershipMetric]:
-    """The metrics of one attack, by the name they are logged under."""
-    return {
-        "auroc": MembershipAUROC(seed=seed),
-        f"tpr_at_fpr_{FPR:g}": TPRAtFPR(FPR, seed=seed),
-        "advantage": AttackAdvantage(seed=seed),
-        "p1": P1Score(accuracy, seed=seed),
-    }
-
-
-def _shadow_attack(
-    name: str, outputs: ModelOutputs, shadows: ShadowSignals, columns: Tensor, population: ModelOutputs | None
-) -> Tensor:
-    logits, membership = shadows.logits[:, columns], shadows.membership[:, columns]
-    if name == "lira":
-        target = logit_signal(outputs.logits, outputs.targets)
-        return lira(target, logit_signal(logits, outputs.targets), membership)
-    if population is None or shadows.population_logits is None:
-        raise ValueError("RMIA needs a population; pass population= to train_shadows.")
-    return rmia(
-        true_class_probability(outputs.logits, outputs.targets),
-        true_class_probability(logits, outputs.targets),
-        membership,
-        true_class_probability(population.logits, population.targets),
-        true_class_probability(shadows.population_logits, population.targets),
-    )
+    given: dict[str, Any] = dict(extra)
+    if shadows is not None:
+        columns = _columns(outputs, shadows)
+        given |= {
+            "shadow_logits": shadows.logits[:, columns],
+            "membership": shadows.membership[:, columns],
+            "shadow_population_logits": shadows.population_logits,
+        }
+    if population is not None:
+        given |= {"population_logits": population.logits, "population_targets": population.targets}
+    return Evidence(outputs.logits, outputs.targets, **given)
 
 
 def _columns(outputs: ModelOutputs, shadows: ShadowSignals) -> Tensor:
@@ -196,7 +416,7 @@ def _columns(outputs: ModelOutputs, shadows: ShadowSignals) -> Tensor:
 
 def _estimate(metric: MembershipMetric, scores: Tensor, is_member: Tensor, confidence: float) -> Estimate:
     metric.update(scores, is_member)
-    return Estimate(float(metric.compute()), metric.interval(confidence), metric.note)
+    return Estimate(float(metric.compute()), metric.interval(confidence), metric.note, metric.p_value())
 
 
 def _model_estimates(
@@ -231,3 +451,17 @@ def _mean(values: Tensor, confidence: float) -> Estimate:
     mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
     reach = error * float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
     return Estimate(mean, Interval(mean - reach, mean + reach))
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    """Of numbers that JSON has: an infinite bound is the text "inf"."""
+    content = asdict(estimate)
+    content["interval"] = [
+        str(bound) if bound in (float("inf"), float("-inf")) else bound for bound in estimate.interval
+    ]
+    return content
+
+
+def _estimate_of(content: dict[str, Any]) -> Estimate:
+    low, high = (float(bound) for bound in content["interval"])
+    return Estimate(content["value"], Interval(low, high), content["note"], content["p_value"])

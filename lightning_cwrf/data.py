@@ -107,15 +107,16 @@ def cycle(batches: Iterable[Any], name: str) -> Iterator[Any]:
             )
 
 
-def _leaves(inputs: Any) -> list[Tensor]:
+def tensors_of(inputs: Any) -> list[Tensor]:
+    """The tensors of a nest of inputs, in the order of their keys."""
     if isinstance(inputs, Tensor):
         return [inputs]
     if isinstance(inputs, np.ndarray):
         return [torch.from_numpy(inputs)]
     if isinstance(inputs, Mapping):
-        return [leaf for key in sorted(inputs) for leaf in _leaves(inputs[key])]
+        return [leaf for key in sorted(inputs) for leaf in tensors_of(inputs[key])]
     if isinstance(inputs, (tuple, list)):
-        return [leaf for value in inputs for leaf in _leaves(value)]
+        return [leaf for value in inputs for leaf in tensors_of(value)]
     raise TypeError(f"cannot tell examples apart by content in inputs of type {type(inputs).__name__}.")
 
 
@@ -128,7 +129,7 @@ def fingerprints(inputs: Any) -> list[bytes]:
     >>> a == c, a == b
     (True, False)
     """
-    leaves = [leaf.detach().cpu().contiguous() for leaf in _leaves(inputs)]
+    leaves = [leaf.detach().cpu().contiguous() for leaf in tensors_of(inputs)]
     if not leaves or any(leaf.ndim == 0 or len(leaf) != len(leaves[0]) for leaf in leaves):
         raise ValueError(f"every input must have the batch first, not shapes {[tuple(leaf.shape) for leaf in leaves]}.")
     head = repr([(str(leaf.dtype), tuple(leaf.shape[1:])) for leaf in leaves]).encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cwrf.classification import check_no_probabilities, classification_step
-from lightning_cwrf.data import Batches, as_loader, example_digests, isolated_rng, move
+from lightning_cwrf.classification import check_no_probabilities, classification_step, split_batch
+from lightning_cwrf.data import Batches, as_loader, example_digests, isolated_rng, move, tensors_of
 
 
 @dataclass(frozen=True)
@@ -81,3 +81,38 @@ def collect_outputs(
     outputs = ModelOutputs(torch.cat(logits), torch.cat(targets), digests)
     check_no_probabilities(outputs.logits, name)
     return outputs
+
+
+def collect_view_correctness(model: nn.Module, data: Batches, views: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    """Whether ``model`` is right on each view of each example: bool ``(q, n)``; the model is left as it was.
+
+    Args:
+        model: a classifier.
+        data: as for :func:`collect_outputs`; its inputs must be single tensors.
+        views: functions of a batch of inputs, such as rotations.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    rows: list[list[Tensor]] = [[] for _ in views]
+    with evaluating(model):
+        for batch in as_loader(data, shuffle=False):
+            inputs, targets = split_batch(move(batch, device))
+            if not isinstance(inputs, Tensor):
+                raise TypeError(
+                    f"views need batches (inputs, targets) of one input tensor, not {type(inputs).__name__}."
+                )
+            for row, view in zip(rows, views, strict=True):
+                logits, labels = classification_step(model, (view(inputs), targets))
+                row.append((logits.argmax(-1) == labels).cpu())
+    return torch.stack([torch.cat(row) for row in rows])
+
+
+def collect_inputs(data: Batches) -> Tensor:
+    """The examples' inputs, flat: float32 ``(n, d)``, for attacks that look at them."""
+    rows = []
+    with isolated_rng():
+        for batch in as_loader(data, shuffle=False):
+            inputs, _ = split_batch(batch)
+            rows.append(torch.cat([leaf.reshape(len(leaf), -1).float().cpu() for leaf in tensors_of(inputs)], 1))
+    if not rows:
+        raise ValueError("there are no inputs: the data holds no batch.")
+    return torch.cat(rows)

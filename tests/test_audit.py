@@ -118,7 +118,7 @@ def test_a_failed_attack_is_named_and_the_others_stand(audited, shadows):
     lost = replace(shadows, population=None, population_logits=None)
     result = audit_outputs(collect_outputs(model, MEMBERS), collect_outputs(model, NONMEMBERS), shadows=lost)
     assert set(result.estimates) == {"loss", "lira"}
-    assert "RMIA needs a population" in result.failures["rmia"]
+    assert "the rmia attack needs a population: pass population= to train_shadows" in result.failures["rmia"]
     assert any("rmia attack failed" in note for note in result.notes())
     table = comparison_table({"a": audited[1].result, "b": result})
     assert "failed" in next(line for line in table.splitlines() if line.startswith("RMIA AUC"))

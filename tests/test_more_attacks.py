@@ -180,8 +180,8 @@ def evidence(seed=0, n=400, k=8, m=200, classes=4, strength=2.0):
         population_logits=easy + 0.5 * torch.randn(m, classes),
         population_targets=labels,
         shadow_population_logits=easy + 0.5 * torch.randn(k, m, classes),
-        inputs=torch.cat([base, one_hot], 1),
-        population_inputs=torch.cat([easy, torch.nn.functional.one_hot(labels, classes).float()], 1),
+        inputs=base,
+        population_inputs=easy,
         correct=views,
     ), is_member
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -44,3 +47,21 @@ def augmentation_attack(
     )
     odds = (inside / inside.sum()).log() - (outside / outside.sum()).log()
     return odds.cummax(0).values[right] + right.double() / (views + 1) * 1e-6
+
+
+def default_views(degrees: tuple[float, ...] = (-8, -4, 4, 8), pixels: int = 1) -> list[Callable[[Tensor], Tensor]]:
+    """The image itself, rotated by each angle, and moved by that many pixels to each side; for ``(n, C, H, W)``.
+
+    >>> [view(torch.ones(1, 1, 4, 4)).shape for view in default_views()][0]
+    torch.Size([1, 1, 4, 4])
+    """
+    from torchvision.transforms import functional as image
+
+    moves = [[pixels, 0], [-pixels, 0], [0, pixels], [0, -pixels]]
+    turned = [partial(image.rotate, angle=angle, interpolation=image.InterpolationMode.BILINEAR) for angle in degrees]
+    moved = [partial(image.affine, angle=0.0, translate=move, scale=1.0, shear=[0.0]) for move in moves]
+    return [_same, *turned, *moved]
+
+
+def _same(inputs: Tensor) -> Tensor:
+    return inputs

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_cwrf.attacks.augmentation import augmentation_attack
 from lightning_cwrf.attacks.bavaria import bavaria
@@ -67,16 +69,20 @@ class Attack:
     needs: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def check(self, evidence: Evidence) -> None:
+        """Raise a ValueError that names what the attack needs and the evidence lacks."""
+        for need in self.needs:
+            attribute, what = _NEEDS[need]
+            if getattr(evidence, attribute) is None:
+                raise ValueError(f"the {self.name} attack needs {what}.")
+
     def __call__(self, evidence: Evidence) -> Tensor:
         """Scores ``(n,)``, higher = more likely a member.
 
         Raises:
             ValueError: the evidence lacks what the attack needs, or does not fit together.
         """
-        for need in self.needs:
-            attribute, what = _NEEDS[need]
-            if getattr(evidence, attribute) is None:
-                raise ValueError(f"the {self.name} attack needs {what}.")
+        self.check(evidence)
         scores = self.function(evidence, **self.settings)
         if scores.shape != evidence.targets.shape:
             raise ValueError(
@@ -157,7 +163,7 @@ _register_signal_attacks("lira", lira)
 _register_signal_attacks("bavaria", bavaria)
 
 
-@register_attack("rmia", "shadows", "population", "shadow_population")
+@register_attack("rmia", "shadows", "shadow_population", "population")
 def _rmia(evidence: Evidence, **settings: Any) -> Tensor:
     targets, others = evidence.targets, _given(evidence.population_targets)
     return rmia(
@@ -209,13 +215,16 @@ def _neural(evidence: Evidence, **settings: Any) -> Tensor:
 
 @register_attack("quantile_regression", "population", "inputs")
 def _quantile_regression(evidence: Evidence, **settings: Any) -> Tensor:
-    return quantile_regression(
-        logit_signal(evidence.logits, evidence.targets),
-        _given(evidence.inputs),
-        logit_signal(_given(evidence.population_logits), _given(evidence.population_targets)),
-        _given(evidence.population_inputs),
-        **settings,
+    sides = (
+        (evidence.logits, evidence.targets, _given(evidence.inputs)),
+        (_given(evidence.population_logits), _given(evidence.population_targets), _given(evidence.population_inputs)),
     )
+    # Beside its input, an example's label is known.
+    own, known = (
+        (logit_signal(logits, labels), torch.cat([x, F.one_hot(labels, logits.shape[-1]).to(x.dtype)], 1))
+        for logits, labels, x in sides
+    )
+    return quantile_regression(*own, *known, **settings)
 
 
 @register_attack("augmentation", "views")

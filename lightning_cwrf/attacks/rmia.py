@@ -110,12 +110,12 @@ def tune_offline_a(
         ValueError: too few shadow models to take one away.
     """
     best, best_auc = 0.0, -1.0
-    for a in (step / 10 for step in range(11)):
+    for a in torch.linspace(0, 1, 11, dtype=torch.float64).tolist():
         aucs = []
-        for i in range(min(models, len(shadows))):
+        for i, own in enumerate(shadows[:models]):
             others = torch.arange(len(shadows)) != i
             score = rmia(
-                shadows[i],
+                own,
                 shadows[others],
                 membership[others],
                 population_shadows[i],

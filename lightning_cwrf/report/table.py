@@ -11,6 +11,7 @@ _MODEL_ROWS = {
     "test_accuracy": "test accuracy",
     "loss_gap": "loss gap (test − train)",
 }
+_SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}")
 ATTACK_NAMES = {"loss": "loss attack", "lira": "LiRA", "rmia": "RMIA"}
 
 
@@ -74,5 +75,5 @@ def _laid_out(rows: list[list[str]], results: Sequence[AuditResult]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("─" * width for width in widths))
     confidence = {f"{result.confidence:.0%}" for result in results}
-    notes = dict.fromkeys(note for result in results for note in result.notes())
+    notes = dict.fromkeys(note for result in results for note in result.notes(_SHOWN))
     return "\n".join([*lines, "", f"In brackets: {'/'.join(sorted(confidence))} confidence interval.", *notes])

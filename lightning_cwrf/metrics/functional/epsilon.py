@@ -47,6 +47,7 @@ def epsilon_lower_bound(
         return torch.zeros((), dtype=torch.float64)
     choose, measure = [], []
     for part in (members, nonmembers):
+        part = part.sort().values  # so that the split, and the bound, do not hang on the order of the examples
         order = torch.randperm(len(part), generator=generator).to(part.device)
         choose.append(part[order[: len(part) // 2]])
         measure.append(part[order[len(part) // 2 :]])
