@@ -297,6 +297,7 @@ def test_every_defense_trains_and_resumes_to_the_same_weights(tmp_path, name, wi
         ("dpsgd", {}, "one of target_epsilon and noise_multiplier"),
         ("dpsgd", {"target_epsilon": 1, "noise_multiplier": 1}, "and not both"),
         ("dpsgd", {"target_epsilon": 0}, "target_epsilon must be positive"),
+        ("dpsgd", {"target_epsilon": 1000}, "at most 100, not 1000"),
         ("dpsgd", {"noise_multiplier": -1}, "noise_multiplier must be finite"),
         ("dpsgd", {"noise_multiplier": 1, "target_delta": 1}, "target_delta must lie in"),
         ("dpsgd", {"noise_multiplier": 1, "max_grad_norm": 0}, "max_grad_norm must be positive"),
@@ -324,6 +325,20 @@ def test_misuse():
         hamp_target_probability(1, 0.5)
     with pytest.raises(ValueError, match="already"):
         register_defense("ccl")(PASTMixin)
+    with pytest.raises(TypeError, match="is no DefenseMixin"):
+        register_defense("plain")(nn.Linear)
+    with pytest.raises(TypeError, match="register_defense needs a name"):
+        register_defense(PASTMixin)
+    with pytest.raises(ValueError, match="60 of the 60 distinct examples of nonmembers are members"):
+        trainer().fit(PASTMixin.attach(Classifier(), nonmembers=loader(0, 60)), loader(0, 64))
+    for name, settings in (("past", {"lam": "1"}), ("hamp", {"gamma": None}), ("dpsgd", {"noise_multiplier": True})):
+        extra = {"nonmembers": []} if name == "past" else {}
+        with pytest.raises(TypeError, match=f"{next(iter(settings))} must be float"):
+            create_defense(name, **settings, **extra)
+    with pytest.raises(TypeError, match=r"max_physical_batch_size must be int or None, not 2\.5"):
+        create_defense("dpsgd", noise_multiplier=1, max_physical_batch_size=2.5)
+    with pytest.raises(TypeError, match="HAMPMixin has no setting gama; it has gamma, alpha"):
+        create_defense("hamp", gama=1)
 
 
 def test_a_third_party_registers_in_one_line():

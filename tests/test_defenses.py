@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_cwrf.defenses import DefenseMixin, RelaxLossMixin, relaxloss_loss
+from lightning_cwrf.defenses import DefenseMixin, PASTMixin, RelaxLossMixin, relaxloss_loss
 from tests.helpers import Classifier, ManualClassifier, loader, part, trainer
 from tests.oracles import formulas
 
@@ -161,6 +161,82 @@ def test_a_defense_of_ones_own_needs_one_method():
     trainer(max_epochs=1).fit(model, loader(0, 32))
     with pytest.raises(NotImplementedError, match="defines no defense_loss"):
         DefenseMixin.attach(Classifier()).defense_loss(None, None)
+
+
+class Tempered(DefenseMixin):
+    """With a setting, and without an __init__ of its own."""
+
+    def configure_defense(self, *, temperature: "float" = 2.0):
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {temperature}.")
+        self._set_defense(temperature=temperature)
+
+    def defense_loss(self, logits, targets):
+        return F.cross_entropy(logits / self.defense_settings["temperature"], targets)
+
+
+class Inherited(Tempered, Classifier):
+    pass
+
+
+def test_settings_of_ones_own_defense_by_attach_and_by_inheritance():
+    for model in (Tempered.attach(Classifier(), temperature=3.0), Inherited(temperature=3.0, width=4)):
+        assert model.defense_settings == {"temperature": 3.0}
+        trainer(max_epochs=1).fit(model, loader(0, 32))
+    assert Inherited().defense_settings == {"temperature": 2.0}
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        Inherited(temperature=0)
+    with pytest.raises(TypeError, match="Tempered: temperature must be float, not '3'"):
+        Inherited(temperature="3")
+
+
+def test_a_defense_that_forgets_to_take_its_settings_or_to_reduce_its_loss():
+    class Forgetful(DefenseMixin):
+        def configure_defense(self, *, temperature=2.0):
+            pass
+
+        def defense_loss(self, logits, targets):
+            return F.cross_entropy(logits, targets, reduction="none")
+
+    model = Forgetful.attach(Classifier())
+    assert model.defense_settings == {}
+    with pytest.raises(TypeError, match=r"loss of ForgetfulClassifier must be a scalar tensor, not a tensor of shape"):
+        trainer().fit(model, loader(0, 32))
+
+
+class TakesAll(Classifier):
+    """Saves every argument, its subclasses' too."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.save_hyperparameters()
+
+
+class Against(PASTMixin, TakesAll):
+    pass
+
+
+def test_reference_data_are_no_hyper_parameters(tmp_path):
+    reference = loader(200, 260)
+    model = Against(nonmembers=reference, lam=1e-4)
+    assert model.hparams["lam"] == 1e-4
+    run = trainer(tmp_path, max_epochs=1, logger=CSVLogger(tmp_path))
+    run.fit(model, loader(0, 32))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    assert "nonmembers" not in model.hparams
+    assert "nonmembers" not in (tmp_path / "lightning_logs" / "version_0" / "hparams.yaml").read_text()
+    assert Against.load_from_checkpoint(tmp_path / "last.ckpt", nonmembers=reference).defense_settings["lam"] == 1e-4
+
+
+def test_bad_logits_are_told_with_the_defense_and_the_step():
+    class Diverged(Classifier):
+        def forward(self, x):
+            return super().forward(x) * float("nan")
+
+    with pytest.raises(
+        ValueError, match=r"are NaN or infinite .*\(In RelaxLossDiverged, epoch 0, batch 0; its settings"
+    ):
+        trainer().fit(RelaxLossMixin.attach(Diverged(), alpha=0.5), loader(0, 32))
 
 
 def test_misuse_is_told():

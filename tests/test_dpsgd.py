@@ -235,6 +235,62 @@ def test_a_budget_is_not_passed_by_training_on(tmp_path):
         trainer(max_epochs=1).fit(model, loader(0, 96))
 
 
+@pytest.mark.parametrize(("size", "accumulate"), [(32, 1), (16, 2), (8, 1)])
+def test_a_budget_is_kept_when_the_batches_change(tmp_path, size, accumulate):
+    """After one of two epochs, goes on with larger batches (more ε a step, fewer steps) or smaller ones."""
+    model = DPSGDMixin.attach(fresh(), target_epsilon=8.0, accountant="rdp")
+
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    run = trainer(tmp_path, max_epochs=2, callbacks=[Stop()], min_epochs=0)
+    run.fit(model, loader(0, 320))
+    assert run.current_epoch == 1
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    again = DPSGDMixin.attach(fresh(), target_epsilon=8.0, accountant="rdp")
+    resumed = trainer(max_epochs=2, accumulate_grad_batches=accumulate)
+    data = loader(0, 320, batch_size=size)
+    if size * accumulate > 16:
+        with pytest.raises(MisconfigurationException, match=r"20 steps are done and 10 to come.* above target"):
+            resumed.fit(again, data, ckpt_path=tmp_path / "end.ckpt")
+    else:
+        resumed.fit(again, data, ckpt_path=tmp_path / "end.ckpt")
+        assert again.privacy_spent.steps == 60
+        assert again.privacy_spent.epsilon < 8
+
+
+@pytest.mark.parametrize("changed", [{"max_physical_batch_size": 4}, {"max_physical_batch_size": None}])
+def test_batches_cannot_change_in_mid_epoch(tmp_path, changed):
+    settings = {"noise_multiplier": 1.0, "max_physical_batch_size": 8}
+    keep = ModelCheckpoint(tmp_path, "half", every_n_train_steps=3, enable_version_counter=False)
+    run = trainer(tmp_path, max_epochs=1, callbacks=[keep], enable_checkpointing=True, max_steps=4)
+    run.fit(DPSGDMixin.attach(fresh(), **settings), loader(0, 96))
+    again = DPSGDMixin.attach(fresh(), **{**settings, **changed})
+    with pytest.raises(MisconfigurationException, match="saved in the middle of an epoch of batches"):
+        trainer(max_epochs=1).fit(again, loader(0, 96), ckpt_path=tmp_path / "half.ckpt")
+
+
+def test_what_a_module_has_spent_stays_spent():
+    model = DPSGDMixin.attach(fresh(), target_epsilon=2.0, accountant="rdp", from_scratch=True)
+    trainer(max_epochs=1).fit(model, loader(0, 96))
+    first = model.privacy_spent.epsilon
+    DPSGDMixin.attach(DPSGDMixin.detach(model), target_epsilon=3.0, accountant="prv")
+    assert model.privacy_spent.steps == 6
+    trainer(max_epochs=1).fit(model, loader(0, 96))
+    assert first < 2.97 <= model.privacy_spent.epsilon <= 3.0
+    assert model.privacy_spent.steps == 12
+    DPSGDMixin.attach(DPSGDMixin.detach(model), target_epsilon=1.0)
+    with pytest.raises(MisconfigurationException, match=r"no noise keeps 6 steps within target_epsilon=1 .* is spent"):
+        trainer(max_epochs=1).fit(model, loader(0, 96))
+
+
+def test_a_fast_dev_run_is_one_step():
+    model = DPSGDMixin.attach(fresh(), noise_multiplier=1.0, max_physical_batch_size=4)
+    trainer(fast_dev_run=True, accumulate_grad_batches=2).fit(model, loader(0, 96))
+    assert model.privacy_spent.steps == 1
+
+
 @pytest.mark.parametrize("settings", [{"target_epsilon": 3.0}, {"noise_multiplier": 1.0, "ghost": True}])
 @pytest.mark.parametrize("stop", ["epoch", "mid-epoch"])
 def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, settings, stop):
@@ -292,7 +348,7 @@ def test_module_optimizer_scheduler_and_datamodule_stay_as_they_are(recwarn):
     assert model.planned == run.global_step == 4
     assert type(run.optimizers[0]) is torch.optim.Adam
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**4)
-    assert set(model.__dict__) - {"_batches", "planned"} <= keys | {"_engine", "_frozen"}
+    assert set(model.__dict__) - {"_batches", "planned"} <= keys | {"_engine", "_frozen", "_layout"}
     assert not any(hasattr(p, "grad_sample") or hasattr(p, "summed_grad") for p in model.parameters())
     assert not model.net[0]._forward_hooks
     assert {"train_loss_epoch", "val_acc", "epsilon_finetuning"} <= set(run.callback_metrics)
@@ -443,7 +499,7 @@ def weighted():
         (Conv, None, {"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]}, MisconfigurationException,
          "logical batches of one size"),
         (Conv, None, {"accumulate_grad_batches": 2, "limit_train_batches": 3}, MisconfigurationException,
-         "3 physical batches, which 2 to the logical batch do not divide"),
+         "3 physical batches, and a logical batch 2"),
         (Conv, None, {"precision": "bf16-true"}, MisconfigurationException, "net.0.weight is torch.bfloat16"),
     ],
 )  # fmt: skip

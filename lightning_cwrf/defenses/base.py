@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +38,8 @@ class DefenseMixin(_Base):
             def defense_loss(self, logits, targets):
                 return torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
 
-    One with settings also defines ``configure_defense(self, *, ...)``, which checks them and calls ``_set_defense``.
+    One with settings also defines ``configure_defense(self, *, name=default, ...)``, which checks them and hands them
+    to ``self._set_defense(name=name, ...)``; they are then in ``self.defense_settings``, and arguments of the class.
     """
 
     defense_settings: dict[str, Any]
@@ -46,8 +49,14 @@ class DefenseMixin(_Base):
         _check_names(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        mixin = _mixin_of(type(self))
+        own = {name: kwargs.pop(name) for name in _settings_of(mixin) if name in kwargs}
         super().__init__(*args, **kwargs)
-        self._set_defense()
+        if "__init__" in vars(mixin) and mixin is not DefenseMixin:
+            self._set_defense()  # its own __init__ goes on to configure
+        else:
+            check_settings(mixin, own)
+            self.configure_defense(**own)
 
     @classmethod
     def attach(cls, module: LightningModule, **settings: Any) -> Any:
@@ -74,14 +83,13 @@ class DefenseMixin(_Base):
             )
         _check_automatic(module, cls.__name__)
         original = type(module)
-        known = [name for name in inspect.signature(cls.configure_defense).parameters if name != "self"]
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise TypeError(f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
+        check_settings(cls, settings)
         attached: Any = module
         attached.__class__ = _attached_class(cls, original)
         try:
             attached.configure_defense(**settings)
+            if "defense_settings" not in vars(attached):
+                attached._set_defense()
         except BaseException:
             attached.__class__ = original
             raise
@@ -122,7 +130,14 @@ class DefenseMixin(_Base):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         _check_automatic(self, type(self).__name__)
-        loss, size = self.defense_step(batch)
+        try:
+            loss, size = self.defense_step(batch)
+        except ValueError as error:
+            where = f"epoch {self.current_epoch}, batch {batch_idx}; its settings are {self.defense_settings}"
+            raise ValueError(f"{error} (In {type(self).__name__}, {where}.)") from error
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(f"the loss of {type(self).__name__} must be a scalar tensor, not {what}; take its mean.")
         if not torch.isfinite(loss.detach()):
             raise ValueError(
                 f"the loss of {type(self).__name__} is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}; "
@@ -156,6 +171,10 @@ class DefenseMixin(_Base):
     def _set_defense(self, **settings: Any) -> None:
         self.defense_settings = settings
         hparams = self.hparams
+        # Data are no hyper-parameters, though a module that saves all its arguments takes them for some.
+        if settings:
+            for name in set(_settings_of(_mixin_of(type(self)))) - set(settings):
+                hparams.pop(name, None)
         if not isinstance(hparams, dict):  # an OmegaConf container of the user's: the checkpoint has them all the same
             return
         # A module that logs no hyper-parameters by its own choice goes on logging none.
@@ -165,6 +184,35 @@ class DefenseMixin(_Base):
 
     def _named_settings(self) -> dict[str, Any]:
         return {"name": _mixin_of(type(self)).__name__, **self.defense_settings}
+
+
+def check_settings(mixin: type[DefenseMixin], settings: Mapping[str, Any]) -> None:
+    """Raise a TypeError that names a setting the defense does not have, or one of the wrong type."""
+    known = _settings_of(mixin)
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise TypeError(f"{mixin.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
+    for name, value in settings.items():
+        kinds = str(known[name].annotation).replace(" ", "").split("|")
+        if not set(kinds) <= set(_KINDS):
+            continue
+        if not any(_KINDS[kind](value) for kind in kinds):
+            raise TypeError(f"{mixin.__name__}: {name} must be {' or '.join(kinds)}, not {value!r}.")
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "float": lambda value: isinstance(value, Real) and not isinstance(value, bool),
+    "int": lambda value: isinstance(value, Integral) and not isinstance(value, bool),
+    "bool": lambda value: isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "None": lambda value: value is None,
+}
+
+
+def _settings_of(mixin: type) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(mixin.configure_defense).parameters)  # type: ignore[attr-defined]
+    parameters.pop("self", None)
+    return parameters
 
 
 def _mixin_of(cls: type) -> type:

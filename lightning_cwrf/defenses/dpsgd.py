@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _STATE_KEY = "dpsgd"
 ACCOUNTANTS = ("prv", "rdp", "gdp")
+LARGEST_TARGET = 100
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class PrivacySpent:
             f"DP-SGD: ε = {self.epsilon:.4g} at δ = {self.delta:g} after {self.steps} steps ({self.accountant} "
             f"accountant). It covers {self.covers}"
         )
-        return text + ("." if self.from_scratch else ": the weights it started from were trained without DP.")
+        return text + ("." if self.from_scratch else ": the weights it started from were not trained under it.")
 
 
 class DPSGDMixin(DefenseMixin):
@@ -136,8 +138,11 @@ class DPSGDMixin(DefenseMixin):
         """Check and take the settings."""
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ValueError("DP-SGD needs one of target_epsilon and noise_multiplier, and not both.")
-        if target_epsilon is not None and not 0 < target_epsilon < math.inf:
-            raise ValueError(f"target_epsilon must be positive and finite, not {target_epsilon}.")
+        if target_epsilon is not None and not 0 < target_epsilon <= LARGEST_TARGET:
+            raise ValueError(
+                f"target_epsilon must be positive and at most {LARGEST_TARGET}, not {target_epsilon}: a larger one "
+                "promises nothing. Pass noise_multiplier for so little noise."
+            )
         if noise_multiplier is not None and not 0 <= noise_multiplier < math.inf:
             raise ValueError(f"noise_multiplier must be finite and not negative, not {noise_multiplier}.")
         if not 0 < target_delta < 1:
@@ -150,7 +155,8 @@ class DPSGDMixin(DefenseMixin):
             raise ValueError(f"accountant must be one of {', '.join(ACCOUNTANTS)}, not {accountant!r}.")
         if max_physical_batch_size is not None and max_physical_batch_size < 1:
             raise ValueError(f"max_physical_batch_size must be at least 1, not {max_physical_batch_size}.")
-        self._ledger = _Ledger(accountant)
+        # What the same module has spent before, under another attach, stays spent.
+        self._ledger = _Ledger(accountant, getattr(self, "_ledger", None))
         if fix and isinstance(self, nn.Module):
             fix_layers(self)
         self._set_defense(
@@ -314,7 +320,9 @@ class DPSGDMixin(DefenseMixin):
         world, parts = trainer.world_size, trainer.accumulate_grad_batches
         steps = max(1, math.ceil(batches / (parts * world)))
         limit = self.defense_settings["max_physical_batch_size"]
-        if limit is not None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            parts = 1  # a single batch is all there is
+        elif limit is not None:
             mean = examples / steps / world
             parts = max(
                 parts, math.ceil((mean + 6 * math.sqrt(mean)) / limit)
@@ -330,6 +338,7 @@ class DPSGDMixin(DefenseMixin):
             world_size=world,
         )
         source.instance = self._batches
+        self._layout = {"examples": examples, "steps": steps, "parts": parts}
         delta = self.defense_settings["target_delta"]
         if delta >= 1 / examples:
             rank_zero_warn(
@@ -367,46 +376,57 @@ class DPSGDMixin(DefenseMixin):
                     )
 
     def _choose_noise(self) -> float:
-        from opacus.accountants.utils import get_noise_multiplier
-
-        target = self.defense_settings["target_epsilon"]
-        return float(
-            get_noise_multiplier(
-                target_epsilon=target,
-                target_delta=self.defense_settings["target_delta"],
-                sample_rate=self._batches.sample_rate,
-                steps=self._planned_steps(),
-                accountant=self.defense_settings["accountant"],
-                epsilon_tolerance=min(0.01, target / 100),
-            )
-        )
-
-    def _planned_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise MisconfigurationException(
                 "target_epsilon is spent over a known number of steps: set max_epochs or max_steps in the Trainer, or "
                 "pass noise_multiplier."
             )
-        return int(steps)
+        target, delta = self.defense_settings["target_epsilon"], self.defense_settings["target_delta"]
+        return self._ledger.noise_for(target, delta, self._batches.sample_rate, int(steps))
+
+    def _steps_ahead(self) -> int:
+        """How many steps this fit will still take."""
+        trainer, parts = self.trainer, self._batches.parts
+        steps = math.inf
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if self._resumed_in_mid_epoch() else 0
+            steps = (trainer.max_epochs - trainer.current_epoch) * (
+                trainer.num_training_batches // parts
+            ) - done // parts
+        if trainer.max_steps >= 0:
+            steps = min(steps, trainer.max_steps - trainer.global_step)
+        return max(0, int(steps))
+
+    def _resumed_in_mid_epoch(self) -> bool:
+        return bool(self.trainer.fit_loop.restarted_mid_epoch)
 
     def _check_budget(self) -> None:
         parts = self._batches.parts
         if self.trainer.num_training_batches % parts:
             raise MisconfigurationException(
-                f"an epoch has {self.trainer.num_training_batches} physical batches, which {parts} to the logical "
-                "batch do not divide; make limit_train_batches a multiple of it."
+                f"an epoch has {self.trainer.num_training_batches} physical batches, and a logical batch {parts} "
+                "(accumulate_grad_batches, or more for max_physical_batch_size): limit_train_batches must be a "
+                "multiple of it."
             )
+        saved = self._ledger.layout
+        if self._resumed_in_mid_epoch() and saved is not None and saved != self._layout:
+            raise MisconfigurationException(
+                f"the checkpoint was saved in the middle of an epoch of batches {saved}, but now they are "
+                f"{self._layout}. Resume with the same data, batch size, accumulate_grad_batches, "
+                "max_physical_batch_size and number of processes, or from a checkpoint of an epoch's end."
+            )
+        self._ledger.layout = self._layout
         target = self.defense_settings["target_epsilon"]
         if target is None or self._ledger.steps == 0:
             return
-        ahead = self._planned_steps() - self.trainer.global_step
-        end = self._ledger.epsilon(self.defense_settings["target_delta"], (self._batches.sample_rate, ahead))
+        ahead = self._steps_ahead()
+        plan = (self._ledger.noise_multiplier, self._batches.sample_rate, ahead)
+        end = self._ledger.epsilon(self.defense_settings["target_delta"], plan if ahead else None)
         if end > target * 1.01:
             raise MisconfigurationException(
                 f"{self._ledger.steps} steps are done and {ahead} to come, which would end with ε = {end:.4g}, above "
-                f"target_epsilon={target:g}. Train for fewer steps or raise target_epsilon; for a new budget, detach "
-                "and attach the defense."
+                f"target_epsilon={target:g}. Train for fewer steps, or raise target_epsilon."
             )
 
     def _end(self) -> None:
@@ -437,26 +457,58 @@ class _EndPrivateTraining(Callback):
 class _Ledger:
     """What outlives a fit: the steps that were accounted for, the noise multiplier, and the state of the randomness."""
 
-    def __init__(self, mechanism: str) -> None:
+    def __init__(self, mechanism: str, earlier: _Ledger | None = None) -> None:
         from opacus.accountants import create_accountant
 
         self.accountant: IAccountant = create_accountant(mechanism)
         self.noise_multiplier: float | None = None
         self.sampling_seed: int | None = None
         self.noise_state: Tensor | None = None
+        self.layout: dict[str, int] | None = None
+        if earlier is not None:
+            self.accountant.history = list(earlier.accountant.history)
 
     @property
     def steps(self) -> int:
         return sum(count for _, _, count in self.accountant.history)
 
-    def epsilon(self, delta: float, ahead: tuple[float, int] | None = None) -> float:
-        """ε at δ of the steps so far, and of ``ahead`` = (sample rate, number) further ones."""
+    def epsilon(self, delta: float, ahead: tuple[float | None, float, int] | None = None) -> float:
+        """ε at δ of the steps so far, and of ``ahead`` = (noise multiplier, sample rate, number) further ones."""
         accountant = copy.deepcopy(self.accountant)
         if ahead is not None:
-            accountant.history.append((self.noise_multiplier, *ahead))
+            accountant.history.append(ahead)
         if any(noise == 0 for noise, _, _ in accountant.history):
             return math.inf
-        return float(accountant.get_epsilon(delta)) if accountant.history else 0.0
+        with warnings.catch_warnings():
+            # RDP's grid of orders ends where little is spent; ε is then a little above what it could be.
+            warnings.filterwarnings("ignore", "Optimal order is the largest alpha")
+            return float(accountant.get_epsilon(delta)) if accountant.history else 0.0
+
+    def noise_for(self, target: float, delta: float, sample_rate: float, steps: int) -> float:
+        """The smallest noise multiplier, to 1 % of ε, for which the steps so far and ``steps`` more stay within ε."""
+
+        def end(noise: float) -> float:
+            return self.epsilon(delta, (noise, sample_rate, steps))
+
+        low, high = 0.0, 1.0
+        spent = end(high)
+        while spent > target:
+            low, high = high, 2 * high
+            if high > 1e6:
+                raise MisconfigurationException(
+                    f"no noise keeps {steps} steps within target_epsilon={target:g} at target_delta={delta:g}"
+                    + (f", of which {self.epsilon(delta):.4g} is spent" if self.steps else "")
+                    + ". Raise one of the two, or train for fewer steps."
+                )
+            spent = end(high)
+        while target - spent > min(0.01, target / 100) and high - low > 1e-6:
+            middle = (low + high) / 2
+            at = end(middle)
+            if at <= target:
+                high, spent = middle, at
+            else:
+                low = middle
+        return high
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -464,6 +516,7 @@ class _Ledger:
             "noise_multiplier": self.noise_multiplier,
             "sampling_seed": self.sampling_seed,
             "noise_state": self.noise_state,
+            "layout": self.layout,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -471,6 +524,7 @@ class _Ledger:
         self.noise_multiplier = state["noise_multiplier"]
         self.sampling_seed = state["sampling_seed"]
         self.noise_state = state["noise_state"]
+        self.layout = state["layout"]
 
 
 def _is_empty(batch: Any) -> bool:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import classification_step, split_batch
-from lightning_cwrf.data import Batches, as_loader, check_disjoint, cycle, example_digests
+from lightning_cwrf.data import (
+    Batches,
+    all_digests,
+    as_loader,
+    check_disjoint,
+    cycle,
+    example_digests,
+    isolated_rng,
+)
 from lightning_cwrf.transfer import transfer_of
 
 
@@ -20,8 +28,9 @@ class NonmemberBatches:
     """Draws a non-member batch for each training step.
 
     Every epoch begins a new order that depends on the epoch and the rank alone, so a run that resumes at an epoch sees
-    the batches that an unbroken one sees, and the caller's random state is not touched. During the first epoch the
-    batches are compared by content with the members'.
+    the batches that an unbroken one sees, and the caller's random state is not touched. Before the first batch the
+    whole data are compared by content with the members'; where one of them cannot be read whole, the first epoch's
+    batches are.
 
     Args:
         data: a loader, a dataset or an iterable of batches; it begins again when it runs out.
@@ -40,6 +49,7 @@ class NonmemberBatches:
         self._epoch = -1
         self._first_epoch: int | None = None
         self._seen: tuple[set[bytes], set[bytes]] = (set(), set())
+        self._whole: bool | None = None  # whether the data were compared whole
         self._by_class: dict[int, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,6 +68,8 @@ class NonmemberBatches:
     def step(self, module: LightningModule, member_batch: Any) -> tuple[Tensor, Tensor]:
         """Logits and targets of the next batch."""
         generator = self.generator(module)
+        if isinstance(self.data, Sized) and len(self.data) == 0:
+            raise ValueError("nonmembers holds no batch.")
         if self._batches is None:
             self._batches = cycle(as_loader(self.data, shuffle=True, generator=generator), "nonmembers")
         return classification_step(module, self._checked(module, member_batch, next(self._batches)))
@@ -71,7 +83,7 @@ class NonmemberBatches:
         """
         generator = self.generator(module)
         loader = DataLoader(self.data, batch_size=256) if isinstance(self.data, Dataset) else self.data
-        if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             raise TypeError(
                 f"{self.defense} draws non-members by class: pass a dataset, or a DataLoader of one, as nonmembers, "
                 f"not {type(self.data).__name__}."
@@ -88,8 +100,20 @@ class NonmemberBatches:
         batch = loader.collate_fn([loader.dataset[i] for i in chosen])
         return self._checked(module, member_batch, batch)
 
+    def _compare_whole(self, module: LightningModule) -> bool:
+        training = module.trainer.train_dataloader
+        with isolated_rng():
+            others = all_digests(self.data)
+            members = None if training is None or others is None else all_digests(training)
+        if members is None or others is None:
+            return False
+        check_disjoint(members, others, "nonmembers")
+        return True
+
     def _checked(self, module: LightningModule, member_batch: Any, batch: Any) -> Any:
-        if self._epoch == self._first_epoch:
+        if self._whole is None:
+            self._whole = self._compare_whole(module)
+        if not self._whole and self._epoch == self._first_epoch:
             members, others = self._seen
             members.update(example_digests(member_batch))
             others.update(example_digests(batch))

@@ -229,6 +229,6 @@ def fix_layers(module: nn.Module) -> None:
         replaced.append(f"{name}: {type(layer).__name__} by {type(substitute).__name__}")
     if replaced:
         rank_zero_warn(
-            f"fix=True replaced {'; '.join(replaced)}. What these layers had learned is gone, a checkpoint no longer "
-            "fits the original class, and vanilla weights must come from the new one."
+            f"fix=True replaced {'; '.join(replaced)}. Running statistics are gone. A checkpoint fits the class "
+            "with the same layers (attach with fix=True before loading), and so must vanilla weights (a factory does)."
         )

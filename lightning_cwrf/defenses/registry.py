@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
 
-from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.defenses.base import DefenseMixin, check_settings
 
 M = TypeVar("M", bound=type[DefenseMixin])
 _DEFENSES: dict[str, type[DefenseMixin]] = {}
@@ -40,10 +40,16 @@ def register_defense(name: str) -> Callable[[M], M]:
     'PlainMixin'
     >>> _ = _DEFENSES.pop("plain")
     """
+    if not isinstance(name, str):
+        raise TypeError('register_defense needs a name: @register_defense("name").')
 
     def register(mixin: M) -> M:
-        if _DEFENSES.setdefault(name, mixin) is not mixin:
-            raise ValueError(f"there is a defense {name!r} already: {_DEFENSES[name].__name__}.")
+        if not (isinstance(mixin, type) and issubclass(mixin, DefenseMixin)):
+            raise TypeError(f"{mixin!r} is no DefenseMixin.")
+        known = _DEFENSES.get(name, mixin)
+        if (known.__module__, known.__qualname__) != (mixin.__module__, mixin.__qualname__):
+            raise ValueError(f"there is a defense {name!r} already: {known.__name__}.")
+        _DEFENSES[name] = mixin  # the same class again, from a cell that was run twice
         return mixin
 
     return register
@@ -62,6 +68,7 @@ def create_defense(name: str, **settings: Any) -> Defense:
     if name not in _DEFENSES:
         raise ValueError(f"there is no defense {name!r}; known are {', '.join(available_defenses())}.")
     mixin = _DEFENSES[name]
+    check_settings(mixin, settings)
     mixin.configure_defense(_Draft(), **settings)  # type: ignore[arg-type]
     return Defense(mixin, settings)
 
