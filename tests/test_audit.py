@@ -1,5 +1,7 @@
 import functools
 import inspect
+import json
+import math
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback, attacks
-from lightning_cwrf.audit import audit_outputs
+from lightning_cwrf.attacks import available_attacks, create_attack
+from lightning_cwrf.audit import AuditResult, audit, audit_outputs
+from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.outputs import ModelOutputs, collect_outputs
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc
 from lightning_cwrf.shadows import train_shadows
@@ -45,9 +49,120 @@ def test_every_attack_beats_chance_on_a_model_that_memorised(audited):
         assert found["auroc"].interval.low > 0.5, attack
 
 
-def test_lira_beats_the_loss_attack(audited):
+@pytest.fixture(scope="module")
+def full(audited, shadows):
+    """Every attack there is, by the one call."""
+    model, every = audited[0], available_attacks()
+    return audit(model, members=MEMBERS, nonmembers=NONMEMBERS, shadows=shadows, attacks=every)
+
+
+def test_lira_and_rmia_beat_the_loss_attack(audited):
     values = audited[1].result.values()
-    assert values["lira/auroc"] > values["loss/auroc"]
+    assert min(values["lira/auroc"], values["rmia/auroc"]) > values["loss/auroc"]
+
+
+def test_every_attack_by_one_call(audited, shadows, full):
+    assert list(full.estimates) == available_attacks()
+    for attack, found in full.estimates.items():
+        assert found["auroc"].value > 0.5, attack
+        if attack not in ("correctness", "augmentation", "entropy", "quantile_regression"):  # weak, at 100 members
+            assert found["auroc"].p_value < 0.05, attack
+        assert found["epsilon_lower_bound"].interval.high == math.inf
+    same = audited[1].result
+    for attack in ("loss", "lira", "rmia"):
+        torch.testing.assert_close(full.scores[attack], same.scores[attack], rtol=1e-3, atol=1e-3)
+    again = audit(audited[0], members=MEMBERS, nonmembers=NONMEMBERS, shadows=shadows, attacks=["neural", "lira"])
+    assert torch.equal(again.scores["neural"], full.scores["neural"])
+
+
+def test_an_audit_of_a_plain_module_leaves_it_as_it_was():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    before, rng = snapshot(model), torch.get_rng_state()
+    attacks = ["loss", "attack_p", "quantile_regression", "augmentation"]
+    result = audit(model, members=MEMBERS, nonmembers=NONMEMBERS, population=POPULATION, attacks=attacks)
+    same_snapshot(before, snapshot(model))
+    assert torch.equal(rng, torch.get_rng_state())
+    for attack in ("loss", "attack_p"):  # an untrained model tells nobody
+        assert result.estimates[attack]["auroc"].p_value > 0.01
+        assert result.estimates[attack]["epsilon_lower_bound"].value == 0
+    assert list(audit(model, members=MEMBERS, nonmembers=NONMEMBERS).estimates) == ["loss"]
+
+
+def test_an_audit_is_saved_and_loaded_whole(full, tmp_path):
+    path = full.save(tmp_path / "deep" / "audit.json")
+    again = AuditResult.load(path)
+    assert again.estimates == full.estimates
+    assert again.model == full.model
+    assert again.confidence == full.confidence
+    assert again.failures == full.failures
+    for name, score in full.scores.items():
+        assert torch.equal(again.scores[name], score)
+    for name in ("is_member", "targets", "losses"):
+        assert torch.equal(getattr(again, name), getattr(full, name))
+    assert str(again) == str(full)
+    content = json.loads(path.read_text())
+    assert content["attacks"]["lira"]["auroc"]["value"] == full.estimates["lira"]["auroc"].value
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"other\.json is not a saved audit"):
+        AuditResult.load(tmp_path / "other.json")
+
+
+def test_the_printed_table_has_every_attack_and_number(full):
+    text = str(full)
+    assert text.splitlines()[0] == "100 members, 100 non-members"
+    table = text[text.index("\nattack ") :]
+    for attack, found in full.estimates.items():
+        line = next(line for line in table.splitlines() if line.startswith(f"{attack} "))
+        assert all(str(estimate) in line for estimate in found.values())
+
+
+def test_the_most_exposed_members_by_counting(full):
+    exposed = full.exposed("lira", count=7)
+    scores, members = full.scores["lira"], full.scores["lira"][:100]
+    assert [e.score for e in exposed] == sorted(members.tolist(), reverse=True)[:7]
+    for e in exposed:
+        assert float(scores[e.member]) == e.score
+        assert e.target == int(MEMBERS[e.member][1])
+        assert e.false_positive_rate == sum(s >= e.score for s in scores[100:].tolist()) / 100
+    for c, auc in full.auc_by_class("loss").items():
+        chosen = full.targets == c
+        assert auc == float(membership_auroc(full.scores["loss"][chosen], full.is_member[chosen]))
+    assert set(full.auc_by_class()) == set(range(10))
+    with pytest.raises(ValueError, match="this audit has no attack 'nn'; it has attack_p"):
+        full.exposed("nn")
+
+
+def test_the_callback_runs_the_attacks_it_is_given(shadows):
+    callback = MIAAuditCallback(
+        NONMEMBERS, members=MEMBERS, shadows=shadows, attacks=["bavaria", create_attack("lira", online=False)]
+    )
+    trainer(max_epochs=1, callbacks=[callback]).fit(Classifier(), loader(0, 100))
+    assert list(callback.result.estimates) == ["bavaria", "lira"]
+    with pytest.raises(ValueError, match="the quantile_regression attack needs inputs; run it by"):
+        MIAAuditCallback(NONMEMBERS, attacks=["quantile_regression"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"attacks": ["lyra"]}, ValueError, "no attack 'lyra'"),
+        ({"attacks": "lira"}, TypeError, r"a list of names, such as \['lira'\]"),
+        ({"attacks": []}, ValueError, "there is none"),
+        ({"attacks": ["loss", "loss"]}, ValueError, "once each, and one at least; loss"),
+        ({"attacks": ["loss", "lira"]}, ValueError, "the lira attack needs shadow models: pass shadows="),
+        ({"attacks": ["loss", "attack_p"]}, ValueError, "the attack_p attack needs a population"),
+        ({"nonmembers": MEMBERS}, ValueError, "are members"),
+    ],
+)
+def test_an_audit_that_cannot_be_is_told(settings, error, message):
+    with pytest.raises(error, match=message):
+        audit(Classifier(), **{"members": MEMBERS, "nonmembers": NONMEMBERS, **settings})
+
+
+def test_two_populations_are_refused(shadows):
+    with pytest.raises(ValueError, match="leave population out"):
+        audit(Classifier(), members=MEMBERS, nonmembers=NONMEMBERS, shadows=shadows, population=POPULATION)
 
 
 def test_values_are_logged_and_intervals_hold_them(audited):

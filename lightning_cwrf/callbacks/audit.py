@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_cwrf.attacks import Attack, create_attack
 from lightning_cwrf.audit import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.callbacks.common import OncePerModule, training_data
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
@@ -30,6 +32,9 @@ class MIAAuditCallback(OncePerModule):
         shadows: signals of shadow models trained on members and non-members by the same recipe
             (:func:`~lightning_cwrf.shadows.train_shadows`).
         every_n_epochs: how often to run the loss attack; 0: only at the end.
+        attacks: of the audit at the end, by name or from :func:`~lightning_cwrf.attacks.create_attack`; None: the loss
+            attack, LiRA and RMIA. Those that need inputs or augmented views run by
+            :func:`~lightning_cwrf.audit.audit`, on the finished model.
         confidence: of the intervals.
 
     >>> callback = MIAAuditCallback(nonmembers=[], every_n_epochs=10)
@@ -42,6 +47,7 @@ class MIAAuditCallback(OncePerModule):
         shadows: ShadowSignals | None = None,
         every_n_epochs: int = 5,
         confidence: float = 0.95,
+        attacks: Sequence[str | Attack] | None = None,
     ) -> None:
         if every_n_epochs < 0:
             raise ValueError(f"every_n_epochs must not be negative, not {every_n_epochs}.")
@@ -52,6 +58,16 @@ class MIAAuditCallback(OncePerModule):
         if shadows is not None and not isinstance(shadows, ShadowSignals):
             raise TypeError(f"shadows must be what train_shadows returns, not {type(shadows).__name__}.")
         self.shadows = shadows
+        if attacks is not None:
+            attacks = [create_attack(attack) if isinstance(attack, str) else attack for attack in attacks]
+            for attack in attacks:
+                beyond = sorted({"inputs", "views"}.intersection(attack.needs))
+                if beyond:
+                    raise ValueError(
+                        f"the {attack.name} attack needs {' and '.join(beyond)}; run it by lightning_cwrf.audit.audit "
+                        "on the finished model."
+                    )
+        self.attacks = attacks
         self.every_n_epochs = every_n_epochs
         self.confidence = confidence
         self.reset()
@@ -65,7 +81,7 @@ class MIAAuditCallback(OncePerModule):
         """Run the attacks once before training, so that bad data is an error before any time is spent."""
         members, nonmembers, population = self._outputs(trainer, pl_module, final=True)
         self._compare_with_reference(trainer, nonmembers)
-        attack_scores(members, nonmembers, shadows=self.shadows, population=population)
+        attack_scores(members, nonmembers, shadows=self.shadows, population=population, attacks=self.attacks)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = _is_last_epoch(trainer)
@@ -94,7 +110,12 @@ class MIAAuditCallback(OncePerModule):
         members, nonmembers, population = self._outputs(trainer, pl_module, final=final)
         shadows = self.shadows if final else None
         self.result = audit_outputs(
-            members, nonmembers, shadows=shadows, population=population, confidence=self.confidence
+            members,
+            nonmembers,
+            shadows=shadows,
+            population=population,
+            attacks=self.attacks if final else None,
+            confidence=self.confidence,
         )
         if final:
             self._final_step = trainer.global_step
