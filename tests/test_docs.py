@@ -1,5 +1,6 @@
 """Every example of the pages on defenses runs as it stands, with the names that the pages assume."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lightning_cwrf.attacks.registry import _ATTACKS
+from lightning_cwrf.audit import audit
 from lightning_cwrf.defenses import available_defenses
 from lightning_cwrf.defenses.registry import _DEFENSES
-from tests.helpers import Classifier, loader, trainer
+from tests.helpers import Classifier, loader, part, trainer
+from tests.recipes import Memorise
 
-PAGES = Path(__file__).parents[1] / "docs" / "defenses"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = DOCS / "defenses"
 
 
 class MyLitClassifier(Classifier):
@@ -20,7 +25,7 @@ class MyLitClassifier(Classifier):
 
 
 def examples():
-    for page in sorted(PAGES.glob("*.md")):
+    for page in [*sorted(PAGES.glob("*.md")), DOCS / "audit.md"]:
         for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)):
             yield pytest.param(code, id=f"{page.stem}-{i}")
 
@@ -30,14 +35,22 @@ def test_every_defense_has_a_page():
 
 
 @pytest.mark.parametrize("code", list(examples()))
-def test_examples_run(code, monkeypatch):
+def test_examples_run(code, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning_cwrf.attacks.registry._ATTACKS", dict(_ATTACKS))
     monkeypatch.setattr("lightning_cwrf.defenses.registry._DEFENSES", dict(_DEFENSES))
     torch.manual_seed(0)
     names = {
+        "audit": audit,
         "model": MyLitClassifier(),
         "MyLitClassifier": MyLitClassifier,
         "trainer": trainer(max_epochs=1),
         "train_loader": loader(0, 64),
         "reference_loader": loader(200, 260),
+        "train_set": part(0, 64),
+        "test_set": part(64, 128),
+        "pool": part(0, 128),
+        "population": part(300, 400),
+        "Recipe": functools.partial(Memorise, epochs=1),
     }
     exec(code, names)

@@ -59,8 +59,8 @@ class MIAAuditCallback(OncePerModule):
             raise TypeError(f"shadows must be what train_shadows returns, not {type(shadows).__name__}.")
         self.shadows = shadows
         if attacks is not None:
-            attacks = [create_attack(attack) if isinstance(attack, str) else attack for attack in attacks]
-            for attack in attacks:
+            chosen = [create_attack(attack) if isinstance(attack, str) else attack for attack in attacks]
+            for attack in chosen:
                 beyond = sorted({"inputs", "views"}.intersection(attack.needs))
                 if beyond:
                     raise ValueError(

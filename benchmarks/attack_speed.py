@@ -1,0 +1,62 @@
+"""Every vectorised attack on 50,000 examples and 256 shadow models: time, and peak memory beyond the signals.
+
+The floor is one pass over the shadow models' signals that reads each once (their mean per example).
+
+    python benchmarks/attack_speed.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from common import Row, best_of, extra_memory, in_fresh_process, overhead, run, size
+from torch import Tensor
+
+from lightning_cwrf.attacks import attack_r, bavaria, calibrated, lira, rmia
+from lightning_cwrf.shadows import balanced_membership
+
+EXAMPLES, SHADOWS, POPULATION, CLASSES = 50_000, 256, 10_000, 10
+
+
+def calls() -> tuple[Tensor, dict[str, Callable[[], Tensor]]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    membership = balanced_membership(SHADOWS, EXAMPLES, seed=0)
+    target, shadows = draw(EXAMPLES), draw(SHADOWS, EXAMPLES)
+    p, q = target.sigmoid(), shadows.sigmoid()
+    z, zs = draw(POPULATION).sigmoid(), draw(SHADOWS, POPULATION).sigmoid()
+    classes = torch.randint(CLASSES, (EXAMPLES,), generator=generator)
+    return shadows, {
+        "lira": lambda: lira(target, shadows, membership),
+        "lira, offline": lambda: lira(target, shadows, membership, online=False),
+        "bavaria": lambda: bavaria(target, shadows, membership),
+        "rmia": lambda: rmia(p, q, membership, z, zs),
+        "rmia, offline": lambda: rmia(p, q, membership, z, zs, online=False),
+        "attack_r": lambda: attack_r(target.exp(), shadows, membership),
+        "calibrated per class": lambda: calibrated(target, classes, shadows, membership),
+    }
+
+
+def memory(name: str) -> int:
+    """Peak memory of one call beyond its inputs; to be run in a process of its own."""
+    return extra_memory(calls()[1][name])
+
+
+def benchmark() -> list[Row]:
+    shadows, attacks = calls()
+    *times, floor = best_of(3, *attacks.values(), lambda: shadows.mean(0))
+    rows = []
+    for name, time in zip(attacks, times, strict=True):
+        what = f"{name}: {EXAMPLES:,} × {SHADOWS}"
+        peak = in_fresh_process(memory, name)
+        rows.append(overhead(what, time, "one pass over the shadow signals", floor))
+        rows.append(overhead(f"{what}: peak memory", peak, "the shadow signals", shadows.nbytes, show=size))
+    return rows
+
+
+if __name__ == "__main__":
+    run(benchmark, __doc__)
