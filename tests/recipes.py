@@ -51,6 +51,10 @@ class Counted:
         kill = self.log.with_name("kill")
         if kill.exists() and done == int(kill.read_text()):
             os.kill(os.getpid(), signal.SIGKILL)
+        once = self.log.with_name("kill once")
+        if once.exists() and done >= int(once.read_text()):
+            once.unlink(missing_ok=True)
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.fail_at is not None and done == self.fail_at:
             raise ArithmeticError("the third one fails")
         model = Classifier()

@@ -585,7 +585,7 @@ def test_two_processes_are_one(tmp_path, way):
         script, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [torch.load(tmp_path / f"rank{r}.pt") for r in range(2)]
+    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2)]
     for kind in ("plain", "noisy"):
         for name, weight in ranks[0][kind].items():
             assert torch.equal(weight, ranks[1][kind][name]), (kind, name)

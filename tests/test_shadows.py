@@ -250,3 +250,63 @@ def nothing(members, seed):
 
 def test_recipes_are_told_apart_by_their_arguments():
     assert identity(Memorise(3)) != identity(Memorise(4))
+
+
+def test_a_relative_store_is_where_the_run_began(tmp_path, monkeypatch):
+    """Worker processes outlive a run; the next one may begin in another folder."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        signals = train_shadows(quick, part(0, 20), 2, store="store", workers=2, progress=False)
+        assert signals.store.signals_path(1).is_relative_to(tmp_path / name)
+
+
+def test_a_killed_worker_loses_nothing(tmp_path):
+    """One of two worker processes is killed in mid-run: what it held is trained again, nothing else is."""
+    (tmp_path / "kill once").write_text("3")
+    recipe = Counted(tmp_path / "log")
+    with pytest.warns(UserWarning, match="a worker process was killed; . shadow models are tried again"):
+        signals = train_shadows(recipe, part(0, 20), 6, store=tmp_path, workers=2, progress=False)
+    assert signals.logits.shape[0] == 6
+    again = runs(recipe.log)
+    assert set(again) == {str(model_seed(0, i)) for i in range(6)}
+    assert len(again) <= 6 + 2  # the two in flight
+    torch.testing.assert_close(
+        signals.logits, train(Counted(tmp_path / "log"), part(0, 20), 6, store=tmp_path / "x").logits
+    )
+
+
+def test_a_full_disk_is_named_and_leaves_a_usable_store(tmp_path):
+    """Files may not grow beyond a few kilobytes in the first run."""
+    script = (
+        "import resource, signal; from tests.recipes import quick; from tests.helpers import part;"
+        "from lightning_cwrf.shadows import train_shadows;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (512, -1));"
+        f"train_shadows(quick, part(0, 20), 2, store={str(tmp_path)!r}, workers=1, progress=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "2 of 2 shadow models failed" in done.stderr
+    assert "File too large" in done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(train(quick, part(0, 20), 2, store=tmp_path)) == 2
+
+
+def test_two_runs_on_one_store_end_with_the_same_models(tmp_path):
+    script = (
+        "from pathlib import Path; from tests.recipes import Counted; from tests.helpers import part;"
+        "from lightning_cwrf.shadows import train_shadows;"
+        f"d = Path({str(tmp_path)!r});"
+        "s = train_shadows(Counted(d / 'log'), part(0, 20), 4, store=d, workers=1, progress=False);"
+        "print(s.logits.double().sum().item())"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0].split()[-1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1]
+    assert not list(tmp_path.rglob("*.part"))

@@ -82,5 +82,8 @@ class ShadowStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         whole = {name: value.clone() for name, value in tensors.items()}  # tied weights may not share memory in a file
-        save_file(whole, part, metadata={"format": _FORMAT, "key": self.key})
-        part.replace(path)
+        try:
+            save_file(whole, part, metadata={"format": _FORMAT, "key": self.key})
+            part.replace(path)
+        finally:  # a full disk leaves a piece of a file
+            part.unlink(missing_ok=True)

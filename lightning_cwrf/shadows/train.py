@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 import joblib
 import numpy as np
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
@@ -26,6 +28,9 @@ from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.membership import balanced_membership
 from lightning_cwrf.shadows.store import ShadowStore
 from lightning_cwrf.vanilla import capture
+
+_ATTEMPTS = 3
+"""How often models are tried whose worker process is killed."""
 
 Recipe: TypeAlias = Callable[..., nn.Module]
 """``recipe(train_subset, seed)``, or ``recipe(train_subset, seed, start)`` with a start: returns the trained module."""
@@ -128,7 +133,8 @@ def train_shadows(
         _check_start(start, digests, membership)
     origin = None if start is None else start.store.key
     key = identity([recipe, digests, targets, population_digests, seed, origin])[:32]
-    kept = ShadowStore(Path(store), key)
+    # Absolute: worker processes are used again, and keep the working directory they began in.
+    kept = ShadowStore(Path(store).resolve(), key)
     jobs = [
         _Job(
             model=i,
@@ -146,7 +152,7 @@ def train_shadows(
     ]
     with tqdm(total=n, initial=n - len(jobs), desc="shadow models", disable=not progress) as bar:
         failures = []
-        for failure in _run(jobs, workers):
+        for _, failure in _run(jobs, workers):
             bar.update()
             failures += [failure] if failure is not None else []
     if failures:
@@ -180,18 +186,39 @@ def _check_start(start: ShadowSignals, digests: list[bytes], membership: Tensor)
         start.weights(i)
 
 
-def _run(jobs: list[_Job], workers: int | None) -> Iterator[str | None]:
+def _run(jobs: list[_Job], workers: int | None) -> Iterator[tuple[int, str | None]]:
+    """Each model's number and, where it failed, why, as they are done."""
     cores = os.cpu_count() or 1
     workers = min(workers or cores, len(jobs))
     if workers <= 1:
         yield from (_train_one(job) for job in jobs)
         return
-    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
-    yield from parallel(joblib.delayed(_train_one)(job, max(1, cores // workers)) for job in jobs)
+    waiting = {job.model: job for job in jobs}
+    for attempt in range(_ATTEMPTS):
+        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+        try:
+            for model, failure in parallel(
+                joblib.delayed(_train_one)(job, max(1, cores // workers)) for job in list(waiting.values())
+            ):
+                waiting.pop(model)
+                yield model, failure
+            return
+        except TerminatedWorkerError as error:  # killed from outside, most often for its memory
+            lost = str(error)
+            if attempt + 1 < _ATTEMPTS:
+                warnings.warn(
+                    f"a worker process was killed; {len(waiting)} shadow models are tried again. If it was for memory, "
+                    "pass fewer workers.",
+                    stacklevel=3,
+                )
+    yield from ((model, f"shadow model {model}: its worker process was killed, {_ATTEMPTS} times over.\n{lost}")
+                for model in waiting)  # fmt: skip
 
 
-def _train_one(job: _Job, threads: int | None = None) -> str | None:
+def _train_one(job: _Job, threads: int | None = None) -> tuple[int, str | None]:
     """Train and store one model; an exception comes back as text, so that it stops no other model."""
+    if job.store.has(job.model, weights=job.keep_weights):  # another run on this store, or a worker killed afterwards
+        return job.model, None
     if threads is not None:  # in a worker process, which shares the cores and the terminal with the others
         torch.set_num_threads(threads)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -206,8 +233,8 @@ def _train_one(job: _Job, threads: int | None = None) -> str | None:
                 raise TypeError(f"the recipe returned a {type(model).__name__}; it must return the trained module.")
             _store(job, model)
     except Exception:  # whatever a recipe raises
-        return f"shadow model {job.model} (seed {job.seed}):\n{traceback.format_exc()}"
-    return None
+        return job.model, f"shadow model {job.model} (seed {job.seed}):\n{traceback.format_exc()}"
+    return job.model, None
 
 
 def _store(job: _Job, model: nn.Module) -> None:
