@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -138,6 +139,8 @@ class AuditResult:
             path: of the JSON file; the other takes its name with the ending ``.safetensors``.
         """
         path = Path(path)
+        if path.suffix == ".safetensors":
+            raise ValueError(f"{path} is to be the JSON file; its scores take the name with the ending .safetensors.")
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"scores/{name}": score for name, score in self.scores.items()}
         tensors |= {"is_member": self.is_member, "targets": self.targets, "losses": self.losses}
@@ -147,6 +150,7 @@ class AuditResult:
         content = {
             "format": _FORMAT,
             "version": __version__,
+            "scores_digest": _digest(path.with_suffix(".safetensors")),
             "confidence": self.confidence,
             "model": {name: _plain(estimate) for name, estimate in self.model.items()},
             "attacks": {a: {n: _plain(e) for n, e in found.items()} for a, found in self.estimates.items()},
@@ -162,12 +166,17 @@ class AuditResult:
 
         Raises:
             FileNotFoundError: one of the two files is missing.
-            ValueError: the file is not an audit.
+            ValueError: the file is not an audit, is damaged, or its raw scores are another's.
         """
         path = Path(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged or no JSON: {error}.") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"{path} is not a saved audit; AuditResult.save writes one.")
+        if _digest(path.with_suffix(".safetensors")) != content.get("scores_digest"):
+            raise ValueError(f"{path.with_suffix('.safetensors')} is damaged, or belongs to another audit than {path}.")
         with safe_open(path.with_suffix(".safetensors"), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         attacks = content["attacks"]
@@ -223,8 +232,9 @@ def audit(
         nonmembers: examples the model never saw.
         shadows: signals of shadow models that were trained as this model was, on a pool that holds every member and
             non-member (:func:`~lightning_cwrf.shadows.train_shadows`).
-        population: further examples the model never saw, for Attack P and quantile regression; with shadow models that
-            have a population, it is theirs.
+        population: further examples the model never saw, neither members nor non-members, for Attack P and quantile
+            regression; with shadow models that have a population, it is theirs. Test accuracy and test loss are over
+            the non-members and it.
         attacks: names, or what :func:`~lightning_cwrf.attacks.create_attack` gives. None: the loss attack, and with
             shadow models LiRA and RMIA.
         views: for the augmentation attack: functions of a batch of inputs. None: small rotations and translations.
@@ -330,6 +340,13 @@ def attack_scores(
     Arguments and errors are those of :func:`audit_outputs`.
     """
     check_disjoint(members.digests, nonmembers.digests, "nonmembers")
+    if population is not None:
+        check_disjoint(members.digests, population.digests, "population")
+        twice = len(set(nonmembers.digests).intersection(population.digests))
+        if twice:
+            raise ValueError(
+                f"{twice} examples of the population are non-members too; it must be further data, or they count twice."
+            )
     evidence = _evidence(members, nonmembers, shadows, population, extra or {})
     chosen = _attacks(attacks, shadows)
     if attacks is not None:
@@ -451,6 +468,10 @@ def _mean(values: Tensor, confidence: float) -> Estimate:
     mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
     reach = error * float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
     return Estimate(mean, Interval(mean - reach, mean + reach))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:

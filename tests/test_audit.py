@@ -103,6 +103,16 @@ def test_an_audit_is_saved_and_loaded_whole(full, tmp_path):
     assert str(again) == str(full)
     content = json.loads(path.read_text())
     assert content["attacks"]["lira"]["auroc"]["value"] == full.estimates["lira"]["auroc"].value
+    with pytest.raises(ValueError, match="is to be the JSON file"):
+        full.save(tmp_path / "audit.safetensors")
+    scores = path.with_suffix(".safetensors")
+    whole = scores.read_bytes()
+    scores.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"audit\.safetensors is damaged, or belongs to another audit"):
+        AuditResult.load(path)
+    (tmp_path / "torn.json").write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match=r"torn\.json is damaged or no JSON"):
+        AuditResult.load(tmp_path / "torn.json")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match=r"other\.json is not a saved audit"):
         AuditResult.load(tmp_path / "other.json")
@@ -139,8 +149,15 @@ def test_the_callback_runs_the_attacks_it_is_given(shadows):
     )
     trainer(max_epochs=1, callbacks=[callback]).fit(Classifier(), loader(0, 100))
     assert list(callback.result.estimates) == ["bavaria", "lira"]
+    with pytest.raises(TypeError, match=r"a list of names, such as \['lira'\]"):
+        MIAAuditCallback(NONMEMBERS, attacks="lira")
     with pytest.raises(ValueError, match="the quantile_regression attack needs inputs; run it by"):
         MIAAuditCallback(NONMEMBERS, attacks=["quantile_regression"])
+
+
+def flat(begin):
+    images, labels = digits()[begin : begin + 20]
+    return TensorDataset(images.flatten(1), labels)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +170,13 @@ def test_the_callback_runs_the_attacks_it_is_given(shadows):
         ({"attacks": ["loss", "lira"]}, ValueError, "the lira attack needs shadow models: pass shadows="),
         ({"attacks": ["loss", "attack_p"]}, ValueError, "the attack_p attack needs a population"),
         ({"nonmembers": MEMBERS}, ValueError, "are members"),
+        ({"population": part(50, 90)}, ValueError, "40 of the 40 distinct examples of population are members"),
+        ({"population": part(190, 210)}, ValueError, "10 examples of the population are non-members too"),
+        (
+            {"attacks": ["augmentation"], "members": flat(0), "nonmembers": flat(100)},
+            ValueError,
+            "rotate and move images",
+        ),
     ],
 )
 def test_an_audit_that_cannot_be_is_told(settings, error, message):

@@ -289,6 +289,10 @@ def test_the_registry():
         attacks.registry._ATTACKS.pop("margin")
     with pytest.raises(ValueError, match="no attack 'lyra'; known are attack_p, attack_r"):
         create_attack("lyra")
+    with pytest.raises(TypeError, match="the lira attack has no setting onlin; it has online, variance"):
+        create_attack("lira", onlin=False)
+    with pytest.raises(TypeError, match="the entropy attack has no setting x; it has per_class"):
+        create_attack("entropy", x=1)
     with pytest.raises(ValueError, match="unknown needs gpu"):
         register_attack("x", "gpu")
 

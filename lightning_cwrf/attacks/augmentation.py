@@ -64,4 +64,9 @@ def default_views(degrees: tuple[float, ...] = (-8, -4, 4, 8), pixels: int = 1) 
 
 
 def _same(inputs: Tensor) -> Tensor:
+    if inputs.ndim < 3 or not inputs.is_floating_point():
+        raise ValueError(
+            f"the default views rotate and move images (n, C, H, W) of floats, not {inputs.dtype} of shape "
+            f"{tuple(inputs.shape)}; pass views=[...], functions of a batch of inputs."
+        )
     return inputs

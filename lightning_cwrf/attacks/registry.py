@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -131,6 +132,7 @@ def create_attack(name: str, **settings: Any) -> Attack:
 
     Raises:
         ValueError: an unknown name; the known ones are listed.
+        TypeError: an unknown setting; the known ones are listed.
 
     >>> create_attack("lira", online=False).settings
     {'online': False}
@@ -138,7 +140,23 @@ def create_attack(name: str, **settings: Any) -> Attack:
     if name not in _ATTACKS:
         raise ValueError(f"there is no attack {name!r}; known are {', '.join(available_attacks())}.")
     function, needs = _ATTACKS[name]
+    known = [p.name for p in inspect.signature(_SETTINGS_OF.get(name, function)).parameters.values()]
+    known = known[_SIGNALS.get(name, 1) :]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise TypeError(f"the {name} attack has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
     return Attack(name, function, needs, settings)
+
+
+# Whose settings an attack takes, and how many signals that function takes before them.
+_SETTINGS_OF: dict[str, Function] = {
+    "lira": lira,
+    "bavaria": bavaria,
+    "rmia": rmia,
+    "neural": neural_attack,
+    "quantile_regression": quantile_regression,
+}
+_SIGNALS = {"lira": 3, "bavaria": 3, "rmia": 5, "neural": 4, "quantile_regression": 4}
 
 
 def available_attacks() -> list[str]:

@@ -58,6 +58,8 @@ class MIAAuditCallback(OncePerModule):
         if shadows is not None and not isinstance(shadows, ShadowSignals):
             raise TypeError(f"shadows must be what train_shadows returns, not {type(shadows).__name__}.")
         self.shadows = shadows
+        if isinstance(attacks, str):
+            raise TypeError(f"attacks must be a list of names, such as [{attacks!r}].")
         if attacks is not None:
             chosen = [create_attack(attack) if isinstance(attack, str) else attack for attack in attacks]
             for attack in chosen:
