@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_cwrf._version import __version__
-from lightning_cwrf.attacks import Attack, Evidence, create_attack, example_losses
+from lightning_cwrf.attacks import Attack, Evidence, create_attacks, example_losses
 from lightning_cwrf.attacks.augmentation import default_views
 from lightning_cwrf.data import Batches, check_disjoint
 from lightning_cwrf.metrics import (
@@ -200,14 +200,23 @@ class AuditResult:
         for attack, found in self.estimates.items():
             p = found["auroc"].p_value
             rows.append([attack, *(str(found[name]) for name in columns), "" if p is None else f"{p:.2g}"])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += ["", *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows), ""]
+        lines += ["", *aligned(rows), ""]
         return "\n".join([*lines, f"In brackets: {self.confidence:.0%} confidence interval.", *self.notes()])
 
     def _scores(self, attack: str) -> Tensor:
         if attack not in self.scores:
             raise ValueError(f"this audit has no attack {attack!r}; it has {', '.join(self.scores)}.")
         return self.scores[attack]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines whose columns begin at the same place.
+
+    >>> aligned([["a", "b"], ["long", "c"]])
+    ['a     b', 'long  c']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def audit(
@@ -377,14 +386,7 @@ def attack_metrics(accuracy: float, seed: int = 0, confidence: float = 0.95) -> 
 def _attacks(attacks: Sequence[str | Attack] | None, shadows: ShadowSignals | None) -> list[Attack]:
     if attacks is None:
         attacks = ["loss"] if shadows is None else ["loss", "lira", "rmia"]
-    if isinstance(attacks, str):
-        raise TypeError(f"attacks must be a list of names, such as [{attacks!r}].")
-    chosen = [create_attack(attack) if isinstance(attack, str) else attack for attack in attacks]
-    names = [attack.name for attack in chosen]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not names:
-        raise ValueError(f"attacks must be given once each, and one at least; {', '.join(twice) or 'there is none'}.")
-    return chosen
+    return create_attacks(attacks)
 
 
 def _evidence(

@@ -172,3 +172,32 @@ def check_disjoint(members: Iterable[bytes], nonmembers: Sequence[bytes] | set[b
             f"{len(common)} of the {len(set(nonmembers))} distinct examples of {name} are members (the very same "
             "content): reference and non-member data must never have been trained on. Remove them."
         )
+
+
+class OverlapCheck:
+    """Compares members with other data by content: whole, or batch by batch where one cannot be read whole.
+
+    Args:
+        members: training data; None: only what :meth:`see` is shown.
+        others: data that must be apart from them.
+        name: of the others, for the error.
+
+    Raises:
+        ValueError: an example stands on both sides.
+    """
+
+    def __init__(self, members: Batches | None, others: Batches, name: str) -> None:
+        self.name = name
+        self._seen: tuple[set[bytes], set[bytes]] = (set(), set())
+        inside, outside = (None if data is None else all_digests(data) for data in (members, others))
+        self._whole = inside is not None and outside is not None
+        if inside is not None and outside is not None:
+            check_disjoint(inside, outside, name)
+
+    def see(self, member_batch: Any, batch: Any) -> None:
+        """Compare one more batch of each side with all that were seen, unless everything was compared already."""
+        if self._whole:
+            return
+        for seen, shown in zip(self._seen, (member_batch, batch), strict=True):
+            seen.update(example_digests(shown))
+        check_disjoint(*self._seen, self.name)

@@ -17,16 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
-from lightning_cwrf.data import (
-    Batches,
-    all_digests,
-    as_loader,
-    check_disjoint,
-    cycle,
-    example_digests,
-    isolated_rng,
-    move,
-)
+from lightning_cwrf.data import Batches, OverlapCheck, as_loader, cycle, isolated_rng, move
 from lightning_cwrf.vanilla import VanillaSource, load_vanilla
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -132,19 +123,11 @@ def privacy_vulnerability_scores(
         member_batches = cycle(as_loader(members, shuffle=True), "members")
         reference_batches = cycle(as_loader(nonmembers, shuffle=True), "nonmembers")
         bring = transfer or (lambda batch: move(batch, device))
-        all_members, all_reference = all_digests(members), all_digests(nonmembers)
-        compared = all_members is not None and all_reference is not None
-        if all_members is not None and all_reference is not None:
-            check_disjoint(all_members, all_reference, "nonmembers")
-        seen_members: set[bytes] = set()
-        seen_reference: set[bytes] = set()
+        overlap = OverlapCheck(members, nonmembers, "nonmembers")
 
         def objective(work: nn.Module) -> Tensor:
             member, reference = next(member_batches), next(reference_batches)
-            if not compared:
-                seen_members.update(example_digests(member))
-                seen_reference.update(example_digests(reference))
-                check_disjoint(seen_members, seen_reference, "nonmembers")
+            overlap.see(member, reference)
             logits, targets = classification_step(work, bring(member))
             check_no_probabilities(logits, "members")
             reference = bring(reference)

@@ -10,7 +10,14 @@ from lightning_cwrf.attacks.learned import neural_attack, quantile_regression
 from lightning_cwrf.attacks.lira import lira
 from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
 from lightning_cwrf.attacks.reference import attack_p, attack_r
-from lightning_cwrf.attacks.registry import Attack, Evidence, available_attacks, create_attack, register_attack
+from lightning_cwrf.attacks.registry import (
+    Attack,
+    Evidence,
+    available_attacks,
+    create_attack,
+    create_attacks,
+    register_attack,
+)
 from lightning_cwrf.attacks.rmia import rmia, tune_offline_a
 from lightning_cwrf.attacks.signals import example_losses, logit_signal, true_class_probability
 from lightning_cwrf.attacks.threshold import loss_threshold
@@ -27,6 +34,7 @@ __all__ = [
     "confidence",
     "correctness",
     "create_attack",
+    "create_attacks",
     "entropy",
     "example_losses",
     "lira",

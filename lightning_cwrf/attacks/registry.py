@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -93,16 +93,24 @@ class Attack:
         return scores
 
 
-_ATTACKS: dict[str, tuple[Function, tuple[str, ...]]] = {}
+class _Registered(NamedTuple):
+    function: Function
+    needs: tuple[str, ...]
+    settings: tuple[str, ...]
 
 
-def register_attack(name: str, *needs: str) -> Callable[[Function], Function]:
+_ATTACKS: dict[str, _Registered] = {}
+
+
+def register_attack(name: str, *needs: str, settings_of: Function | None = None) -> Callable[[Function], Function]:
     """A decorator that makes ``function(evidence, **settings) -> scores`` known by a name.
 
     Args:
         name: of the attack.
         needs: of ``"shadows"``, ``"population"``, ``"shadow_population"``, ``"inputs"``, ``"views"``; evidence without
             them is an error before the function is called.
+        settings_of: a function whose keyword-only arguments are the settings; None: the registered function's own
+            arguments after the evidence.
 
     Raises:
         ValueError: another attack has the name; an unknown need.
@@ -120,7 +128,10 @@ def register_attack(name: str, *needs: str) -> Callable[[Function], Function]:
         raise ValueError(f"unknown needs {', '.join(unknown)}; known are {', '.join(_NEEDS)}.")
 
     def register(function: Function) -> Function:
-        if _ATTACKS.setdefault(name, (function, needs))[0] is not function:
+        parameters = list(inspect.signature(settings_of or function).parameters.values())
+        own = [p for p in parameters if p.kind is p.KEYWORD_ONLY] if settings_of else parameters[1:]
+        known = _Registered(function, needs, tuple(p.name for p in own))
+        if _ATTACKS.setdefault(name, known).function is not function:
             raise ValueError(f"there is an attack {name!r} already.")
         return function
 
@@ -139,24 +150,28 @@ def create_attack(name: str, **settings: Any) -> Attack:
     """
     if name not in _ATTACKS:
         raise ValueError(f"there is no attack {name!r}; known are {', '.join(available_attacks())}.")
-    function, needs = _ATTACKS[name]
-    known = [p.name for p in inspect.signature(_SETTINGS_OF.get(name, function)).parameters.values()]
-    known = known[_SIGNALS.get(name, 1) :]
+    function, needs, known = _ATTACKS[name]
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise TypeError(f"the {name} attack has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
     return Attack(name, function, needs, settings)
 
 
-# Whose settings an attack takes, and how many signals that function takes before them.
-_SETTINGS_OF: dict[str, Function] = {
-    "lira": lira,
-    "bavaria": bavaria,
-    "rmia": rmia,
-    "neural": neural_attack,
-    "quantile_regression": quantile_regression,
-}
-_SIGNALS = {"lira": 3, "bavaria": 3, "rmia": 5, "neural": 4, "quantile_regression": 4}
+def create_attacks(attacks: Sequence[str | Attack]) -> list[Attack]:
+    """Attacks of which some are given by name.
+
+    Raises:
+        TypeError: one name in the place of a list.
+        ValueError: an unknown name, the same attack twice, or none.
+    """
+    if isinstance(attacks, str):
+        raise TypeError(f"attacks must be a list of names, such as [{attacks!r}].")
+    chosen = [create_attack(attack) if isinstance(attack, str) else attack for attack in attacks]
+    names = [attack.name for attack in chosen]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise ValueError(f"attacks must be given once each, and one at least; {', '.join(twice) or 'there is none'}.")
+    return chosen
 
 
 def available_attacks() -> list[str]:
@@ -170,7 +185,7 @@ def _loss(evidence: Evidence) -> Tensor:
 
 
 def _register_signal_attacks(name: str, function: Function) -> None:
-    @register_attack(name, "shadows")
+    @register_attack(name, "shadows", settings_of=function)
     def attack(evidence: Evidence, **settings: Any) -> Tensor:
         targets = evidence.targets
         own, shadows = logit_signal(evidence.logits, targets), logit_signal(_given(evidence.shadow_logits), targets)
@@ -181,7 +196,7 @@ _register_signal_attacks("lira", lira)
 _register_signal_attacks("bavaria", bavaria)
 
 
-@register_attack("rmia", "shadows", "shadow_population", "population")
+@register_attack("rmia", "shadows", "shadow_population", "population", settings_of=rmia)
 def _rmia(evidence: Evidence, **settings: Any) -> Tensor:
     targets, others = evidence.targets, _given(evidence.population_targets)
     return rmia(
@@ -225,13 +240,13 @@ for _name, _signal in {
     _register_metric(_name, _signal)
 
 
-@register_attack("neural", "shadows")
+@register_attack("neural", "shadows", settings_of=neural_attack)
 def _neural(evidence: Evidence, **settings: Any) -> Tensor:
     shadows, membership = _given(evidence.shadow_logits), _given(evidence.membership)
     return neural_attack(evidence.logits, evidence.targets, shadows, membership, **settings)
 
 
-@register_attack("quantile_regression", "population", "inputs")
+@register_attack("quantile_regression", "population", "inputs", settings_of=quantile_regression)
 def _quantile_regression(evidence: Evidence, **settings: Any) -> Tensor:
     sides = (
         (evidence.logits, evidence.targets, _given(evidence.inputs)),

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_cwrf.attacks import Attack, create_attack
+from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.audit import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.callbacks.common import OncePerModule, training_data
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
@@ -58,11 +58,8 @@ class MIAAuditCallback(OncePerModule):
         if shadows is not None and not isinstance(shadows, ShadowSignals):
             raise TypeError(f"shadows must be what train_shadows returns, not {type(shadows).__name__}.")
         self.shadows = shadows
-        if isinstance(attacks, str):
-            raise TypeError(f"attacks must be a list of names, such as [{attacks!r}].")
         if attacks is not None:
-            chosen = [create_attack(attack) if isinstance(attack, str) else attack for attack in attacks]
-            for attack in chosen:
+            for attack in create_attacks(attacks):
                 beyond = sorted({"inputs", "views"}.intersection(attack.needs))
                 if beyond:
                     raise ValueError(

@@ -12,15 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import classification_step, split_batch
-from lightning_cwrf.data import (
-    Batches,
-    all_digests,
-    as_loader,
-    check_disjoint,
-    cycle,
-    example_digests,
-    isolated_rng,
-)
+from lightning_cwrf.data import Batches, OverlapCheck, as_loader, cycle, isolated_rng
 from lightning_cwrf.transfer import transfer_of
 
 
@@ -48,8 +40,7 @@ class NonmemberBatches:
         self._generator: torch.Generator | None = None
         self._epoch = -1
         self._first_epoch: int | None = None
-        self._seen: tuple[set[bytes], set[bytes]] = (set(), set())
-        self._whole: bool | None = None  # whether the data were compared whole
+        self._overlap: OverlapCheck | None = None
         self._by_class: dict[int, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,22 +91,10 @@ class NonmemberBatches:
         batch = loader.collate_fn([loader.dataset[i] for i in chosen])
         return self._checked(module, member_batch, batch)
 
-    def _compare_whole(self, module: LightningModule) -> bool:
-        training = module.trainer.train_dataloader
-        with isolated_rng():
-            others = all_digests(self.data)
-            members = None if training is None or others is None else all_digests(training)
-        if members is None or others is None:
-            return False
-        check_disjoint(members, others, "nonmembers")
-        return True
-
     def _checked(self, module: LightningModule, member_batch: Any, batch: Any) -> Any:
-        if self._whole is None:
-            self._whole = self._compare_whole(module)
-        if not self._whole and self._epoch == self._first_epoch:
-            members, others = self._seen
-            members.update(example_digests(member_batch))
-            others.update(example_digests(batch))
-            check_disjoint(members, others, "nonmembers")
+        if self._overlap is None:
+            with isolated_rng():
+                self._overlap = OverlapCheck(module.trainer.train_dataloader, self.data, "nonmembers")
+        if self._epoch == self._first_epoch:
+            self._overlap.see(member_batch, batch)
         return transfer_of(module.trainer)(batch)

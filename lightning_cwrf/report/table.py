@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lightning_cwrf.audit import FPR, AuditResult
+from lightning_cwrf.audit import FPR, AuditResult, aligned
 
 _MODEL_ROWS = {
     "train_accuracy": "train accuracy",
@@ -71,9 +71,8 @@ def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
 
 
 def _laid_out(rows: list[list[str]], results: Sequence[AuditResult]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("─" * width for width in widths))
+    rule = ["─" * max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = aligned([rows[0], rule, *rows[1:]])
     confidence = {f"{result.confidence:.0%}" for result in results}
     notes = dict.fromkeys(note for result in results for note in result.notes(_SHOWN))
     return "\n".join([*lines, "", f"In brackets: {'/'.join(sorted(confidence))} confidence interval.", *notes])
