@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     )
     from lightning_cwrf.defenses import DefenseMixin, RelaxLossMixin
     from lightning_cwrf.masks import WeightMask
+    from lightning_cwrf.recipes import CWRF, ShadowRecipe
     from lightning_cwrf.scores import learnability_scores, privacy_vulnerability_scores, score_correlation
     from lightning_cwrf.shadows import train_shadows
 
 # Public names and where they live. Each is imported on first use, so that importing the package is fast.
 _HOMES = {
+    "CWRF": "recipes",
     "AuditResult": "audit",
     "CriticalRewindCallback": "callbacks",
     "DefenseMixin": "defenses",
@@ -28,6 +30,7 @@ _HOMES = {
     "MIAAuditCallback": "callbacks",
     "PrivacyScoringCallback": "callbacks",
     "RelaxLossMixin": "defenses",
+    "ShadowRecipe": "recipes",
     "VanillaSnapshotCallback": "callbacks",
     "WeightMask": "masks",
     "learnability_scores": "scores",
@@ -37,6 +40,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CWRF",
     "AuditResult",
     "CriticalRewindCallback",
     "DefenseMixin",
@@ -44,6 +48,7 @@ __all__ = [
     "MIAAuditCallback",
     "PrivacyScoringCallback",
     "RelaxLossMixin",
+    "ShadowRecipe",
     "VanillaSnapshotCallback",
     "WeightMask",
     "__version__",

@@ -30,7 +30,7 @@ from lightning_cwrf.metrics import (
     TPRAtFPR,
 )
 from lightning_cwrf.metrics.functional import clopper_pearson, membership_auroc
-from lightning_cwrf.outputs import ModelOutputs, collect_inputs, collect_outputs, collect_view_correctness
+from lightning_cwrf.outputs import ModelOutputs, collect_inputs, collect_outputs, collect_view_logits
 from lightning_cwrf.shadows.train import ShadowSignals
 
 FPR = 1e-3
@@ -246,7 +246,8 @@ def audit(
             the non-members and it.
         attacks: names, or what :func:`~lightning_cwrf.attacks.create_attack` gives. None: the loss attack, and with
             shadow models LiRA and RMIA.
-        views: for the augmentation attack: functions of a batch of inputs. None: small rotations and translations.
+        views: for the attacks that query augmented views: functions of a batch of inputs. None: those of the shadow
+            models, else small rotations and translations.
         confidence: of the intervals.
         seed: of the bootstraps.
 
@@ -273,8 +274,12 @@ def audit(
         if population is not None:
             extra["population_inputs"] = collect_inputs(population)
     if "views" in needs:
+        if shadows is not None and shadows.views:
+            if views is not None:
+                raise ValueError("the shadow models have views of their own, which are used; leave views out.")
+            views = shadows.views
         views = default_views() if views is None else views
-        extra["correct"] = torch.cat([collect_view_correctness(model, d, views) for d in (members, nonmembers)], 1)
+        extra["view_logits"] = torch.cat([collect_view_logits(model, d, views) for d in (members, nonmembers)], 1)
     return audit_outputs(
         collect_outputs(model, members, name="members"),
         collect_outputs(model, nonmembers, name="nonmembers"),
@@ -409,6 +414,8 @@ def _evidence(
             "membership": shadows.membership[:, columns],
             "shadow_population_logits": shadows.population_logits,
         }
+        if shadows.view_logits is not None:
+            given["shadow_view_logits"] = shadows.view_logits[:, :, columns]
     if population is not None:
         given |= {"population_logits": population.logits, "population_targets": population.targets}
     return Evidence(outputs.logits, outputs.targets, **given)

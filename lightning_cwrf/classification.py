@@ -7,7 +7,9 @@ place of everything in this file but the checks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -77,6 +79,8 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
         )
     if len(logits) != len(targets):
         raise ValueError(f"{len(logits)} rows of logits do not fit {len(targets)} targets.")
+    if not _VALUES_TOO.get():
+        return
     classes = logits.shape[1]
     wrong = (targets < 0) | (targets >= classes)
     if wrong.any():
@@ -91,6 +95,19 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
             f"the logits of {len(rows)} examples are NaN or infinite (rows {rows[:5]} of this batch); "
             "the model has diverged, or its inputs are not finite."
         )
+
+
+_VALUES_TOO = ContextVar("values too", default=True)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Let :func:`check_targets` look at shapes alone: under ``torch.func.vmap`` no value can be asked for."""
+    token = _VALUES_TOO.set(False)
+    try:
+        yield
+    finally:
+        _VALUES_TOO.reset(token)
 
 
 def check_no_probabilities(logits: Tensor, name: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
 from lightning_cwrf.classification import split_batch
 
@@ -36,16 +36,16 @@ def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def move(batch: Any, device: torch.device) -> Any:
-    """Move every tensor of a nested batch to ``device``; everything else stays."""
+def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """Move every tensor of a nested batch to ``device``, those of floats to ``dtype``; everything else stays."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return batch.to(device, dtype if batch.is_floating_point() else None)
     if isinstance(batch, Mapping):
-        return {key: move(value, device) for key, value in batch.items()}
+        return {key: move(value, device, dtype) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device) for value in batch))
+        return type(batch)(*(move(value, device, dtype) for value in batch))
     if isinstance(batch, (tuple, list)):
-        return type(batch)(move(value, device) for value in batch)
+        return type(batch)(move(value, device, dtype) for value in batch)
     return batch
 
 
@@ -201,3 +201,21 @@ class OverlapCheck:
         for seen, shown in zip(self._seen, (member_batch, batch), strict=True):
             seen.update(example_digests(shown))
         check_disjoint(*self._seen, self.name)
+
+
+class SeededOrder(Sampler[int]):
+    """Another order of n examples each epoch, a function of seed and epoch alone; Lightning sets the epoch."""
+
+    def __init__(self, examples: int, seed: int) -> None:
+        self.examples = examples
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.examples).tolist())

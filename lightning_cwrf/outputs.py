@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def collect_outputs(
         model: a classifier.
         data: a loader (iterated anew, in its dataset's order, nothing dropped), a dataset or an iterable of batches.
         name: what to call the data in an error.
-        transfer: moves a batch to the model's device; None moves its tensors there.
+        transfer: moves a batch to the model; None moves its tensors to the model's device and floats to its dtype.
 
     Raises:
         ValueError: there is no batch; labels out of range; logits that are not finite, or are probabilities.
@@ -66,12 +67,12 @@ def collect_outputs(
     >>> outputs.logits.shape, len(outputs)
     (torch.Size([2, 3]), 2)
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    place = _place(model) if transfer is None else transfer
     logits, targets, digests = [], [], []
     with evaluating(model):
         for batch in as_loader(data, shuffle=False):
             digests += example_digests(batch)
-            z, y = classification_step(model, transfer(batch) if transfer else move(batch, device))
+            z, y = classification_step(model, place(batch))
             logits.append(z.float().cpu())
             targets.append(y.cpu())
     if not targets:
@@ -83,26 +84,25 @@ def collect_outputs(
     return outputs
 
 
-def collect_view_correctness(model: nn.Module, data: Batches, views: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-    """Whether ``model`` is right on each view of each example: bool ``(q, n)``; the model is left as it was.
+def collect_view_logits(model: nn.Module, data: Batches, views: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    """Logits of ``model`` on each view of each example: float32 ``(q, n, K)``; the model is left as it was.
 
     Args:
         model: a classifier.
         data: as for :func:`collect_outputs`; its inputs must be single tensors.
         views: functions of a batch of inputs, such as rotations.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    place = _place(model)
     rows: list[list[Tensor]] = [[] for _ in views]
     with evaluating(model):
         for batch in as_loader(data, shuffle=False):
-            inputs, targets = split_batch(move(batch, device))
+            inputs, targets = split_batch(place(batch))
             if not isinstance(inputs, Tensor):
                 raise TypeError(
                     f"views need batches (inputs, targets) of one input tensor, not {type(inputs).__name__}."
                 )
             for row, view in zip(rows, views, strict=True):
-                logits, labels = classification_step(model, (view(inputs), targets))
-                row.append((logits.argmax(-1) == labels).cpu())
+                row.append(classification_step(model, (view(inputs), targets))[0].float().cpu())
     return torch.stack([torch.cat(row) for row in rows])
 
 
@@ -116,3 +116,9 @@ def collect_inputs(data: Batches) -> Tensor:
     if not rows:
         raise ValueError("there are no inputs: the data holds no batch.")
     return torch.cat(rows)
+
+
+def _place(model: nn.Module) -> Callable[[Any], Any]:
+    """Moves a batch to where the model is; a model of half or double precision (``bf16-true``) wants such inputs."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return functools.partial(move, device=first.device, dtype=None if first.dtype == torch.float32 else first.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -17,6 +17,8 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
 )
+
+from lightning_cwrf.data import SeededOrder
 
 
 class PoissonBatches:
@@ -125,15 +127,32 @@ def check_poisson(loader: Any) -> None:
         raise TypeError(f"DP-SGD draws its own Poisson batches, from one DataLoader; got a {type(loader).__name__}.")
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError("DP-SGD draws examples at random, which a stream (IterableDataset) does not allow.")
-    batches, order = loader.batch_sampler, loader.sampler
-    whole = type(batches) is BatchSampler and (
-        isinstance(order, SequentialSampler)
-        or (isinstance(order, RandomSampler) and not order.replacement and order.num_samples == len(order.data_source))
-        or isinstance(order, DistributedSampler)
-    )
-    if not whole:
+    if whole_order(loader) is None:
+        batches, order = loader.batch_sampler, loader.sampler
         chooser = type(order if type(batches) is BatchSampler else batches).__name__
         raise ValueError(
             f"the training loader's {chooser} chooses examples; DP-SGD draws Poisson batches from the whole dataset "
             "and would undo that choice. Pass a loader with batch_size= over the dataset (or over a Subset of it)."
         )
+
+
+def whole_order(loader: Any) -> Literal["shuffled", "in order"] | None:
+    """How a DataLoader goes through its whole dataset; None where it does not, or is no DataLoader of one.
+
+    >>> whole_order(DataLoader(range(4), shuffle=True)), whole_order(DataLoader(range(4)))
+    ('shuffled', 'in order')
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    order = loader.sampler
+    if type(loader.batch_sampler) is not BatchSampler:
+        return None
+    if isinstance(order, SequentialSampler):
+        return "in order"
+    if isinstance(order, SeededOrder):
+        return "shuffled"
+    if isinstance(order, DistributedSampler):
+        return "shuffled" if order.shuffle else "in order"
+    if isinstance(order, RandomSampler) and not order.replacement and order.num_samples == len(order.data_source):
+        return "shuffled"
+    return None

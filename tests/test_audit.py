@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback, attacks
 from lightning_cwrf.attacks import available_attacks, create_attack
+from lightning_cwrf.attacks.augmentation import default_views
 from lightning_cwrf.audit import AuditResult, audit, audit_outputs
 from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.outputs import ModelOutputs, collect_outputs
@@ -26,7 +27,8 @@ MEMBERS, NONMEMBERS, POPULATION = part(0, 100), part(100, 200), part(400, 700)
 @pytest.fixture(scope="module")
 def shadows(tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
-    return train_shadows(Memorise(), part(0, 200), 8, population=POPULATION, store=store, progress=False)
+    data = {"population": POPULATION, "views": default_views()}
+    return train_shadows(Memorise(), part(0, 200), 8, **data, store=store, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from lightning_cwrf.attacks.lira import lira
 from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
 from lightning_cwrf.attacks.reference import attack_p, attack_r
 from lightning_cwrf.attacks.rmia import rmia
-from lightning_cwrf.attacks.signals import example_losses, logit_signal, true_class_probability
+from lightning_cwrf.attacks.signals import check_finite, example_losses, logit_signal, true_class_probability
 from lightning_cwrf.attacks.threshold import loss_threshold
 
 
@@ -36,7 +36,8 @@ class Evidence:
         shadow_population_logits: ``(k, m, K)``.
         inputs: flat features of the examples, ``(n, d)``.
         population_inputs: ``(m, d)``.
-        correct: bool ``(q, n)``, whether the audited model is right on q augmented views.
+        view_logits: of the audited model on q augmented views of the examples, ``(q, n, K)``.
+        shadow_view_logits: of the shadow models on the same views, ``(k, q, n, K)``.
     """
 
     logits: Tensor
@@ -48,7 +49,8 @@ class Evidence:
     shadow_population_logits: Tensor | None = None
     inputs: Tensor | None = None
     population_inputs: Tensor | None = None
-    correct: Tensor | None = None
+    view_logits: Tensor | None = None
+    shadow_view_logits: Tensor | None = None
 
 
 Function: TypeAlias = Callable[..., Tensor]
@@ -57,7 +59,8 @@ _NEEDS = {
     "population": ("population_logits", "a population: data that no model was trained on"),
     "shadow_population": ("shadow_population_logits", "a population: pass population= to train_shadows"),
     "inputs": ("inputs", "the examples' inputs"),
-    "views": ("correct", "predictions on augmented views"),
+    "views": ("view_logits", "the model's outputs on augmented views"),
+    "shadow_views": ("shadow_view_logits", "shadow models' outputs on views: pass views= to train_shadows"),
 }
 
 
@@ -107,8 +110,8 @@ def register_attack(name: str, *needs: str, settings_of: Function | None = None)
 
     Args:
         name: of the attack.
-        needs: of ``"shadows"``, ``"population"``, ``"shadow_population"``, ``"inputs"``, ``"views"``; evidence without
-            them is an error before the function is called.
+        needs: of ``"shadows"``, ``"population"``, ``"shadow_population"``, ``"inputs"``, ``"views"``,
+            ``"shadow_views"``; evidence without them is an error before the function is called.
         settings_of: a function whose keyword-only arguments are the settings; None: the registered function's own
             arguments after the evidence.
 
@@ -262,7 +265,20 @@ def _quantile_regression(evidence: Evidence, **settings: Any) -> Tensor:
 
 @register_attack("augmentation", "views")
 def _augmentation(evidence: Evidence) -> Tensor:
-    return augmentation_attack(_given(evidence.correct))
+    logits, targets = _given(evidence.view_logits), evidence.targets
+    check_finite("view_logits", logits.sum(-1))
+    own = logits.argmax(-1) == targets
+    if evidence.shadow_view_logits is None:
+        return augmentation_attack(own)
+    shadows = evidence.shadow_view_logits.argmax(-1).transpose(0, 1) == targets
+    return augmentation_attack(own, shadows, evidence.membership)
+
+
+@register_attack("lira_views", "shadows", "views", "shadow_views", settings_of=lira)
+def _lira_views(evidence: Evidence, **settings: Any) -> Tensor:
+    own = logit_signal(_given(evidence.view_logits), evidence.targets)
+    shadows = logit_signal(_given(evidence.shadow_view_logits).transpose(0, 1), evidence.targets)
+    return lira(own, shadows, _given(evidence.membership), **settings)
 
 
 def _given(value: Tensor | None) -> Tensor:

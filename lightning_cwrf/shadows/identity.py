@@ -17,10 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_cwrf.data import as_loader, isolated_rng, tensors_of
 
 
 def identity(value: Any) -> str:
-    """A hex digest of a value's content: plain values, containers, tensors, dataclasses, functions and partials.
+    """A hex digest of a value's content: plain values, containers, tensors, data sets and their loaders,
+    dataclasses, functions and partials.
 
     A function is known by its name, its source, its defaults, and what it reads from its own module: constants by
     value, functions and classes by source. It must not be a closure, because what it closes over could not be told.
@@ -56,6 +60,10 @@ def _plain(value: Any) -> Any:
         return ["list", [_plain(item) for item in value]]
     if isinstance(value, functools.partial):
         return ["partial", _plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if isinstance(value, DataLoader):
+        return ["loader", value.batch_size, value.drop_last, type(value.sampler).__name__, _plain(value.dataset)]
+    if isinstance(value, Dataset) and not dataclasses.is_dataclass(value):
+        return ["data set", _content(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return ["dataclass", _plain(type(value)), _plain(fields)]
@@ -79,9 +87,19 @@ def _plain(value: Any) -> Any:
             _globals_of([value], value.__module__),
         ]
     raise TypeError(
-        f"cannot tell the content of a {type(value).__name__}; use plain values, tensors, functions, functools.partial "
-        "or dataclasses as a recipe and its arguments."
+        f"cannot tell the content of a {type(value).__name__}; use plain values, tensors, data sets, functions, "
+        "functools.partial or dataclasses as a recipe and its arguments."
     )
+
+
+def _content(data: Dataset[Any]) -> list[Any]:
+    """What a data set gives, read whole in its order."""
+    with isolated_rng():  # a loader draws a seed for its workers
+        loader = as_loader(data, shuffle=False)
+        content = [_plain(tensors_of(batch)) for batch in loader]
+        if content and _plain(tensors_of(next(iter(loader)))) != content[0]:
+            raise TypeError("a data set in a recipe reads differently each time; take its random augmentation out.")
+    return content
 
 
 def _globals_of(functions: list[FunctionType], module: str) -> Any:

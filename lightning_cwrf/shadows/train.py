@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import random
+import threading
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import joblib
 import numpy as np
 import torch
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from lightning_cwrf.classification import split_batch
 from lightning_cwrf.data import example_digests, isolated_rng
-from lightning_cwrf.outputs import collect_outputs
+from lightning_cwrf.outputs import collect_outputs, collect_view_logits
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.membership import balanced_membership
 from lightning_cwrf.shadows.store import ShadowStore
+from lightning_cwrf.shadows.workers import ATTEMPTS, Share, run
 from lightning_cwrf.vanilla import capture
 
-_ATTEMPTS = 3
-"""How often models are tried whose worker process is killed."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Trainings in threads of one process would share its random state; some backends run threads."""
 
+View: TypeAlias = Callable[[Tensor], Tensor]
 Recipe: TypeAlias = Callable[..., nn.Module]
 """``recipe(train_subset, seed)``, or ``recipe(train_subset, seed, start)`` with a start: returns the trained module."""
 
@@ -41,13 +39,15 @@ class ShadowSignals:
     """What k shadow models say of a pool of n examples, and of m population points that none of them has seen.
 
     Attributes:
-        logits: float32 ``(k, n, K)``.
+        logits: ``(k, n, K)``, in float32 or as they were kept.
         membership: bool ``(k, n)``, True where the model was trained with the example.
         targets: ``(n,)``.
         digests: one digest of content per example; an audit finds an example's column by it.
         population: the population data set itself, for the audited model's own outputs on it; or None.
-        population_logits: float32 ``(k, m, K)``, or None.
-        store: where the models' files are, under the key of pool, population, recipe and seed.
+        population_logits: ``(k, m, K)``, or None.
+        views: functions of a batch of inputs, for the audited model's own outputs on them; or empty.
+        view_logits: on q augmented views of the pool, ``(k, q, n, K)``, or None.
+        store: where the models' files are, under the key of pool, population, views, recipe and seed.
     """
 
     logits: Tensor = field(repr=False)
@@ -56,6 +56,8 @@ class ShadowSignals:
     digests: list[bytes] = field(repr=False)
     population: Dataset[Any] | None = field(repr=False)
     population_logits: Tensor | None = field(repr=False)
+    views: tuple[View, ...] = field(repr=False)
+    view_logits: Tensor | None = field(repr=False)
     store: ShadowStore
 
     def __len__(self) -> int:
@@ -76,9 +78,15 @@ class _Job:
     recipe: Recipe
     pool: Dataset[Any]
     population: Dataset[Any] | None
+    views: tuple[View, ...]
+    dtype: torch.dtype
     store: ShadowStore
     start: ShadowStore | None
     keep_weights: bool
+
+    @property
+    def done(self) -> bool:
+        return self.store.has(self.model, weights=self.keep_weights)
 
 
 def train_shadows(
@@ -87,11 +95,14 @@ def train_shadows(
     n: int = 8,
     *,
     population: Dataset[Any] | None = None,
+    views: Sequence[View] = (),
     store: str | PathLike[str] = "shadow_store",
     start: ShadowSignals | None = None,
     keep_weights: bool = False,
+    dtype: torch.dtype = torch.float32,
     seed: int = 0,
     workers: int | None = None,
+    stack: int = 1,
     progress: bool = True,
 ) -> ShadowSignals:
     """Train n shadow models by a recipe on balanced halves of a pool, in parallel, and keep their signals on disk.
@@ -108,19 +119,24 @@ def train_shadows(
             time; random augmentation belongs in the recipe.
         n: an even number of models; half of them are IN for every example.
         population: examples that no model sees, for RMIA.
-        store: folder of the store; it is made when missing.
+        views: functions of a batch of inputs (rotations, flips), known as recipes are: the models' logits on these
+            views of the pool are kept too, for the augmentation attack and for LiRA over several queries.
+        store: folder of the store; it is made when missing. Workers on other machines must find it at the same path.
         start: base shadow models that this recipe goes on from, trained on the same pool and seed with
             ``keep_weights=True``. The recipe is then called as ``recipe(train_subset, seed, start)``, with the state
             dict of the base model that was trained on the same half with the same seed.
         keep_weights: keep every model's state dict too.
+        dtype: of the logits that are kept; float16 halves the files, with a relative error of 0.05 %.
         seed: of the halves and of each model's own seed.
-        workers: processes; None: one per core, at most n. With 1 they train in this process.
+        workers: processes; None: one per GPU, or per core. With 1 they train in this process. Cores and GPUs of this
+            machine are shared out among them. Under ``joblib.parallel_config(backend=...)`` they are Ray's or Dask's.
+        stack: how many models to train as one, for a recipe that can (:class:`~lightning_cwrf.ShadowRecipe`).
         progress: show a bar.
 
     Raises:
         ValueError: an odd n; a pool that reads differently each time; a population that overlaps the pool; a ``start``
-            of another pool or seed, or without weights.
-        TypeError: a recipe whose content cannot be told.
+            of another pool or seed, or without weights; another dtype than float32 or float16.
+        TypeError: a recipe whose content cannot be told, or that cannot train a stack.
         RuntimeError: some models failed; it names them, and the others are kept.
     """
     digests, targets = _read(pool, "pool")
@@ -131,8 +147,12 @@ def train_shadows(
     membership = balanced_membership(n, len(digests), seed)
     if start is not None:
         _check_start(start, digests, membership)
+    if dtype not in (torch.float32, torch.float16):
+        raise ValueError(f"logits are kept as float32 or float16, not {dtype}.")
+    if stack > 1 and not hasattr(recipe, "train_stack"):
+        raise TypeError("this recipe cannot train a stack of models as one; a ShadowRecipe can. Leave stack=1.")
     origin = None if start is None else start.store.key
-    key = identity([recipe, digests, targets, population_digests, seed, origin])[:32]
+    key = identity([recipe, digests, targets, population_digests, tuple(views), dtype, seed, origin])[:32]
     # Absolute: worker processes are used again, and keep the working directory they began in.
     kept = ShadowStore(Path(store).resolve(), key)
     jobs = [
@@ -143,22 +163,30 @@ def train_shadows(
             recipe=recipe,
             pool=pool,
             population=population,
+            views=tuple(views),
+            dtype=dtype,
             store=kept,
             start=None if start is None else start.store,
             keep_weights=keep_weights,
         )
         for i in range(n)
-        if not kept.has(i, weights=keep_weights)
     ]
-    with tqdm(total=n, initial=n - len(jobs), desc="shadow models", disable=not progress) as bar:
-        failures = []
-        for _, failure in _run(jobs, workers):
-            bar.update()
-            failures += [failure] if failure is not None else []
+    waiting = [job for job in jobs if not job.done]
+    with tqdm(total=n, initial=n - len(waiting), desc="shadow models", disable=not progress) as bar:
+        said, lost = run(
+            _train,
+            _stacks(waiting, stack),
+            workers,
+            undone=lambda stacked: not all(job.done for job in stacked),
+            on_done=lambda: bar.update(sum(kept.signals_path(i).is_file() for i in range(n)) - bar.n),
+        )
+    said += [f"{_names(jobs)}: the worker process was killed, {ATTEMPTS} times over.\n{why}" for jobs, why in lost]
+    failures = [text for text in said if text]
     if failures:
+        missing = sum(not job.done for job in jobs)
         raise RuntimeError(
-            f"{len(failures)} of {n} shadow models failed; any others are kept in {kept.folder} and are not trained "
-            "again.\n" + "\n".join(failures)
+            f"{missing} of {n} shadow models failed; any others are kept in {kept.folder} and are not trained again.\n"
+            + "\n".join(failures)
         )
     signals = [kept.signals(i) for i in range(n)]
     return ShadowSignals(
@@ -168,6 +196,8 @@ def train_shadows(
         digests=digests,
         population=population,
         population_logits=None if population is None else torch.stack([s["population_logits"] for s in signals]),
+        views=tuple(views),
+        view_logits=torch.stack([s["view_logits"] for s in signals]) if views else None,
         store=kept,
     )
 
@@ -186,61 +216,72 @@ def _check_start(start: ShadowSignals, digests: list[bytes], membership: Tensor)
         start.weights(i)
 
 
-def _run(jobs: list[_Job], workers: int | None) -> Iterator[tuple[int, str | None]]:
-    """Each model's number and, where it failed, why, as they are done."""
-    cores = os.cpu_count() or 1
-    workers = min(workers or cores, len(jobs))
-    if workers <= 1:
-        yield from (_train_one(job) for job in jobs)
-        return
-    waiting = {job.model: job for job in jobs}
-    for attempt in range(_ATTEMPTS):
-        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+def _stacks(jobs: list[_Job], size: int) -> list[list[_Job]]:
+    """Jobs that go together: at most ``size``, and with as many members each, so that their batches are as long."""
+    if size < 1:
+        raise ValueError(f"stack must be at least 1, not {size}.")
+    by_length: dict[int, list[_Job]] = {}
+    for job in jobs:
+        by_length.setdefault(len(job.members), []).append(job)
+    return [alike[i : i + size] for alike in by_length.values() for i in range(0, len(alike), size)]
+
+
+def _names(jobs: list[_Job]) -> str:
+    return ", ".join(f"shadow model {job.model} (seed {job.seed})" for job in jobs)
+
+
+def _train(jobs: list[_Job], share: Share | None) -> str | None:
+    """Train and store one model, or some as one; an exception comes back as text, so that it stops no other model."""
+    jobs = [job for job in jobs if not job.done]  # by another run on this store, or by a worker killed afterwards
+    if not jobs:
+        return None
+    if share is not None:
+        share.take()
+    failures: list[str] = []
+    with _ONE_AT_A_TIME, isolated_rng(), torch.random.fork_rng():
         try:
-            for model, failure in parallel(
-                joblib.delayed(_train_one)(job, max(1, cores // workers)) for job in list(waiting.values())
-            ):
-                waiting.pop(model)
-                yield model, failure
-            return
-        except TerminatedWorkerError as error:  # killed from outside, most often for its memory
-            lost = str(error)
-            if attempt + 1 < _ATTEMPTS:
-                warnings.warn(
-                    f"a worker process was killed; {len(waiting)} shadow models are tried again. If it was for memory, "
-                    "pass fewer workers.",
-                    stacklevel=3,
-                )
-    yield from ((model, f"shadow model {model}: its worker process was killed, {_ATTEMPTS} times over.\n{lost}")
-                for model in waiting)  # fmt: skip
+            models = _trained(jobs)
+        except Exception:  # whatever a recipe raises
+            return f"{_names(jobs)}:\n{traceback.format_exc()}"
+        for job, model in zip(jobs, models, strict=True):
+            try:
+                _store(job, model)
+            except Exception:
+                failures.append(f"{_names([job])}:\n{traceback.format_exc()}")
+    return "\n".join(failures) or None
 
 
-def _train_one(job: _Job, threads: int | None = None) -> tuple[int, str | None]:
-    """Train and store one model; an exception comes back as text, so that it stops no other model."""
-    if job.store.has(job.model, weights=job.keep_weights):  # another run on this store, or a worker killed afterwards
-        return job.model, None
-    if threads is not None:  # in a worker process, which shares the cores and the terminal with the others
-        torch.set_num_threads(threads)
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    try:
-        with isolated_rng(), torch.random.fork_rng():
-            random.seed(job.seed)
-            np.random.seed(job.seed)  # noqa: NPY002 - the user's recipe may draw from the global state
-            torch.manual_seed(job.seed)
-            start = () if job.start is None else (job.start.weights(job.model),)
-            model = job.recipe(Subset(job.pool, job.members), job.seed, *start)
-            if not isinstance(model, nn.Module):
-                raise TypeError(f"the recipe returned a {type(model).__name__}; it must return the trained module.")
-            _store(job, model)
-    except Exception:  # whatever a recipe raises
-        return job.model, f"shadow model {job.model} (seed {job.seed}):\n{traceback.format_exc()}"
-    return job.model, None
+def _trained(jobs: list[_Job]) -> list[nn.Module]:
+    first = jobs[0]
+    seed_all(first.seed)
+    starts = [] if first.start is None else [first.start.weights(job.model) for job in jobs]
+    if len(jobs) == 1:
+        return [first.recipe(Subset(first.pool, first.members), first.seed, *starts)]
+    stacked: Any = first.recipe
+    seeds = [job.seed for job in jobs]
+    models: list[nn.Module] = stacked.train_stack(first.pool, [job.members for job in jobs], seeds, starts)
+    return models
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy and torch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the user's recipe may draw from the global state
+    torch.manual_seed(seed)
 
 
 def _store(job: _Job, model: nn.Module) -> None:
-    signals = {"logits": collect_outputs(model, job.pool, name="pool").logits}
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the recipe returned a {type(model).__name__}; it must return the trained module.")
+    logits = {"logits": collect_outputs(model, job.pool, name="pool").logits}
     if job.population is not None:
-        signals["population_logits"] = collect_outputs(model, job.population, name="population").logits
+        logits["population_logits"] = collect_outputs(model, job.population, name="population").logits
+    if job.views:
+        logits["view_logits"] = collect_view_logits(model, job.pool, job.views)
+    signals = {name: values.to(job.dtype) for name, values in logits.items()}
+    for name, values in signals.items():
+        if not values.isfinite().all():
+            raise ValueError(f"the model's {name} are not all finite as {job.dtype} (float16 ends at 65,504).")
     job.store.save(job.model, signals, capture(model) if job.keep_weights else None)
 
 

@@ -1,0 +1,213 @@
+"""Reading a recipe off a training: what can be read is, and what cannot is an error that says what to pass."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    DeviceStatsMonitor,
+    LearningRateMonitor,
+    ModelSummary,
+    ProgressBar,
+    Timer,
+)
+from torch.utils.data import DataLoader, default_collate
+
+from lightning_cwrf.callbacks import (
+    CriticalRewindCallback,
+    GradientMaskCallback,
+    PrivacyScoringCallback,
+)
+from lightning_cwrf.data import example_digests, isolated_rng
+from lightning_cwrf.defenses import DefenseMixin
+from lightning_cwrf.defenses.registry import Defense
+from lightning_cwrf.poisson import PoissonBatches, whole_order
+
+if TYPE_CHECKING:
+    from lightning_cwrf.recipes.recipe import CWRF, ShadowRecipe
+
+_WATCHERS = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar)
+"""Callbacks that look at a training and do not shape it."""
+
+_TRAINER: dict[str, Any] = {
+    "min_epochs": None,
+    "max_steps": -1,
+    "min_steps": None,
+    "precision": "32-true",
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
+    "accumulate_grad_batches": 1,
+    "limit_train_batches": 1.0,
+    "overfit_batches": 0.0,
+}
+"""Arguments of a Trainer that shape a training, and the values that need not be said."""
+
+
+def read_recipe(
+    kind: type[ShadowRecipe],
+    trainer: Trainer,
+    model: LightningModule,
+    module: Callable[[], LightningModule] | None,
+    loader: DataLoader[Any] | None,
+    augment: Callable[[Any], Any] | None,
+    callbacks: Callable[[], list[Callback]] | None,
+    defense: Defense | None,
+) -> ShadowRecipe:
+    """See :meth:`~lightning_cwrf.ShadowRecipe.like`."""
+    defense = _defense_of(model) if defense is None else defense
+    found = _loader_of(trainer) if loader is None else loader
+    recipe = kind(
+        module=_module_of(model) if module is None else module,
+        trainer=_arguments_of(trainer),
+        **_batches_of(found, trainer.world_size, augment),
+        augment=augment,
+        callbacks=callbacks,
+        defense=defense,
+        cwrf=_cwrf_of(trainer, callbacks is not None),
+    )
+    _check_rebuilds(recipe, model)
+    return recipe
+
+
+def _module_of(model: LightningModule) -> Callable[[], LightningModule]:
+    cls: Any = getattr(type(model), "_attached_to", type(model))
+    given = {name: value for name, value in model.hparams.items() if name != "defense"}
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return functools.partial(cls, **given)
+    named = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    unknown = [name for name in named if name not in given]
+    if unknown:
+        raise ValueError(
+            f"how this {cls.__name__} was built cannot be told: its hyper-parameters lack {', '.join(unknown)}. Call "
+            "save_hyperparameters() in its __init__, or pass module=, a function that builds it."
+        )
+    return functools.partial(cls, **{name: given[name] for name in named})
+
+
+def _arguments_of(trainer: Trainer) -> dict[str, Any]:
+    if trainer.interrupted:
+        raise ValueError("this training was interrupted: shadow models of its settings would train on to the end.")
+    timer = next((c for c in _callbacks_of(trainer) if isinstance(c, Timer)), None)
+    if timer is not None:
+        raise ValueError(
+            "this training ends by the clock (max_time, Timer), which shadow models beside one another would do "
+            "elsewhere; give it max_epochs or max_steps."
+        )
+    read = {name: getattr(trainer, name) for name in _TRAINER}
+    algorithm = read["gradient_clip_algorithm"]
+    read["gradient_clip_algorithm"] = "value" if algorithm == "value" else None  # "norm", unless it is said
+    said = {name: value for name, value in read.items() if value != _TRAINER[name]}
+    return {"max_epochs": trainer.max_epochs, **said}
+
+
+def _loader_of(trainer: Trainer) -> Any:
+    loader = trainer.train_dataloader
+    if loader is None:
+        raise ValueError("this Trainer has not trained yet: pass loader=, the training loader.")
+    return loader.loader if isinstance(loader, PoissonBatches) else loader
+
+
+def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | None) -> dict[str, Any]:
+    order = whole_order(loader)
+    if order is None:
+        raise ValueError(
+            "the training loader is no DataLoader that takes a whole dataset in order or shuffled; pass loader=, one "
+            "that does, or write the recipe as a function."
+        )
+    examples = range(min(16, len(loader.dataset)))
+    with isolated_rng():
+        twice = [example_digests(loader.collate_fn([loader.dataset[i] for i in examples])) for _ in range(2)]
+    if twice[0] != twice[1] and augment is None:
+        raise ValueError(
+            "the training data read differently each time (random augmentation), which shadow models must do too: "
+            "pass augment=, a function of one example; the pool is read without it."
+        )
+    return {
+        "batch_size": loader.batch_size * world_size,
+        "drop_last": loader.drop_last,
+        "shuffle": order == "shuffled",
+        "collate": None if loader.collate_fn is default_collate else loader.collate_fn,
+    }
+
+
+def _defense_of(model: LightningModule) -> Defense | None:
+    if getattr(type(model), "_attached_to", None) is None:
+        return None  # none, or one that its class has by inheritance
+    mixin: Any = type(model).__bases__[0]
+    settings: dict[str, Any] = dict(model.defense_settings)  # type: ignore[arg-type]
+    taken = [name for name in inspect.signature(mixin.configure_defense).parameters if name != "self"]
+    for name in (name for name in taken if name not in settings):  # data are no settings
+        holder = getattr(model, f"_{name}", None)
+        if not hasattr(holder, "data"):
+            raise ValueError(f"{mixin.__name__} has {name}, which cannot be read from the model: pass defense=.")
+        settings[name] = holder.data  # type: ignore[union-attr]
+    return Defense(mixin, settings)
+
+
+def _cwrf_of(trainer: Trainer, others_given: bool) -> CWRF | None:
+    from lightning_cwrf.recipes.recipe import CWRF
+
+    ours: dict[type, Any] = {}
+    others = []
+    for callback in _callbacks_of(trainer):
+        if isinstance(callback, (PrivacyScoringCallback, CriticalRewindCallback, GradientMaskCallback)):
+            ours[type(callback)] = callback
+        elif not isinstance(callback, _WATCHERS) and not type(callback).__module__.startswith("lightning_cwrf."):
+            others.append(type(callback).__name__)
+    if others and not others_given:
+        raise ValueError(
+            f"{', '.join(others)} may shape the training: pass callbacks=, a function that makes those which do "
+            "(callbacks=list for none)."
+        )
+    if not ours:
+        return None
+    scoring, rewind, mask = (
+        ours.get(kind) for kind in (PrivacyScoringCallback, CriticalRewindCallback, GradientMaskCallback)
+    )
+    if not (scoring and rewind and mask) or not (rewind.scores is rewind.given_mask is mask.given_mask is None):
+        raise ValueError(
+            "shadow models score, rewind and freeze their own weights: the Trainer needs PrivacyScoringCallback, "
+            "CriticalRewindCallback and GradientMaskCallback, without scores or masks from files."
+        )
+    return CWRF(
+        nonmembers=scoring.nonmembers,
+        rate=rewind.rate,
+        lam=scoring.lam,
+        steps=scoring.steps,
+        lr=scoring.lr,
+        kind=scoring.kind,
+        per_layer=rewind.per_layer,
+        to=rewind.to,
+        tune=mask.tune,
+    )
+
+
+def _callbacks_of(trainer: Trainer) -> list[Callback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def _check_rebuilds(recipe: ShadowRecipe, model: LightningModule) -> None:
+    with isolated_rng():
+        rebuilt = recipe.module()
+        if not isinstance(rebuilt, LightningModule):
+            raise TypeError(f"module= must build a LightningModule, not a {type(rebuilt).__name__}.")
+        if recipe.defense is not None:
+            recipe.defense.attach(rebuilt)
+    shapes: list[Mapping[str, Any]] = [
+        {name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (rebuilt, model)
+    ]
+    if shapes[0] != shapes[1]:
+        names = sorted(n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n))
+        raise ValueError(
+            f"the module that was built anew has other weights than the model, such as {names[0]}; pass module=, a "
+            "function that builds it as it was."
+        )
+    if isinstance(model, DefenseMixin) and not isinstance(rebuilt, DefenseMixin):
+        raise ValueError("the model has a defense which the module that was built anew has not; pass defense=.")

@@ -1,0 +1,251 @@
+"""A recipe for shadow models: module, Trainer, loader, defense and CWRF."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_cwrf.callbacks import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
+from lightning_cwrf.data import Batches, SeededOrder
+from lightning_cwrf.defenses.registry import Defense
+from lightning_cwrf.recipes.stacked import train_stack
+from lightning_cwrf.shadows.train import seed_all
+from lightning_cwrf.vanilla import capture, load_vanilla
+
+_QUIET = {
+    "accelerator": "auto",
+    "devices": 1,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+
+
+@dataclass(frozen=True)
+class CWRF:
+    """How shadow models are hardened: settings of the three CWRF callbacks, by their names there.
+
+    The vanilla weights are each shadow model's own, from before its training.
+
+    Args:
+        nonmembers: reference data, as for :class:`~lightning_cwrf.PrivacyScoringCallback`.
+
+    >>> CWRF(nonmembers=[], rate=0.05).rate
+    0.05
+    """
+
+    nonmembers: Batches = field(repr=False)
+    rate: float = 0.03
+    lam: float = 0.7
+    steps: int = 30
+    lr: float = 1e-3
+    kind: Literal["privacy", "learnability", "random"] = "privacy"
+    per_layer: bool = False
+    to: Literal["vanilla", "zero"] = "vanilla"
+    tune: Literal["rest", "masked"] = "rest"
+
+    def callbacks(self, vanilla: Mapping[str, Tensor]) -> list[Callback]:
+        """The callbacks of one hardening; ``vanilla`` is θ_vn."""
+        return [
+            PrivacyScoringCallback(
+                self.nonmembers, dict(vanilla), lam=self.lam, steps=self.steps, lr=self.lr, kind=self.kind
+            ),
+            CriticalRewindCallback(self.rate, per_layer=self.per_layer, to=self.to),
+            GradientMaskCallback(tune=self.tune),
+        ]
+
+
+@dataclass(frozen=True)
+class ShadowRecipe:
+    """Trains a shadow model as yours was trained; for :func:`~lightning_cwrf.train_shadows`.
+
+    :meth:`like` reads it from a finished training. Its fields are what shadow models are known by in a store;
+    ``dataclasses.replace`` makes variants, such as other rates. What it trains depends on the examples, the seed and
+    the start alone.
+
+    Args:
+        module: a function without arguments (a class, a ``functools.partial``) that builds the untrained module.
+        trainer: arguments of the Trainer, such as ``{"max_epochs": 40}``; plain values.
+        batch_size: examples in a step.
+        drop_last: leave a shorter last batch out.
+        shuffle: draw another order each epoch, from the model's seed.
+        collate: as DataLoader's ``collate_fn``.
+        augment: a function of one example of the pool, as the data set gives it, called anew each time it is read.
+        callbacks: a function that makes further callbacks that shape the training.
+        defense: :func:`~lightning_cwrf.defenses.create_defense`.
+        cwrf: rewind and freeze before fine-tuning; the models then go on from base models, ``start=``.
+
+    >>> from lightning_cwrf.defenses import create_defense
+    >>> base = ShadowRecipe(LightningModule, {"max_epochs": 60}, batch_size=32)
+    >>> from dataclasses import replace
+    >>> tuned = replace(base, trainer={"max_epochs": 40}, defense=create_defense("relaxloss", alpha=1.0))
+    """
+
+    module: Callable[[], LightningModule]
+    trainer: Mapping[str, Any]
+    batch_size: int
+    drop_last: bool = False
+    shuffle: bool = True
+    collate: Callable[[list[Any]], Any] | None = None
+    augment: Callable[[Any], Any] | None = None
+    callbacks: Callable[[], list[Callback]] | None = None
+    defense: Defense | None = None
+    cwrf: CWRF | None = None
+
+    def __post_init__(self) -> None:
+        ours = sorted({"callbacks", *_QUIET}.intersection(self.trainer) - {"accelerator", "devices"})
+        if ours:
+            raise ValueError(
+                f"a shadow model's Trainer cannot be given {', '.join(ours)}: it trains quietly, by itself."
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
+
+    @classmethod
+    def like(
+        cls,
+        trainer: Trainer,
+        model: LightningModule,
+        *,
+        module: Callable[[], LightningModule] | None = None,
+        loader: DataLoader[Any] | None = None,
+        augment: Callable[[Any], Any] | None = None,
+        callbacks: Callable[[], list[Callback]] | None = None,
+        defense: Defense | None = None,
+    ) -> ShadowRecipe:
+        """The recipe of a training that is set up or finished: ``trainer.fit(model, loader)``.
+
+        Module and settings come from the model's saved hyper-parameters, the defense from the model, CWRF from its
+        callbacks, epochs, clipping and precision from the Trainer, and batches from its training loader.
+
+        Args:
+            trainer: the Trainer of the training.
+            model: its module.
+            module: builds the module; None: its class with ``model.hparams`` (``save_hyperparameters()``).
+            loader: the training loader; None: the Trainer's, once it has trained.
+            augment: what the training data's random augmentation does; it cannot be read from a loader.
+            callbacks: makes those further callbacks of the Trainer that shape the training.
+            defense: the defense; None: the one attached to the model, if any.
+
+        Raises:
+            ValueError: something that shapes the training cannot be read, with what to pass instead.
+        """
+        from lightning_cwrf.recipes.like import read_recipe
+
+        return read_recipe(cls, trainer, model, module, loader, augment, callbacks, defense)
+
+    def __call__(self, members: Dataset[Any], seed: int, start: Mapping[str, Tensor] | None = None) -> LightningModule:
+        """Train one model.
+
+        Args:
+            members: its training examples.
+            seed: of weights, order and whatever the training draws; Python, NumPy and torch are seeded with it.
+            start: state dict of the base model to go on from; with ``cwrf`` it is needed.
+        """
+        (model,), (vanilla,) = self._build([seed], [start])
+        seed_all(seed)
+        callbacks = [] if self.callbacks is None else self.callbacks()
+        callbacks += [] if self.cwrf is None else self.cwrf.callbacks(vanilla)
+        loader = DataLoader(
+            members if self.augment is None else _Augmented(members, self.augment),
+            batch_size=self.batch_size,
+            sampler=SeededOrder(len(members), seed) if self.shuffle else None,  # type: ignore[arg-type]
+            drop_last=self.drop_last,
+            collate_fn=self.collate,
+        )
+        self._fit(model, loader, callbacks, model)
+        return model
+
+    def train_stack(
+        self,
+        pool: Dataset[Any],
+        members: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        starts: Sequence[Mapping[str, Tensor]] = (),
+    ) -> list[LightningModule]:
+        """Train K models as one vectorised model; each comes out as it would alone, but for rounding.
+
+        Args:
+            pool: all examples.
+            members: for each model the places of its examples; as many for each.
+            seeds: of each model.
+            starts: state dict of the base model of each, or empty.
+
+        Raises:
+            ValueError: the models cannot be trained so (why).
+        """
+        for name, what in (
+            ("cwrf", "CWRF's callbacks score and freeze one model at a time"),
+            ("callbacks", "further callbacks look at one model"),
+            ("augment", "augmentation draws for one model at a time"),
+            ("collate", "batches are cut from one tensor"),
+        ):
+            if getattr(self, name) is not None:
+                raise ValueError(f"a recipe with {name} cannot be stacked: {what}. Leave stack=1.")
+        models, _ = self._build(seeds, starts or [None] * len(seeds))
+        orders = [SeededOrder(len(members[0]), seed) if self.shuffle else range(len(members[0])) for seed in seeds]
+        return train_stack(models, pool, members, orders, self.batch_size, self.drop_last, self._fit)
+
+    def _build(
+        self, seeds: Sequence[int], starts: Sequence[Mapping[str, Tensor] | None]
+    ) -> tuple[list[LightningModule], list[dict[str, Tensor]]]:
+        """The models before this training, and the weights that they had before any."""
+        models, vanilla = [], []
+        for seed, start in zip(seeds, starts, strict=True):
+            if self.cwrf is not None and start is None:
+                raise ValueError(
+                    "CWRF hardens finished models: train base models first (the recipe without cwrf, "
+                    "keep_weights=True), and pass them as start=."
+                )
+            seed_all(seed)
+            model = self.module()
+            if self.defense is not None:
+                self.defense.attach(model)
+            vanilla.append(capture(model))
+            if start is not None:
+                model.load_state_dict(load_vanilla(start, model))
+            models.append(model)
+        return models, vanilla
+
+    def _fit(self, module: LightningModule, batches: Any, callbacks: list[Callback], *models: nn.Module) -> None:
+        """Run one quiet ``Trainer.fit``, and leave ``models`` on the device it ran on."""
+        with _quiet():
+            trainer = Trainer(**{**_QUIET, **self.trainer, "callbacks": callbacks})
+            trainer.fit(module, batches)
+        for model in models:
+            model.to(trainer.strategy.root_device)
+
+
+class _Augmented(Dataset[Any]):
+    def __init__(self, data: Dataset[Any], augment: Callable[[Any], Any]) -> None:
+        self.data = data
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.augment(self.data[index])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Many trainings in a row: Lightning's advice on devices and loaders would be said for each."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec|validation_step).*")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,125 @@
+"""Work divided over processes, of this machine or of a cluster, with its cores and GPUs shared out."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import joblib
+import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.parallel import get_active_backend
+
+T = TypeVar("T")
+
+ATTEMPTS = 3
+"""How often work is tried whose worker process is lost."""
+
+_CLUSTERS = ("ray", "distributed")  # their errors are about workers: the work's own come back as text
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker process may use of this machine.
+
+    Attributes:
+        threads: of torch; None: as it is.
+        gpus: of all worker processes of this machine; each takes one of them.
+    """
+
+    threads: int | None = None
+    gpus: tuple[str, ...] = ()
+
+    def take(self) -> None:
+        """Called in the worker process, before its first work touches a GPU."""
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it shares the terminal with the others
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if self.gpus and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu_of(multiprocessing.current_process().name)
+
+    def gpu_of(self, process: str) -> str:
+        """The GPU of a worker process by its name, which ends in a number that counts up.
+
+        >>> [Share(gpus=("0", "3")).gpu_of(f"LokyProcess-{i}") for i in (1, 2, 3)]
+        ['0', '3', '0']
+        """
+        number = process.rpartition("-")[2]
+        return self.gpus[(int(number) - 1) % len(self.gpus) if number.isdigit() else 0]
+
+
+def run(
+    work: Callable[[T, Share | None], Any],
+    items: Sequence[T],
+    workers: int | None,
+    *,
+    undone: Callable[[T], bool],
+    on_done: Callable[[], Any],
+) -> tuple[list[Any], list[tuple[T, str]]]:
+    """Do ``work(item, share)`` for every item, on joblib's active backend; what is lost with a worker is tried again.
+
+    Args:
+        work: must return, rather than raise, what goes wrong; ``share`` is None in this process.
+        items: must be picklable.
+        workers: processes; None: as ``joblib.parallel_config`` says, else one per GPU, or per core.
+        undone: whether an item must still be done, after a worker was lost.
+        on_done: called in this process after each item.
+
+    Returns:
+        What ``work`` returned, in no order; and the items that were lost with their workers each time, with the error.
+    """
+    backend, configured = get_active_backend()
+    here = isinstance(backend, joblib.parallel.BACKENDS["loky"])  # joblib's default: processes of this machine
+    cores, gpus = os.cpu_count() or 1, visible_gpus()
+    workers = workers or configured or ((len(gpus) or cores) if here else -1)
+    if here:
+        workers = min(joblib.effective_n_jobs(workers), len(items))
+        if workers <= 1:
+            return [_told(work(item, None), on_done) for item in items], []
+    share = Share(max(1, cores // workers), gpus) if here else Share()
+    for attempt in range(1, ATTEMPTS + 1):
+        parallel = _Parallel(n_jobs=workers, batch_size=1)
+        parallel.on_done = on_done
+        try:
+            return list(parallel(joblib.delayed(work)(item, share) for item in items)), []
+        except Exception as error:
+            if not _lost_a_worker(error):
+                raise
+            items, why = [item for item in items if undone(item)], str(error)
+            on_done()
+            if attempt < ATTEMPTS:
+                warnings.warn(
+                    f"a worker process was killed; {len(items)} trainings are tried again. If it was for memory, pass "
+                    "fewer workers.",
+                    stacklevel=3,
+                )
+    return [], [(item, why) for item in items]
+
+
+class _Parallel(joblib.Parallel):  # type: ignore[misc]
+    on_done: Callable[[], Any]
+
+    def print_progress(self) -> None:
+        """Called by joblib after every item, on every backend."""
+        self.on_done()
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; nothing is initialised."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return tuple(named.split(",")[:count] if named else map(str, range(count)))
+
+
+def _told(outcome: Any, on_done: Callable[[], Any]) -> Any:
+    on_done()
+    return outcome
+
+
+def _lost_a_worker(error: Exception) -> bool:
+    return isinstance(error, TerminatedWorkerError) or type(error).__module__.split(".")[0] in _CLUSTERS
