@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from lightning_cwrf._version import __version__
 from lightning_cwrf.attacks import Attack, Evidence, create_attacks, example_losses
 from lightning_cwrf.attacks.augmentation import default_views
+from lightning_cwrf.attacks.resampling import check_pairs, shadow_bootstrap, without_shadows
 from lightning_cwrf.data import Batches, check_disjoint
 from lightning_cwrf.metrics import (
     AttackAdvantage,
@@ -37,17 +39,23 @@ FPR = 1e-3
 """The false positive rate that tables show."""
 
 FPRS = (1e-3, 1e-5)
+_SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}", "advantage", "epsilon_lower_bound")
 _FORMAT = "lightning_cwrf.AuditResult/1"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its confidence interval, its p-value against chance, and what the sample size cannot show (or None)."""
+    """A value, its confidence interval, its p-value against chance, and what the sample size cannot show (or None).
+
+    ``interval`` takes the shadow models as given; ``shadow_interval``, where it was asked for, is over other sets of
+    shadow models too.
+    """
 
     value: float
     interval: Interval
     note: str | None = None
     p_value: float | None = None
+    shadow_interval: Interval | None = None
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]"
@@ -200,8 +208,20 @@ class AuditResult:
         for attack, found in self.estimates.items():
             p = found["auroc"].p_value
             rows.append([attack, *(str(found[name]) for name in columns), "" if p is None else f"{p:.2g}"])
-        lines += ["", *aligned(rows), ""]
+        lines += ["", *aligned(rows), *self._over_shadows(), ""]
         return "\n".join([*lines, f"In brackets: {self.confidence:.0%} confidence interval.", *self.notes()])
+
+    def _over_shadows(self) -> list[str]:
+        """A line for each attack that has intervals over other sets of shadow models."""
+        lines = []
+        for attack, found in self.estimates.items():
+            shown = [
+                f"{name} {Estimate(e.value, e.shadow_interval)}"
+                for name, e in found.items()
+                if e.shadow_interval is not None and name in _SHOWN
+            ]
+            lines += [f"{attack} over shadow models too: {', '.join(shown)}"] if shown else []
+        return ["", *lines] if lines else []
 
     def _scores(self, attack: str) -> Tensor:
         if attack not in self.scores:
@@ -230,6 +250,7 @@ def audit(
     views: Sequence[Callable[[Tensor], Tensor]] | None = None,
     confidence: float = 0.95,
     seed: int = 0,
+    shadow_resamples: int = 0,
 ) -> AuditResult:
     """Audit a finished classifier, a LightningModule or a plain module: run the attacks, measure what they find.
 
@@ -249,10 +270,13 @@ def audit(
         views: for the augmentation attack: functions of a batch of inputs. None: small rotations and translations.
         confidence: of the intervals.
         seed: of the bootstraps.
+        shadow_resamples: replicates, better 100 or more, of a bootstrap over the choice of shadow models and examples
+            for :attr:`Estimate.shadow_interval`; each runs every attack with shadow models once more. 0: none.
 
     Raises:
         ValueError: an unknown attack, or one that lacks what it needs; members and non-members overlap; an audited
-            example is not in the shadow models' pool; outputs that are no logits.
+            example is not in the shadow models' pool; outputs that are no logits; ``shadow_resamples`` with fewer than
+            8 shadow models, or ones that do not come in complementary pairs.
 
     >>> from torch.utils.data import TensorDataset
     >>> examples = TensorDataset(torch.randn(40, 4), torch.arange(40) % 3)
@@ -261,6 +285,7 @@ def audit(
     >>> sorted(result.estimates)
     ['entropy', 'loss']
     """
+    _check_resamples(shadow_resamples, shadows)
     chosen = _attacks(attacks, shadows)
     if population is not None and shadows is not None and shadows.population is not None:
         raise ValueError("the shadow models have a population of their own, which is used; leave population out.")
@@ -284,6 +309,7 @@ def audit(
         confidence=confidence,
         seed=seed,
         extra=extra,
+        shadow_resamples=shadow_resamples,
     )
 
 
@@ -297,6 +323,7 @@ def audit_outputs(
     confidence: float = 0.95,
     seed: int = 0,
     extra: dict[str, Tensor] | None = None,
+    shadow_resamples: int = 0,
 ) -> AuditResult:
     """Run the attacks on a model's outputs: the loss attack, and with shadow models LiRA and (with a population) RMIA.
 
@@ -311,11 +338,13 @@ def audit_outputs(
         confidence: of the intervals.
         seed: of the bootstraps.
         extra: further fields of :class:`~lightning_cwrf.attacks.Evidence`, members before non-members.
+        shadow_resamples: as for :func:`audit`.
 
     Raises:
         ValueError: members and non-members overlap; an audited example is not in the shadow models' pool; an attack
-            that was asked for by name lacks what it needs.
+            that was asked for by name lacks what it needs; ``shadow_resamples`` as for :func:`audit`.
     """
+    _check_resamples(shadow_resamples, shadows)
     scores, failures = attack_scores(
         members, nonmembers, shadows=shadows, population=population, attacks=attacks, extra=extra
     )
@@ -331,6 +360,14 @@ def audit_outputs(
         }
         for attack, score in scores.items()
     }
+    if shadow_resamples:
+        evidence = _evidence(members, nonmembers, shadows, population, extra or {})
+        for run in _attacks(attacks, shadows):
+            if run.name in scores and _hangs_on_shadows(run, evidence, scores[run.name]):
+                measured = attack_metrics(accuracy, seed, confidence)
+                estimates[run.name] = _with_shadow_intervals(
+                    estimates[run.name], run, evidence, is_member, measured, confidence, shadow_resamples, seed
+                )
     targets = torch.cat([members.targets, nonmembers.targets])
     return AuditResult(scores, is_member, targets, losses, estimates, model, confidence, failures)
 
@@ -433,6 +470,62 @@ def _columns(outputs: ModelOutputs, shadows: ShadowSignals) -> Tensor:
     return torch.tensor(columns)
 
 
+def _check_resamples(resamples: int, shadows: ShadowSignals | None) -> None:
+    if resamples:
+        check_pairs(None if shadows is None else shadows.membership, resamples)
+
+
+def _hangs_on_shadows(attack: Attack, evidence: Evidence, scores: Tensor) -> bool:
+    """Whether an attack needs the shadow models, or gives other scores where they are taken away."""
+    if any(need.startswith("shadow") for need in attack.needs):
+        return True
+    return not torch.equal(attack(without_shadows(evidence)), scores)
+
+
+def _with_shadow_intervals(
+    found: dict[str, Estimate],
+    attack: Attack,
+    evidence: Evidence,
+    is_member: Tensor,
+    metrics: dict[str, MembershipMetric],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Give an attack's estimates their intervals over other shadow models: the value ± z standard deviations.
+
+    It holds the interval over the examples alone (of a TPR of 0, all replicates are 0), and stays in the metric's
+    range. A bound on ε gets none: it is a statement with a confidence of its own.
+    """
+    measured = {name: m for name, m in metrics.items() if not isinstance(m, EpsilonLowerBound)}
+    statistics = {name: _statistic(metric) for name, metric in measured.items()}
+    replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, seed=seed)
+    done = dict(found)
+    for name, metric in measured.items():
+        (low, high), value = found[name].interval, found[name].value
+        reach = _z(confidence) * float(replicates[name].std())
+        bottom, top = metric.plot_lower_bound, metric.plot_upper_bound
+        low, high = min(low, value - reach), max(high, value + reach)
+        wide = Interval(low if bottom is None else max(bottom, low), high if top is None else min(top, high))
+        done[name] = replace(found[name], shadow_interval=wide)
+    return done
+
+
+def _statistic(metric: MembershipMetric) -> Callable[[Tensor, Tensor], Tensor]:
+    def value(scores: Tensor, is_member: Tensor) -> Tensor:
+        metric.reset()
+        metric.update(scores, is_member)
+        found: Tensor = metric.compute()
+        return found
+
+    return value
+
+
+def _z(confidence: float) -> float:
+    """How many standard deviations a two-sided normal interval reaches."""
+    return float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+
+
 def _estimate(metric: MembershipMetric, scores: Tensor, is_member: Tensor, confidence: float) -> Estimate:
     metric.update(scores, is_member)
     return Estimate(float(metric.compute()), metric.interval(confidence), metric.note, metric.p_value())
@@ -468,7 +561,7 @@ def _proportion(correct: Tensor, confidence: float) -> Estimate:
 def _mean(values: Tensor, confidence: float) -> Estimate:
     """A mean with its normal interval."""
     mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
-    reach = error * float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+    reach = error * _z(confidence)
     return Estimate(mean, Interval(mean - reach, mean + reach))
 
 
@@ -479,12 +572,16 @@ def _digest(path: Path) -> str:
 def _plain(estimate: Estimate) -> dict[str, Any]:
     """Of numbers that JSON has: an infinite bound is the text "inf"."""
     content = asdict(estimate)
-    content["interval"] = [
-        str(bound) if bound in (float("inf"), float("-inf")) else bound for bound in estimate.interval
-    ]
+    for name in ("interval", "shadow_interval"):
+        bounds: Interval | None = getattr(estimate, name)
+        content[name] = None if bounds is None else [str(bound) if math.isinf(bound) else bound for bound in bounds]
     return content
 
 
 def _estimate_of(content: dict[str, Any]) -> Estimate:
-    low, high = (float(bound) for bound in content["interval"])
-    return Estimate(content["value"], Interval(low, high), content["note"], content["p_value"])
+    interval, over_shadows = (
+        None if bounds is None else Interval(*map(float, bounds))
+        for bounds in (content["interval"], content.get("shadow_interval"))  # older files have one interval alone
+    )
+    assert interval is not None
+    return Estimate(content["value"], interval, content["note"], content["p_value"], over_shadows)
