@@ -23,6 +23,7 @@ from lightning_cwrf.attacks.resampling import check_pairs, shadow_bootstrap, wit
 from lightning_cwrf.data import Batches, check_disjoint
 from lightning_cwrf.metrics import (
     AttackAdvantage,
+    BalancedAccuracy,
     EpsilonLowerBound,
     Interval,
     LossGap,
@@ -31,7 +32,7 @@ from lightning_cwrf.metrics import (
     P1Score,
     TPRAtFPR,
 )
-from lightning_cwrf.metrics.functional import clopper_pearson, membership_auroc
+from lightning_cwrf.metrics.functional import clopper_pearson, membership_auroc, resolvable_auc
 from lightning_cwrf.outputs import ModelOutputs, collect_inputs, collect_outputs, collect_view_correctness
 from lightning_cwrf.shadows.train import ShadowSignals
 
@@ -39,6 +40,7 @@ FPR = 1e-3
 """The false positive rate that tables show."""
 
 FPRS = (1e-3, 1e-5)
+# The printed columns: more do not fit a line, and the others follow from these or need more examples than most have.
 _SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}", "advantage", "epsilon_lower_bound")
 _FORMAT = "lightning_cwrf.AuditResult/1"
 
@@ -110,6 +112,8 @@ class AuditResult:
             for name, e in found.items()
             if e.note and (metrics is None or name in metrics)
         ]
+        if metrics is None or "auroc" in metrics:
+            said.append(self._resolution())
         return list(dict.fromkeys(said)) + [f"the {name} attack failed: {why}" for name, why in self.failures.items()]
 
     def exposed(self, attack: str = "lira", count: int = 20) -> list[Exposed]:
@@ -200,16 +204,34 @@ class AuditResult:
         )
 
     def __str__(self) -> str:
-        members = int(self.is_member.sum())
-        lines = [f"{members} members, {len(self.is_member) - members} non-members"]
+        members, nonmembers = self._sizes()
+        lines = [f"{members} members, {nonmembers} non-members"]
         lines += [f"{name.replace('_', ' ')}: {estimate}" for name, estimate in self.model.items()]
-        columns = list(dict.fromkeys(name for found in self.estimates.values() for name in found))
+        every = list(dict.fromkeys(name for found in self.estimates.values() for name in found))
+        columns = [name for name in every if name in _SHOWN]
         rows = [["attack", *columns, "p (AUC)"]]
         for attack, found in self.estimates.items():
             p = found["auroc"].p_value
             rows.append([attack, *(str(found[name]) for name in columns), "" if p is None else f"{p:.2g}"])
         lines += ["", *aligned(rows), *self._over_shadows(), ""]
-        return "\n".join([*lines, f"In brackets: {self.confidence:.0%} confidence interval.", *self.notes()])
+        lines.append(f"In brackets: {self.confidence:.0%} confidence interval.")
+        rest = [name for name in every if name not in _SHOWN]
+        lines += [f"Not shown, but in the estimates and the saved file: {', '.join(rest)}."] if rest else []
+        return "\n".join([*lines, *self.notes(_SHOWN)])
+
+    def _sizes(self) -> tuple[int, int]:
+        members = int(self.is_member.sum())
+        return members, len(self.is_member) - members
+
+    def _resolution(self) -> str:
+        """What so many examples can tell at all."""
+        members, nonmembers = self._sizes()
+        least = resolvable_auc(members, nonmembers, self.confidence)
+        auc = f"from an AUC of {least:.3f} on" if math.isfinite(least) else "at no AUC"
+        return (
+            f"{members} members and {nonmembers} non-members: an attack is told from chance {auc} (one-sided, at "
+            f"{self.confidence:.0%} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
+        )
 
     def _over_shadows(self) -> list[str]:
         """A line for each attack that has intervals over other sets of shadow models."""
@@ -410,13 +432,18 @@ def attack_scores(
 
 
 def attack_metrics(accuracy: float, seed: int = 0, confidence: float = 0.95) -> dict[str, MembershipMetric]:
-    """The metrics of one attack, by the name they are logged under."""
+    """The metrics of one attack, by the name they are logged under.
+
+    They do not gather: in a distributed training every process audits all examples.
+    """
+    settings: dict[str, Any] = {"seed": seed, "sync_on_compute": False}
     return {
-        "auroc": MembershipAUROC(seed=seed),
-        **{f"tpr_at_fpr_{fpr:g}": TPRAtFPR(fpr, seed=seed) for fpr in FPRS},
-        "advantage": AttackAdvantage(seed=seed),
-        "p1": P1Score(accuracy, seed=seed),
-        "epsilon_lower_bound": EpsilonLowerBound(confidence=confidence, seed=seed),
+        "auroc": MembershipAUROC(**settings),
+        **{f"tpr_at_fpr_{fpr:g}": TPRAtFPR(fpr, **settings) for fpr in FPRS},
+        "advantage": AttackAdvantage(**settings),
+        "balanced_accuracy": BalancedAccuracy(**settings),
+        "p1": P1Score(accuracy, **settings),
+        "epsilon_lower_bound": EpsilonLowerBound(confidence=confidence, **settings),
     }
 
 
@@ -542,7 +569,7 @@ def _model_estimates(
     correct = torch.cat([part.correct for part in unseen])
     unseen_losses = torch.cat([example_losses(part.logits, part.targets) for part in unseen])
     train_losses = losses[is_member]
-    gap = LossGap(seed=seed)
+    gap = LossGap(seed=seed, sync_on_compute=False)
     flags = torch.arange(len(train_losses) + len(unseen_losses)) < len(train_losses)
     return {
         "train_accuracy": _proportion(members.correct, confidence),
