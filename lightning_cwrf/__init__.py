@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         PrivacyScoringCallback,
         VanillaSnapshotCallback,
     )
+    from lightning_cwrf.canaries import insert_canaries
     from lightning_cwrf.defenses import DefenseMixin, RelaxLossMixin
     from lightning_cwrf.masks import WeightMask
     from lightning_cwrf.recipes import CWRF, ShadowRecipe
@@ -33,6 +34,7 @@ _HOMES = {
     "ShadowRecipe": "recipes",
     "VanillaSnapshotCallback": "callbacks",
     "WeightMask": "masks",
+    "insert_canaries": "canaries",
     "learnability_scores": "scores",
     "privacy_vulnerability_scores": "scores",
     "score_correlation": "scores",
@@ -52,6 +54,7 @@ __all__ = [
     "VanillaSnapshotCallback",
     "WeightMask",
     "__version__",
+    "insert_canaries",
     "learnability_scores",
     "privacy_vulnerability_scores",
     "score_correlation",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from lightning_cwrf._version import __version__
 from lightning_cwrf.attacks import Attack, Evidence, create_attacks, example_losses
 from lightning_cwrf.attacks.augmentation import default_views
+from lightning_cwrf.attacks.resampling import check_pairs, shadow_bootstrap, without_shadows
 from lightning_cwrf.data import Batches, check_disjoint
 from lightning_cwrf.metrics import (
     AttackAdvantage,
+    BalancedAccuracy,
     EpsilonLowerBound,
     Interval,
     LossGap,
@@ -29,7 +32,7 @@ from lightning_cwrf.metrics import (
     P1Score,
     TPRAtFPR,
 )
-from lightning_cwrf.metrics.functional import clopper_pearson, membership_auroc
+from lightning_cwrf.metrics.functional import clopper_pearson, membership_auroc, resolvable_auc
 from lightning_cwrf.outputs import ModelOutputs, collect_inputs, collect_outputs, collect_view_logits
 from lightning_cwrf.shadows.train import ShadowSignals
 
@@ -37,17 +40,24 @@ FPR = 1e-3
 """The false positive rate that tables show."""
 
 FPRS = (1e-3, 1e-5)
+# The printed columns: more do not fit a line, and the others follow from these or need more examples than most have.
+_SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}", "advantage", "epsilon_lower_bound")
 _FORMAT = "lightning_cwrf.AuditResult/1"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its confidence interval, its p-value against chance, and what the sample size cannot show (or None)."""
+    """A value, its confidence interval, its p-value against chance, and what the sample size cannot show (or None).
+
+    ``interval`` takes the shadow models as given; ``shadow_interval``, where it was asked for, is over other sets of
+    shadow models too.
+    """
 
     value: float
     interval: Interval
     note: str | None = None
     p_value: float | None = None
+    shadow_interval: Interval | None = None
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]"
@@ -102,6 +112,8 @@ class AuditResult:
             for name, e in found.items()
             if e.note and (metrics is None or name in metrics)
         ]
+        if metrics is None or "auroc" in metrics:
+            said.append(self._resolution())
         return list(dict.fromkeys(said)) + [f"the {name} attack failed: {why}" for name, why in self.failures.items()]
 
     def exposed(self, attack: str = "lira", count: int = 20) -> list[Exposed]:
@@ -192,16 +204,46 @@ class AuditResult:
         )
 
     def __str__(self) -> str:
-        members = int(self.is_member.sum())
-        lines = [f"{members} members, {len(self.is_member) - members} non-members"]
+        members, nonmembers = self._sizes()
+        lines = [f"{members} members, {nonmembers} non-members"]
         lines += [f"{name.replace('_', ' ')}: {estimate}" for name, estimate in self.model.items()]
-        columns = list(dict.fromkeys(name for found in self.estimates.values() for name in found))
+        every = list(dict.fromkeys(name for found in self.estimates.values() for name in found))
+        columns = [name for name in every if name in _SHOWN]
         rows = [["attack", *columns, "p (AUC)"]]
         for attack, found in self.estimates.items():
             p = found["auroc"].p_value
             rows.append([attack, *(str(found[name]) for name in columns), "" if p is None else f"{p:.2g}"])
-        lines += ["", *aligned(rows), ""]
-        return "\n".join([*lines, f"In brackets: {self.confidence:.0%} confidence interval.", *self.notes()])
+        lines += ["", *aligned(rows), *self._over_shadows(), ""]
+        lines.append(f"In brackets: {self.confidence:.0%} confidence interval.")
+        rest = [name for name in every if name not in _SHOWN]
+        lines += [f"Not shown, but in the estimates and the saved file: {', '.join(rest)}."] if rest else []
+        return "\n".join([*lines, *self.notes(_SHOWN)])
+
+    def _sizes(self) -> tuple[int, int]:
+        members = int(self.is_member.sum())
+        return members, len(self.is_member) - members
+
+    def _resolution(self) -> str:
+        """What so many examples can tell at all."""
+        members, nonmembers = self._sizes()
+        least = resolvable_auc(members, nonmembers, self.confidence)
+        auc = f"from an AUC of {least:.3f} on" if math.isfinite(least) else "at no AUC"
+        return (
+            f"{members} members and {nonmembers} non-members: an attack is told from chance {auc} (one-sided, at "
+            f"{self.confidence:.0%} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
+        )
+
+    def _over_shadows(self) -> list[str]:
+        """A line for each attack that has intervals over other sets of shadow models."""
+        lines = []
+        for attack, found in self.estimates.items():
+            shown = [
+                f"{name} {Estimate(e.value, e.shadow_interval)}"
+                for name, e in found.items()
+                if e.shadow_interval is not None and name in _SHOWN
+            ]
+            lines += [f"{attack} over shadow models too: {', '.join(shown)}"] if shown else []
+        return ["", *lines] if lines else []
 
     def _scores(self, attack: str) -> Tensor:
         if attack not in self.scores:
@@ -230,6 +272,7 @@ def audit(
     views: Sequence[Callable[[Tensor], Tensor]] | None = None,
     confidence: float = 0.95,
     seed: int = 0,
+    shadow_resamples: int = 0,
 ) -> AuditResult:
     """Audit a finished classifier, a LightningModule or a plain module: run the attacks, measure what they find.
 
@@ -250,10 +293,13 @@ def audit(
             models, else small rotations and translations.
         confidence: of the intervals.
         seed: of the bootstraps.
+        shadow_resamples: replicates, better 100 or more, of a bootstrap over the choice of shadow models and examples
+            for :attr:`Estimate.shadow_interval`; each runs every attack with shadow models once more. 0: none.
 
     Raises:
         ValueError: an unknown attack, or one that lacks what it needs; members and non-members overlap; an audited
-            example is not in the shadow models' pool; outputs that are no logits.
+            example is not in the shadow models' pool; outputs that are no logits; ``shadow_resamples`` with fewer than
+            8 shadow models, or ones that do not come in complementary pairs.
 
     >>> from torch.utils.data import TensorDataset
     >>> examples = TensorDataset(torch.randn(40, 4), torch.arange(40) % 3)
@@ -262,6 +308,7 @@ def audit(
     >>> sorted(result.estimates)
     ['entropy', 'loss']
     """
+    _check_resamples(shadow_resamples, shadows)
     chosen = _attacks(attacks, shadows)
     if population is not None and shadows is not None and shadows.population is not None:
         raise ValueError("the shadow models have a population of their own, which is used; leave population out.")
@@ -289,6 +336,7 @@ def audit(
         confidence=confidence,
         seed=seed,
         extra=extra,
+        shadow_resamples=shadow_resamples,
     )
 
 
@@ -302,6 +350,7 @@ def audit_outputs(
     confidence: float = 0.95,
     seed: int = 0,
     extra: dict[str, Tensor] | None = None,
+    shadow_resamples: int = 0,
 ) -> AuditResult:
     """Run the attacks on a model's outputs: the loss attack, and with shadow models LiRA and (with a population) RMIA.
 
@@ -316,11 +365,13 @@ def audit_outputs(
         confidence: of the intervals.
         seed: of the bootstraps.
         extra: further fields of :class:`~lightning_cwrf.attacks.Evidence`, members before non-members.
+        shadow_resamples: as for :func:`audit`.
 
     Raises:
         ValueError: members and non-members overlap; an audited example is not in the shadow models' pool; an attack
-            that was asked for by name lacks what it needs.
+            that was asked for by name lacks what it needs; ``shadow_resamples`` as for :func:`audit`.
     """
+    _check_resamples(shadow_resamples, shadows)
     scores, failures = attack_scores(
         members, nonmembers, shadows=shadows, population=population, attacks=attacks, extra=extra
     )
@@ -336,6 +387,14 @@ def audit_outputs(
         }
         for attack, score in scores.items()
     }
+    if shadow_resamples:
+        evidence = _evidence(members, nonmembers, shadows, population, extra or {})
+        for run in _attacks(attacks, shadows):
+            if run.name in scores and _hangs_on_shadows(run, evidence, scores[run.name]):
+                measured = attack_metrics(accuracy, seed, confidence)
+                estimates[run.name] = _with_shadow_intervals(
+                    estimates[run.name], run, evidence, is_member, measured, confidence, shadow_resamples, seed
+                )
     targets = torch.cat([members.targets, nonmembers.targets])
     return AuditResult(scores, is_member, targets, losses, estimates, model, confidence, failures)
 
@@ -378,13 +437,18 @@ def attack_scores(
 
 
 def attack_metrics(accuracy: float, seed: int = 0, confidence: float = 0.95) -> dict[str, MembershipMetric]:
-    """The metrics of one attack, by the name they are logged under."""
+    """The metrics of one attack, by the name they are logged under.
+
+    They do not gather: in a distributed training every process audits all examples.
+    """
+    settings: dict[str, Any] = {"seed": seed, "sync_on_compute": False}
     return {
-        "auroc": MembershipAUROC(seed=seed),
-        **{f"tpr_at_fpr_{fpr:g}": TPRAtFPR(fpr, seed=seed) for fpr in FPRS},
-        "advantage": AttackAdvantage(seed=seed),
-        "p1": P1Score(accuracy, seed=seed),
-        "epsilon_lower_bound": EpsilonLowerBound(confidence=confidence, seed=seed),
+        "auroc": MembershipAUROC(**settings),
+        **{f"tpr_at_fpr_{fpr:g}": TPRAtFPR(fpr, **settings) for fpr in FPRS},
+        "advantage": AttackAdvantage(**settings),
+        "balanced_accuracy": BalancedAccuracy(**settings),
+        "p1": P1Score(accuracy, **settings),
+        "epsilon_lower_bound": EpsilonLowerBound(confidence=confidence, **settings),
     }
 
 
@@ -440,6 +504,62 @@ def _columns(outputs: ModelOutputs, shadows: ShadowSignals) -> Tensor:
     return torch.tensor(columns)
 
 
+def _check_resamples(resamples: int, shadows: ShadowSignals | None) -> None:
+    if resamples:
+        check_pairs(None if shadows is None else shadows.membership, resamples)
+
+
+def _hangs_on_shadows(attack: Attack, evidence: Evidence, scores: Tensor) -> bool:
+    """Whether an attack needs the shadow models, or gives other scores where they are taken away."""
+    if any(need.startswith("shadow") for need in attack.needs):
+        return True
+    return not torch.equal(attack(without_shadows(evidence)), scores)
+
+
+def _with_shadow_intervals(
+    found: dict[str, Estimate],
+    attack: Attack,
+    evidence: Evidence,
+    is_member: Tensor,
+    metrics: dict[str, MembershipMetric],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Give an attack's estimates their intervals over other shadow models: the value ± z standard deviations.
+
+    It holds the interval over the examples alone (of a TPR of 0, all replicates are 0), and stays in the metric's
+    range. A bound on ε gets none: it is a statement with a confidence of its own.
+    """
+    measured = {name: m for name, m in metrics.items() if not isinstance(m, EpsilonLowerBound)}
+    statistics = {name: _statistic(metric) for name, metric in measured.items()}
+    replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, seed=seed)
+    done = dict(found)
+    for name, metric in measured.items():
+        (low, high), value = found[name].interval, found[name].value
+        reach = _z(confidence) * float(replicates[name].std())
+        bottom, top = metric.plot_lower_bound, metric.plot_upper_bound
+        low, high = min(low, value - reach), max(high, value + reach)
+        wide = Interval(low if bottom is None else max(bottom, low), high if top is None else min(top, high))
+        done[name] = replace(found[name], shadow_interval=wide)
+    return done
+
+
+def _statistic(metric: MembershipMetric) -> Callable[[Tensor, Tensor], Tensor]:
+    def value(scores: Tensor, is_member: Tensor) -> Tensor:
+        metric.reset()
+        metric.update(scores, is_member)
+        found: Tensor = metric.compute()
+        return found
+
+    return value
+
+
+def _z(confidence: float) -> float:
+    """How many standard deviations a two-sided normal interval reaches."""
+    return float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+
+
 def _estimate(metric: MembershipMetric, scores: Tensor, is_member: Tensor, confidence: float) -> Estimate:
     metric.update(scores, is_member)
     return Estimate(float(metric.compute()), metric.interval(confidence), metric.note, metric.p_value())
@@ -456,7 +576,7 @@ def _model_estimates(
     correct = torch.cat([part.correct for part in unseen])
     unseen_losses = torch.cat([example_losses(part.logits, part.targets) for part in unseen])
     train_losses = losses[is_member]
-    gap = LossGap(seed=seed)
+    gap = LossGap(seed=seed, sync_on_compute=False)
     flags = torch.arange(len(train_losses) + len(unseen_losses)) < len(train_losses)
     return {
         "train_accuracy": _proportion(members.correct, confidence),
@@ -475,7 +595,7 @@ def _proportion(correct: Tensor, confidence: float) -> Estimate:
 def _mean(values: Tensor, confidence: float) -> Estimate:
     """A mean with its normal interval."""
     mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
-    reach = error * float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+    reach = error * _z(confidence)
     return Estimate(mean, Interval(mean - reach, mean + reach))
 
 
@@ -486,12 +606,16 @@ def _digest(path: Path) -> str:
 def _plain(estimate: Estimate) -> dict[str, Any]:
     """Of numbers that JSON has: an infinite bound is the text "inf"."""
     content = asdict(estimate)
-    content["interval"] = [
-        str(bound) if bound in (float("inf"), float("-inf")) else bound for bound in estimate.interval
-    ]
+    for name in ("interval", "shadow_interval"):
+        bounds: Interval | None = getattr(estimate, name)
+        content[name] = None if bounds is None else [str(bound) if math.isinf(bound) else bound for bound in bounds]
     return content
 
 
 def _estimate_of(content: dict[str, Any]) -> Estimate:
-    low, high = (float(bound) for bound in content["interval"])
-    return Estimate(content["value"], Interval(low, high), content["note"], content["p_value"])
+    interval, over_shadows = (
+        None if bounds is None else Interval(*map(float, bounds))
+        for bounds in (content["interval"], content.get("shadow_interval"))  # older files have one interval alone
+    )
+    assert interval is not None
+    return Estimate(content["value"], interval, content["note"], content["p_value"], over_shadows)

@@ -120,13 +120,23 @@ def test_an_audit_is_saved_and_loaded_whole(full, tmp_path):
         AuditResult.load(tmp_path / "other.json")
 
 
-def test_the_printed_table_has_every_attack_and_number(full):
+def test_the_printed_table_has_every_attack_and_its_main_numbers(full):
     text = str(full)
     assert text.splitlines()[0] == "100 members, 100 non-members"
     table = text[text.index("\nattack ") :]
     for attack, found in full.estimates.items():
         line = next(line for line in table.splitlines() if line.startswith(f"{attack} "))
-        assert all(str(estimate) in line for estimate in found.values())
+        shown = [n for n in found if n not in ("tpr_at_fpr_1e-05", "balanced_accuracy", "p1")]
+        assert len(shown) == 4
+        assert all(str(found[name]) in line for name in shown)
+        assert len(line) < 120
+    assert "the saved file: tpr_at_fpr_1e-05, balanced_accuracy, p1." in text
+    resolution = (
+        "100 members and 100 non-members: an attack is told from chance from an AUC of 0.567 on (one-sided, at 95%"
+    )
+    assert resolution in text
+    assert "the smallest FPR that can be seen is 0.01" in text
+    assert any(resolution in note for note in full.notes())
 
 
 def test_the_most_exposed_members_by_counting(full):

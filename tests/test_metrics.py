@@ -9,11 +9,20 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score, roc_curve
 from torchmetrics.utilities.data import dim_zero_cat
 
-from lightning_cwrf.metrics import AttackAdvantage, LossGap, MembershipAUROC, P1Score, TPRAtFPR
+from lightning_cwrf import metrics
+from lightning_cwrf.metrics import (
+    AttackAdvantage,
+    BalancedAccuracy,
+    EpsilonLowerBound,
+    LossGap,
+    MembershipAUROC,
+    P1Score,
+    TPRAtFPR,
+)
 from lightning_cwrf.metrics import functional as MF
 from tests.oracles import formulas
 
-ALL = [MembershipAUROC, TPRAtFPR, AttackAdvantage, LossGap, lambda: P1Score(accuracy=0.9)]
+ALL = [MembershipAUROC, TPRAtFPR, AttackAdvantage, BalancedAccuracy, LossGap, lambda: P1Score(accuracy=0.9)]
 
 tied = st.sampled_from([-1e300, -2.0, -0.5, 0.0, 0.5, 7.0, float("inf"), float("-inf")])
 
@@ -33,6 +42,8 @@ def test_auroc_and_advantage_against_pairs_and_thresholds(case):
     assert float(MF.membership_auroc(scores, is_member)) == pytest.approx(formulas.auc_by_pairs(*lists))
     best = formulas.best_over_thresholds(*lists, lambda tpr, fpr: tpr - fpr)
     assert float(MF.attack_advantage(scores, is_member)) == pytest.approx(best)
+    best = formulas.best_over_thresholds(*lists, lambda tpr, fpr: (tpr + 1 - fpr) / 2)
+    assert float(MF.balanced_accuracy(scores, is_member)) == pytest.approx(best)
 
 
 @given(scored(), st.sampled_from([0.0, 1e-3, 0.1, 0.34, 1.0]))
@@ -81,6 +92,7 @@ def test_class_is_function_over_batches(make):
         "MembershipAUROC": MF.membership_auroc,
         "TPRAtFPR": MF.tpr_at_fpr,
         "AttackAdvantage": MF.attack_advantage,
+        "BalancedAccuracy": MF.balanced_accuracy,
         "LossGap": MF.loss_gap,
         "P1Score": lambda s, m: MF.p1_score(0.9, MF.attack_advantage(s, m)),
     }
@@ -194,31 +206,56 @@ def test_bad_settings():
         MF.clopper_pearson(1, 2, 95)
 
 
+SHARES = {0: slice(0, 230), 1: slice(230, 301)}
+EVERY = {
+    "auroc": MembershipAUROC,
+    "tpr": lambda: TPRAtFPR(max_fpr=0.1),
+    "tpr_too_low": lambda: TPRAtFPR(max_fpr=1e-3),
+    "advantage": AttackAdvantage,
+    "balanced_accuracy": BalancedAccuracy,
+    "loss_gap": LossGap,
+    "p1": lambda: P1Score(accuracy=0.9),
+    "p1_correct": P1Score,
+    "epsilon": lambda: EpsilonLowerBound(delta=1e-5),
+}
+
+
+def test_every_metric_is_tried_on_two_processes():
+    assert {type(make()).__name__ for make in EVERY.values()} == {
+        name for name in metrics.__all__ if name not in ("MembershipMetric", "Interval")
+    }
+
+
+def measured(name, share):
+    """All that a metric says, of a share of the examples."""
+    scores, is_member = examples(301)
+    scores = 3 * scores.round(decimals=1) if name == "epsilon" else scores.round(decimals=1)
+    scores[is_member] += 4 if name == "epsilon" else 0  # so that there is a bound
+    metric = EVERY[name]()
+    more = {"correct": (torch.arange(301) % 3 > 0)[share]} if name == "p1_correct" else {}
+    metric.update(scores[share], is_member[share], **more)
+    said = (float(metric.compute()), *metric.interval(), metric.p_value(), metric.note)
+    return said, len(dim_zero_cat(metric.scores))
+
+
 def two_processes(rank, port, results):
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    scores, is_member = examples(301)
-    for make in ALL:
-        metric = make()
-        metric.update(scores[rank::2], is_member[rank::2])
-        value, interval, note = float(metric.compute()), tuple(metric.interval()), metric.note
-        results[rank, type(metric).__name__] = (value, interval, note, len(dim_zero_cat(metric.scores)))
+    for name in EVERY:
+        results[rank, name] = measured(name, SHARES[rank])
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_single_process_numbers():
+    """Value, interval, p-value and note, where one process has three times the examples of the other."""
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(two_processes, (29_500 + os.getpid() % 1000, results), nprocs=2)
         found = dict(results)
-    scores, is_member = examples(301)
-    order = torch.cat([torch.arange(0, 301, 2), torch.arange(1, 301, 2)])
-    for make in ALL:
-        metric = make()
-        metric.update(scores[order], is_member[order])
-        for rank, local in ((0, 151), (1, 150)):
-            value, interval, note, left = found[rank, type(metric).__name__]
-            assert value == pytest.approx(float(metric.compute()), abs=1e-12)
-            assert interval == pytest.approx(metric.interval(), abs=1e-12)
-            assert note == metric.note
+    for name in EVERY:
+        expected, _ = measured(name, slice(None))
+        for rank, local in ((0, 230), (1, 71)):
+            said, left = found[rank, name]
+            assert said == pytest.approx(expected, abs=1e-12), name
             assert left == local  # the states are each process's own again
+    assert measured("epsilon", slice(None))[0][0] > 0

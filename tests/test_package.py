@@ -10,7 +10,8 @@ import lightning_cwrf
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_cwrf"
 PURE = [*PACKAGE.glob("attacks/*.py"), *PACKAGE.glob("metrics/**/*.py"), *PACKAGE.glob("shadows/*.py")] + [
-    PACKAGE / f"{name}.py" for name in ("classification", "data", "outputs", "scores", "masks", "vanilla", "audit")
+    PACKAGE / f"{name}.py"
+    for name in ("classification", "data", "outputs", "scores", "masks", "vanilla", "audit", "canaries")
 ]
 
 

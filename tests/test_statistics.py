@@ -9,14 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lightning_cwrf.metrics import AttackAdvantage, EpsilonLowerBound, LossGap, MembershipAUROC, P1Score, TPRAtFPR
+from lightning_cwrf.metrics import (
+    AttackAdvantage,
+    BalancedAccuracy,
+    EpsilonLowerBound,
+    LossGap,
+    MembershipAUROC,
+    P1Score,
+    TPRAtFPR,
+)
 from lightning_cwrf.metrics.functional import (
     advantage_p_value,
     auroc_p_value,
     epsilon_lower_bound,
     loss_gap_p_value,
+    membership_auroc,
     one_run_epsilon,
     one_run_p_value,
+    resolvable_auc,
     tpr_at_fpr,
     tpr_p_value,
 )
@@ -39,6 +49,32 @@ def test_auc_p_value_is_scipys(seed, m, n, levels):
         return
     theirs = stats.mannwhitneyu(scores[is_member], scores[~is_member], alternative="greater", method="asymptotic")
     assert auroc_p_value(scores, is_member) == pytest.approx(float(theirs.pvalue), abs=1e-12)
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 3), (3, 3), (3, 7), (5, 5), (2, 12), (6, 5)])
+@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
+def test_resolvable_auc_over_every_order(m, n, confidence):
+    """Over all orders of m members and n non-members, the p-value is small exactly from that AUC on."""
+    orders = [torch.tensor([i in chosen for i in range(m + n)]) for chosen in itertools.combinations(range(m + n), m)]
+    scores, least = torch.arange(m + n).double(), resolvable_auc(m, n, confidence)
+    told = 0
+    for order in orders:
+        small = auroc_p_value(scores, order) <= 1 - confidence
+        assert small == (float(membership_auroc(scores, order)) >= least - 1e-12)
+        told += small
+    assert told / len(orders) <= 1.3 * (1 - confidence)  # a normal approximation of so few
+    assert (told == 0) == (least == math.inf)
+
+
+def test_resolvable_auc_is_told_at_the_stated_rate():
+    least, runs = resolvable_auc(60, 80, 0.9), 2000
+    told = sum(float(membership_auroc(*groups(run, 60, 80))) >= least for run in range(runs))
+    assert stats.binom.ppf(0.0001, runs, 0.095) <= told <= stats.binom.ppf(0.9999, runs, 0.1)
+    assert resolvable_auc(6000, 8000) < resolvable_auc(600, 800) < resolvable_auc(600, 800, 0.99)
+    with pytest.raises(ValueError, match="0 non-members"):
+        resolvable_auc(3, 0)
+    with pytest.raises(ValueError, match="confidence must lie"):
+        resolvable_auc(3, 3, 95)
 
 
 @pytest.mark.parametrize("max_fpr", [0.0, 0.25, 0.5])
@@ -125,7 +161,7 @@ def test_intervals_of_the_auc_cover_one_half():
 
 def test_a_strong_signal_is_shown():
     scores, is_member = groups(0, 300, 300, shift=3.0)
-    for metric in (MembershipAUROC(), TPRAtFPR(0.05), AttackAdvantage(), P1Score(accuracy=0.9)):
+    for metric in (MembershipAUROC(), TPRAtFPR(0.05), AttackAdvantage(), BalancedAccuracy(), P1Score(accuracy=0.9)):
         metric.update(scores, is_member)
         assert metric.p_value() < 1e-6
     gap = LossGap()

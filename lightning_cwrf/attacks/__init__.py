@@ -18,6 +18,7 @@ from lightning_cwrf.attacks.registry import (
     create_attacks,
     register_attack,
 )
+from lightning_cwrf.attacks.resampling import shadow_bootstrap
 from lightning_cwrf.attacks.rmia import rmia, tune_offline_a
 from lightning_cwrf.attacks.signals import example_losses, logit_signal, true_class_probability
 from lightning_cwrf.attacks.threshold import loss_threshold
@@ -45,6 +46,7 @@ __all__ = [
     "quantile_regression",
     "register_attack",
     "rmia",
+    "shadow_bootstrap",
     "true_class_probability",
     "tune_offline_a",
 ]

@@ -3,6 +3,7 @@
 from lightning_cwrf.metrics.functional.intervals import Interval
 from lightning_cwrf.metrics.membership import (
     AttackAdvantage,
+    BalancedAccuracy,
     EpsilonLowerBound,
     LossGap,
     MembershipAUROC,
@@ -13,6 +14,7 @@ from lightning_cwrf.metrics.membership import (
 
 __all__ = [
     "AttackAdvantage",
+    "BalancedAccuracy",
     "EpsilonLowerBound",
     "Interval",
     "LossGap",

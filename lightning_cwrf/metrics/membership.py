@@ -18,6 +18,7 @@ from lightning_cwrf.metrics.functional import (
     advantage_p_value,
     attack_advantage,
     auroc_p_value,
+    balanced_accuracy,
     clopper_pearson,
     epsilon_lower_bound,
     loss_gap,
@@ -28,7 +29,13 @@ from lightning_cwrf.metrics.functional import (
     tpr_p_value,
 )
 from lightning_cwrf.metrics.functional.intervals import bootstrap_counts, bootstrap_means, check_confidence
-from lightning_cwrf.metrics.functional.roc import advantage_of, auroc_of, check_scores, split_scores
+from lightning_cwrf.metrics.functional.roc import (
+    advantage_of,
+    auroc_of,
+    balanced_accuracy_of,
+    check_scores,
+    split_scores,
+)
 
 
 class MembershipMetric(Metric, ABC):
@@ -200,6 +207,28 @@ class AttackAdvantage(MembershipMetric):
 
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
         return bootstrap_counts(advantage_of, scores, is_member, confidence, self.seed)
+
+
+class BalancedAccuracy(MembershipMetric):
+    """Balanced accuracy at the attack's best threshold, (1 + advantage) / 2; it errs upwards as the advantage does.
+
+    >>> metric = BalancedAccuracy()
+    >>> metric.update(torch.tensor([0.9, 0.8, 0.8, 0.1]), torch.tensor([True, True, False, False]))
+    >>> metric.compute()
+    tensor(0.7500, dtype=torch.float64)
+    """
+
+    higher_is_better = False
+    plot_lower_bound, plot_upper_bound = 0.5, 1.0
+
+    def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
+        return balanced_accuracy(scores, is_member)
+
+    def _p_value(self, scores: Tensor, is_member: Tensor) -> float:
+        return advantage_p_value(scores, is_member)
+
+    def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
+        return bootstrap_counts(balanced_accuracy_of, scores, is_member, confidence, self.seed)
 
 
 class LossGap(MembershipMetric):

@@ -35,7 +35,7 @@ _WATCHERS = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, 
 """Callbacks that look at a training and do not shape it."""
 
 _TRAINER: dict[str, Any] = {
-    "min_epochs": None,
+    "min_epochs": 0,
     "max_steps": -1,
     "min_steps": None,
     "precision": "32-true",
@@ -101,8 +101,8 @@ def _arguments_of(trainer: Trainer) -> dict[str, Any]:
         )
     read = {name: getattr(trainer, name) for name in _TRAINER}
     algorithm = read["gradient_clip_algorithm"]
-    read["gradient_clip_algorithm"] = "value" if algorithm == "value" else None  # "norm", unless it is said
-    said = {name: value for name, value in read.items() if value != _TRAINER[name]}
+    read["gradient_clip_algorithm"] = getattr(algorithm, "value", algorithm)
+    said = {name: value for name, value in read.items() if value not in (None, _TRAINER[name])}
     return {"max_epochs": trainer.max_epochs, **said}
 
 

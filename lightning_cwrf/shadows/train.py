@@ -45,9 +45,9 @@ class ShadowSignals:
         digests: one digest of content per example; an audit finds an example's column by it.
         population: the population data set itself, for the audited model's own outputs on it; or None.
         population_logits: ``(k, m, K)``, or None.
+        store: where the models' files are, under the key of pool, population, views, recipe and seed.
         views: functions of a batch of inputs, for the audited model's own outputs on them; or empty.
         view_logits: on q augmented views of the pool, ``(k, q, n, K)``, or None.
-        store: where the models' files are, under the key of pool, population, views, recipe and seed.
     """
 
     logits: Tensor = field(repr=False)
@@ -56,9 +56,9 @@ class ShadowSignals:
     digests: list[bytes] = field(repr=False)
     population: Dataset[Any] | None = field(repr=False)
     population_logits: Tensor | None = field(repr=False)
-    views: tuple[View, ...] = field(repr=False)
-    view_logits: Tensor | None = field(repr=False)
     store: ShadowStore
+    views: tuple[View, ...] = field(default=(), repr=False)
+    view_logits: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -196,9 +196,9 @@ def train_shadows(
         digests=digests,
         population=population,
         population_logits=None if population is None else torch.stack([s["population_logits"] for s in signals]),
+        store=kept,
         views=tuple(views),
         view_logits=torch.stack([s["view_logits"] for s in signals]) if views else None,
-        store=kept,
     )
 
 

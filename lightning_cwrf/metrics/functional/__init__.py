@@ -4,6 +4,7 @@ from lightning_cwrf.metrics.functional.epsilon import epsilon_lower_bound, one_r
 from lightning_cwrf.metrics.functional.intervals import Interval, clopper_pearson
 from lightning_cwrf.metrics.functional.roc import (
     attack_advantage,
+    balanced_accuracy,
     loss_gap,
     membership_auroc,
     membership_roc,
@@ -14,6 +15,7 @@ from lightning_cwrf.metrics.functional.significance import (
     advantage_p_value,
     auroc_p_value,
     loss_gap_p_value,
+    resolvable_auc,
     tpr_p_value,
 )
 
@@ -22,6 +24,7 @@ __all__ = [
     "advantage_p_value",
     "attack_advantage",
     "auroc_p_value",
+    "balanced_accuracy",
     "clopper_pearson",
     "epsilon_lower_bound",
     "loss_gap",
@@ -31,6 +34,7 @@ __all__ = [
     "one_run_epsilon",
     "one_run_p_value",
     "p1_score",
+    "resolvable_auc",
     "tpr_at_fpr",
     "tpr_p_value",
 ]

@@ -107,6 +107,15 @@ def attack_advantage(scores: Tensor, is_member: Tensor) -> Tensor:
     return advantage_of(count_scores(scores, is_member))
 
 
+def balanced_accuracy(scores: Tensor, is_member: Tensor) -> Tensor:
+    """Balanced accuracy of the attack at its best threshold: (TPR + 1 − FPR) / 2 = (1 + advantage) / 2; ½ is chance.
+
+    >>> balanced_accuracy(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, False, False]))
+    tensor(1., dtype=torch.float64)
+    """
+    return balanced_accuracy_of(count_scores(scores, is_member))
+
+
 def p1_score(accuracy: Tensor | float, advantage: Tensor | float) -> Tensor:
     """P1 = 2·Acc·(1 − Adv) / (Acc + 1 − Adv), the harmonic mean of utility and privacy (as in PAST, Hu et al. 2024).
 
@@ -147,6 +156,11 @@ def advantage_of(counts: ScoreCounts) -> Tensor:
     """Maximum of TPR − FPR."""
     fpr, tpr = _rates(counts)
     return (tpr - fpr).amax(-1)
+
+
+def balanced_accuracy_of(counts: ScoreCounts) -> Tensor:
+    """(1 + maximum of TPR − FPR) / 2."""
+    return (1 + advantage_of(counts)) / 2
 
 
 def _rates(counts: ScoreCounts) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_cwrf.metrics.functional.intervals import check_confidence
 from lightning_cwrf.metrics.functional.roc import (
     advantage_of,
     auroc_of,
@@ -31,6 +32,33 @@ def auroc_p_value(scores: Tensor, is_member: Tensor) -> float:
         return 1.0
     excess = float(auroc_of(counts)) * m * n - m * n / 2 - 0.5  # the continuity correction
     return _upper_tail(excess / math.sqrt(variance))
+
+
+def resolvable_auc(members: int, nonmembers: int, confidence: float = 0.95) -> float:
+    """The smallest AUC that :func:`auroc_p_value` tells from chance: ``p <= 1 - confidence``, where no scores are tied.
+
+    It is a matter of the numbers of examples alone, so it is known before the audit. Infinity where so few examples
+    tell no AUC, not even 1, from chance.
+
+    Args:
+        members: their number.
+        nonmembers: their number.
+        confidence: of the one-sided test.
+
+    Raises:
+        ValueError: a group is empty; a confidence out of range.
+
+    >>> round(resolvable_auc(100, 100), 3), resolvable_auc(1, 2)
+    (0.567, inf)
+    """
+    check_confidence(confidence)
+    if members < 1 or nonmembers < 1:
+        raise ValueError(f"both groups are needed: there are {members} members, {nonmembers} non-members.")
+    pairs = members * nonmembers
+    z = float(torch.special.ndtri(torch.tensor(confidence, dtype=torch.float64)))
+    least = pairs / 2 + 0.5 + z * math.sqrt(pairs * (members + nonmembers + 1) / 12)
+    won = math.ceil(least - 1e-9)  # pairs in which the member scores higher
+    return won / pairs if won <= pairs else math.inf
 
 
 def tpr_p_value(scores: Tensor, is_member: Tensor, max_fpr: float) -> float:
