@@ -55,7 +55,7 @@ def speedup(benchmark: str, ours: float, compared_with: str, theirs: float, at_l
     """A row whose ratio is theirs / ours, to be at least ``at_least`` times (None: no target)."""
     ratio = theirs / ours
     target, met = ("", "") if at_least is None else (f"≥ {at_least:g}×", verdict(ratio >= at_least))
-    return Row(benchmark, seconds(ours), compared_with, seconds(theirs), f"{ratio:.0f}×", target, met)
+    return Row(benchmark, seconds(ours), compared_with, seconds(theirs), f"{ratio:#.3g}".rstrip(".") + "×", target, met)
 
 
 def verdict(holds: bool) -> str:

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,3 +66,16 @@ class Counted:
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         return model
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Leaves a line in a file, and takes its time."""
+
+    log: Path
+
+    def __call__(self, members, seed):
+        with self.log.open("a") as file:
+            file.write(f"{seed}\n")
+        time.sleep(0.5)
+        return Classifier()

@@ -1,7 +1,10 @@
 import functools
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Subset, TensorDataset
 
+from lightning_cwrf.attacks.augmentation import default_views
 from lightning_cwrf.shadows import balanced_membership, train_shadows
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.train import model_seed
 from tests.helpers import digits, part
-from tests.recipes import Counted, Memorise, quick
+from tests.recipes import Counted, Memorise, Slow, quick
 
 train = functools.partial(train_shadows, workers=1, progress=False)
 
@@ -310,3 +314,55 @@ def test_two_runs_on_one_store_end_with_the_same_models(tmp_path):
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == said[1]
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_stops_cleanly_and_the_run_resumes(tmp_path, workers):
+    script = (
+        "from pathlib import Path; from tests.recipes import Slow; from tests.helpers import part;"
+        "from lightning_cwrf.shadows import train_shadows;"
+        f"d = Path({str(tmp_path)!r});"
+        f"train_shadows(Slow(d / 'log'), part(0, 20), 6, store=d, workers={workers}, progress=False)"
+    )
+    root = Path(__file__).parents[1]
+    run = subprocess.Popen([sys.executable, "-c", script], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL)
+    recipe = Slow(tmp_path / "log")
+    until = time.monotonic() + 120
+    while len(runs(recipe.log)) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)  # what a terminal sends: to the workers too
+    assert run.wait(timeout=60) != 0
+    assert not list(tmp_path.rglob("*.part"))
+    stored = len(list(tmp_path.rglob("model-*.safetensors")))
+    assert 1 <= stored < 6
+    before = len(runs(recipe.log))
+    assert len(train(recipe, part(0, 20), 6, store=tmp_path)) == 6
+    assert len(runs(recipe.log)) == before + 6 - stored
+
+
+def test_float16_signals_and_views(tmp_path):
+    views = default_views()
+    settings = {"population": part(60, 70), "views": views}
+    full = train(quick, part(0, 40), 2, **settings, store=tmp_path)
+    half = train(quick, part(0, 40), 2, **settings, store=tmp_path, dtype=torch.float16)
+    assert full.store.key != half.store.key
+    assert full.view_logits.shape == (2, len(views), 40, 10)
+    torch.testing.assert_close(full.view_logits[:, 0], full.logits)  # the first view is the image itself
+    for name in ("logits", "population_logits", "view_logits"):
+        kept = getattr(half, name)
+        assert kept.dtype == torch.float16
+        torch.testing.assert_close(kept.float(), getattr(full, name), rtol=1e-3, atol=1e-3)
+    sizes = [s.store.signals_path(0).stat().st_size for s in (half, full)]
+    assert sizes[0] < 0.6 * sizes[1]
+    assert len({s.store.key for s in (full, train(quick, part(0, 40), 2, views=views[:2], store=tmp_path))}) == 2
+    with pytest.raises(ValueError, match="float32 or float16, not"):
+        train(quick, part(0, 40), 2, store=tmp_path, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"logits are not all finite as torch\.float16"):
+        train(huge, part(0, 40), 2, store=tmp_path, dtype=torch.float16)
+
+
+def huge(members, seed):
+    model = quick(members, seed)
+    for p in model.parameters():
+        p.data *= 1e4
+    return model

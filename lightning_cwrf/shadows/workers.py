@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -38,6 +40,7 @@ class Share:
     def take(self) -> None:
         """Called in the worker process, before its first work touches a GPU."""
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it shares the terminal with the others
+        _keep_freed_memory()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.gpus and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -114,6 +117,18 @@ def visible_gpus() -> tuple[str, ...]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return tuple(named.split(",")[:count] if named else map(str, range(count)))
+
+
+def _keep_freed_memory() -> None:
+    """Gradients of many megabytes are freed and asked for in every step; glibc would give their pages back each time.
+
+    The process is ours, and ends with the run.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**25)  # the largest it takes
 
 
 def _told(outcome: Any, on_done: Callable[[], Any]) -> Any:

@@ -1,0 +1,150 @@
+"""Training shadow models: what our store and orchestration cost, what a second worker gives, what a stack gives.
+
+Every side trains the same models by the same recipe, on halves of 600 handwritten digits, in batches of 32, by Adam.
+The bare loop builds a Trainer and fits, model after model, and keeps nothing.
+
+    python benchmarks/shadows.py
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import Row, best_of, overhead, run, speedup
+from lightning.pytorch import LightningModule, Trainer
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from lightning_cwrf import ShadowRecipe, train_shadows
+from lightning_cwrf.shadows import balanced_membership
+
+POOL, BATCH, EPOCHS, MODELS, ROUNDS = 600, 32, 40, 16, 3
+TRAINER = {"accelerator": "cpu", "max_epochs": EPOCHS}
+
+
+class Digits(LightningModule):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = mlp() if kind == "mlp" else cnn()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+def mlp() -> nn.Module:
+    sizes = (64, 256, 256, 256)
+    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(256, 10))
+
+
+def cnn() -> nn.Module:
+    """The network of ``examples/harden_digits.py``."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 4 * 4, 256),
+        nn.BatchNorm1d(256),
+        nn.ReLU(),
+        nn.Linear(256, 10),
+    )
+
+
+def pool() -> TensorDataset:
+    digits = load_digits()
+    images = torch.tensor(digits.images[:POOL], dtype=torch.float32).unsqueeze(1) / 16
+    return TensorDataset(images, torch.tensor(digits.target[:POOL]))
+
+
+def bare(kind: str, models: int) -> None:
+    data = pool()
+    for i, row in enumerate(balanced_membership(models, POOL)):
+        torch.manual_seed(i)
+        trainer = Trainer(
+            **TRAINER,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        members = Subset(data, row.nonzero().flatten().tolist())
+        trainer.fit(Digits(kind), DataLoader(members, batch_size=BATCH, shuffle=True))
+
+
+def ours(kind: str, models: int, workers: int, stack: int = 1) -> None:
+    recipe = ShadowRecipe(functools.partial(Digits, kind), TRAINER, batch_size=BATCH)
+    with tempfile.TemporaryDirectory() as store:
+        train_shadows(recipe, pool(), models, store=store, workers=workers, stack=stack, progress=False)
+
+
+def wait(members: Any, seed: int) -> nn.Module:
+    time.sleep(1.0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def start_workers() -> None:
+    """Worker processes import torch when they begin, and end when they have nothing to do for minutes."""
+    with tempfile.TemporaryDirectory() as store:
+        train_shadows(wait, pool(), 2, store=store, workers=2, progress=False)
+
+
+def with_threads(threads: int, call: Callable[[], None]) -> Callable[[], None]:
+    def limited() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            call()
+        finally:
+            torch.set_num_threads(before)
+
+    return limited
+
+
+def benchmark() -> list[Row]:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec).*")
+    few = functools.partial(ours, "cnn", 4)
+    loop, one = best_of(ROUNDS, lambda: bare("cnn", 4), lambda: few(1))
+    rows = [overhead("train_shadows, 1 worker, 4 digits CNNs", one, "bare loop of Trainer.fit", loop, at_most=1.05)]
+    start_workers()
+    one, alone, two = best_of(ROUNDS, lambda: few(1), with_threads(1, lambda: few(1)), lambda: few(2))
+    rows.append(speedup("train_shadows, 2 workers, 4 digits CNNs", two, "1 worker with both cores", one, 1.7))
+    rows.append(speedup("train_shadows, 2 workers, 4 digits CNNs", two, "1 worker with one core", alone))
+    for kind, name, least in (("mlp", "MLP of 3 × 256", 5.0), ("cnn", "digits CNN", 3.0)):
+        sides = (
+            lambda kind=kind: bare(kind, MODELS),
+            lambda kind=kind: ours(kind, MODELS, 2),
+            lambda kind=kind: ours(kind, MODELS, 1, MODELS),
+            lambda kind=kind: ours(kind, MODELS, 2, MODELS // 2),
+        )
+        start_workers()
+        loop, apart, stacked, both = best_of(2, *sides)
+        what = f"{MODELS} models, {name}"
+        rows.append(speedup(f"{what}: 2 workers, a stack of 8 each", both, "bare loop of Trainer.fit", loop, least))
+        rows.append(speedup(f"{what}: 1 worker, a stack of 16", stacked, "bare loop of Trainer.fit", loop))
+        rows.append(speedup(f"{what}: 2 workers, a stack of 8 each", both, "2 workers, one by one", apart))
+    return rows
+
+
+if __name__ == "__main__":
+    run(benchmark, __doc__)
