@@ -1,5 +1,7 @@
 """Every vectorised attack on 50,000 examples and 256 shadow models: time, and peak memory beyond the signals.
 
+The attacks that train a network are timed on fewer; ``neural`` takes 30 epochs over all outputs of shadow models.
+
 The floor is one pass over the shadow models' signals that reads each once (their mean per example).
 
     python benchmarks/attack_speed.py
@@ -10,10 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from common import Row, best_of, extra_memory, in_fresh_process, overhead, run, size
+from common import Row, best_of, extra_memory, in_fresh_process, overhead, run, seconds, size
 from torch import Tensor
 
-from lightning_cwrf.attacks import attack_r, bavaria, calibrated, lira, rmia
+from lightning_cwrf.attacks import (
+    attack_r,
+    bavaria,
+    calibrated,
+    lira,
+    neural_attack,
+    quantile_regression,
+    rmia,
+)
 from lightning_cwrf.shadows import balanced_membership
 
 EXAMPLES, SHADOWS, POPULATION, CLASSES = 50_000, 256, 10_000, 10
@@ -37,13 +47,28 @@ def calls() -> tuple[Tensor, dict[str, Callable[[], Tensor]]]:
         "rmia": lambda: rmia(p, q, membership, z, zs),
         "rmia, offline": lambda: rmia(p, q, membership, z, zs, online=False),
         "attack_r": lambda: attack_r(target.exp(), shadows, membership),
+        "calibrated": lambda: calibrated(target, classes, shadows, membership, per_class=False),
         "calibrated per class": lambda: calibrated(target, classes, shadows, membership),
+    }
+
+
+def learned() -> dict[str, Callable[[], Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    few, k = 2_000, 8
+    logits = torch.randn(1 + k, few, CLASSES, generator=generator)
+    labels = torch.randint(CLASSES, (few,), generator=generator)
+    images = torch.randn(EXAMPLES + POPULATION, 64, generator=generator)
+    signal = torch.randn(EXAMPLES + POPULATION, generator=generator)
+    ends = (signal[:EXAMPLES], images[:EXAMPLES], signal[EXAMPLES:], images[EXAMPLES:])
+    return {
+        f"neural: {few:,} × {k}": lambda: neural_attack(logits[0], labels, logits[1:], balanced_membership(k, few)),
+        f"quantile_regression: {EXAMPLES:,}, population {POPULATION:,}": lambda: quantile_regression(*ends),
     }
 
 
 def memory(name: str) -> int:
     """Peak memory of one call beyond its inputs; to be run in a process of its own."""
-    return extra_memory(calls()[1][name])
+    return extra_memory({**calls()[1], **learned()}[name])
 
 
 def benchmark() -> list[Row]:
@@ -55,6 +80,10 @@ def benchmark() -> list[Row]:
         peak = in_fresh_process(memory, name)
         rows.append(overhead(what, time, "one pass over the shadow signals", floor))
         rows.append(overhead(f"{what}: peak memory", peak, "the shadow signals", shadows.nbytes, show=size))
+    for name, call in learned().items():
+        (time,) = best_of(1, call)
+        rows.append(Row(name, seconds(time)))
+        rows.append(Row(f"{name}: peak memory", size(in_fresh_process(memory, name))))
     return rows
 
 

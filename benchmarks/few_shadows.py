@@ -10,6 +10,7 @@ with its standard error, and the mean TPR at 1 % FPR.
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from sklearn.datasets import load_digits
 from torch.utils.data import Subset, TensorDataset
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from harden_digits import TrainRecipe
+from harden_digits import BATCH, DigitsClassifier
 
-from lightning_cwrf import train_shadows
+from lightning_cwrf import ShadowRecipe, train_shadows
 from lightning_cwrf.attacks import Evidence, create_attack
 from lightning_cwrf.metrics.functional import membership_auroc, tpr_at_fpr
 from lightning_cwrf.shadows import ShadowSignals
@@ -45,7 +46,8 @@ def shadows(store: Path) -> ShadowSignals:
     data = TensorDataset(images, torch.tensor(digits.target))
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
     pool, population = Subset(data, order[:600]), Subset(data, order[600:])
-    return train_shadows(TrainRecipe(60), pool, MODELS, population=population, store=store)
+    recipe = ShadowRecipe(functools.partial(DigitsClassifier, 60), {"max_epochs": 60}, batch_size=BATCH)
+    return train_shadows(recipe, pool, MODELS, population=population, store=store, stack=MODELS // 2)
 
 
 def scores(signals: ShadowSignals, target: int, budget: int) -> dict[str, tuple[float, float]]:

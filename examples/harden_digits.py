@@ -13,7 +13,7 @@ import itertools
 import logging
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,16 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from tqdm.auto import tqdm
 
 from lightning_cwrf import (
+    AuditResult,
     CriticalRewindCallback,
     GradientMaskCallback,
-    MIAAuditCallback,
     PrivacyScoringCallback,
     RelaxLossMixin,
+    ShadowRecipe,
     VanillaSnapshotCallback,
     train_shadows,
 )
+from lightning_cwrf.audit import audit
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc
 from lightning_cwrf.shadows import ShadowSignals
 
@@ -81,18 +83,21 @@ def build(seed: int, epochs: int) -> DigitsClassifier:
     return DigitsClassifier(epochs)
 
 
-def fit(model: LightningModule, members: Dataset[Any], epochs: int, callbacks: list[Callback], bar: str = "") -> None:
+def fit(
+    model: LightningModule, members: Dataset[Any], epochs: int, callbacks: Sequence[Callback] = (), bar: str = ""
+) -> Trainer:
     """One ``Trainer.fit``; the callbacks are all that differs between plain training and hardening."""
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=callbacks + ([EpochBar(bar)] if bar else []),
+        callbacks=[*callbacks, EpochBar(bar)],
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         logger=False,
     )
     trainer.fit(model, DataLoader(members, batch_size=BATCH, shuffle=True))
+    return trainer
 
 
 class EpochBar(Callback):
@@ -122,39 +127,6 @@ def cwrf(reference: Dataset[Any], vanilla: Any, rate: float) -> list[Callback]:
     ]
 
 
-@dataclass(frozen=True)
-class TrainRecipe:
-    """How the unprotected model was trained."""
-
-    epochs: int
-
-    def __call__(self, members: Dataset[Any], seed: int) -> LightningModule:
-        _quiet()
-        model = build(seed, self.epochs)
-        fit(model, members, self.epochs, [])
-        return model
-
-
-@dataclass(frozen=True)
-class HardenRecipe:
-    """How the finished model was fine-tuned: RelaxLoss at level alpha, after rewinding the share ``rate``."""
-
-    epochs: int
-    rate: float
-    alpha: float
-    reference: Tensor
-    labels: Tensor
-
-    def __call__(self, members: Dataset[Any], seed: int, start: dict[str, Tensor]) -> LightningModule:
-        _quiet()
-        model = build(seed, self.epochs)
-        vanilla = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(start)
-        reference = TensorDataset(self.reference, self.labels)
-        fit(RelaxLossMixin.attach(model, alpha=self.alpha), members, self.epochs, cwrf(reference, vanilla, self.rate))
-        return model
-
-
 def main(arguments: argparse.Namespace) -> None:
     _quiet()
     torch.set_num_threads(1)  # the model is too small for a second thread to help
@@ -167,12 +139,12 @@ def main(arguments: argparse.Namespace) -> None:
     edges = [0, MEMBERS, MEMBERS + NONMEMBERS, MEMBERS + NONMEMBERS + REFERENCE, len(data)]
     members, nonmembers, reference, population = (Subset(data, order[a:b]) for a, b in itertools.pairwise(edges))
     pool = Subset(data, order[: edges[2]])
-    reference_images, reference_labels = data[order[edges[2] : edges[3]]]
     print(f"{MEMBERS} members, {NONMEMBERS} non-members, {REFERENCE} reference, {len(population)} further test images")
 
-    def shadows(recipe: Any, start: ShadowSignals | None = None) -> ShadowSignals:
+    def shadows(trainer: Trainer, model: LightningModule, start: ShadowSignals | None = None) -> ShadowSignals:
+        """Models that were trained as this one was, read off its Trainer: defense and CWRF included."""
         return train_shadows(
-            recipe,
+            ShadowRecipe.like(trainer, model, callbacks=list),
             pool,
             arguments.shadows,
             population=population,
@@ -182,31 +154,27 @@ def main(arguments: argparse.Namespace) -> None:
             seed=seed,
         )
 
-    def audited(model: LightningModule, name: str, callbacks: list[Callback], signals: ShadowSignals) -> None:
-        audit = MIAAuditCallback(nonmembers, members=members, shadows=signals, every_n_epochs=0)
-        began = time.perf_counter()
-        epochs = arguments.epochs if model is finished and not results else arguments.tune_epochs
-        fit(model, members, epochs, [*callbacks, audit], bar=name)
-        seconds[name] = time.perf_counter() - began
-        assert audit.result is not None
-        results[name] = audit.result
+    def audited(model: LightningModule, signals: ShadowSignals) -> AuditResult:
+        return audit(model, members=members, nonmembers=nonmembers, shadows=signals, seed=seed)
 
-    results: dict[str, Any] = {}
+    results: dict[str, AuditResult] = {}
     seconds: dict[str, float] = {}
     vanilla = out / "vanilla.safetensors"
-    print("Shadow models of the plain training:")
-    base = shadows(TrainRecipe(arguments.epochs))
     finished = build(seed, arguments.epochs)
-    audited(finished, "unprotected", [VanillaSnapshotCallback(vanilla, overwrite=True)], base)
-    weights = finished.state_dict()
+    began = time.perf_counter()
+    snapshot = VanillaSnapshotCallback(vanilla, overwrite=True)
+    trainer = fit(finished, members, arguments.epochs, [snapshot], bar="unprotected")
+    seconds["unprotected"] = time.perf_counter() - began
+    base = shadows(trainer, finished)
+    results["unprotected"] = audited(finished, base)
     for name, rate in (("fine-tuned, r = 0", 0.0), (f"CWRF, r = {arguments.rate:g}", arguments.rate)):
-        print(f"Shadow models of {name}:")
-        recipe = HardenRecipe(arguments.tune_epochs, rate, arguments.alpha, reference_images, reference_labels)
-        signals = shadows(recipe, base)
         model = build(seed, arguments.tune_epochs)
-        model.load_state_dict(weights)
+        model.load_state_dict(finished.state_dict())
         hardened = RelaxLossMixin.attach(model, alpha=arguments.alpha)
-        audited(hardened, name, cwrf(reference, vanilla, rate), signals)
+        began = time.perf_counter()
+        trainer = fit(hardened, members, arguments.tune_epochs, cwrf(reference, vanilla, rate), bar=name)
+        seconds[name] = time.perf_counter() - began
+        results[name] = audited(hardened, shadows(trainer, hardened, base))
     print("\n" + comparison_table(results, seconds))
     plots = [plot_roc(results, out / "roc.png"), plot_losses(results, out / "losses.png")]
     print(f"\nsaved {', '.join(map(str, plots))}")
@@ -218,12 +186,19 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec).*")
 
 
+def even(word: str) -> int:
+    count = int(word)
+    if count < 4 or count % 2:
+        raise argparse.ArgumentTypeError(f"must be even and at least 4, not {word}")
+    return count
+
+
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.03, help="share of weights to rewind and freeze")
     parser.add_argument("--alpha", type=float, default=0.6, help="level of RelaxLoss")
-    parser.add_argument("--shadows", type=int, default=8, help="number of shadow models, even")
+    parser.add_argument("--shadows", type=even, default=8, help="number of shadow models, even")
     parser.add_argument("--epochs", type=int, default=60, help="of the first training")
     parser.add_argument("--tune-epochs", type=int, default=40, help="of the fine-tuning")
     parser.add_argument("--out", type=Path, default=Path("out/digits"))

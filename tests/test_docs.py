@@ -8,24 +8,29 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lightning_cwrf import ShadowRecipe, train_shadows
 from lightning_cwrf.attacks.registry import _ATTACKS
 from lightning_cwrf.audit import audit
 from lightning_cwrf.defenses import available_defenses
 from lightning_cwrf.defenses.registry import _DEFENSES
 from tests.helpers import Classifier, loader, part, trainer
-from tests.recipes import Memorise
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = DOCS / "defenses"
 
 
 class MyLitClassifier(Classifier):
+    def __init__(self, width=8, lr=1e-2, dropout=0.1):
+        super().__init__(width, lr)
+        self.save_hyperparameters()
+        self.net[4].p = dropout
+
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
 
 
 def examples():
-    for page in [*sorted(PAGES.glob("*.md")), DOCS / "audit.md"]:
+    for page in [*sorted(PAGES.glob("*.md")), DOCS / "audit.md", DOCS / "shadows.md"]:
         for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)):
             yield pytest.param(code, id=f"{page.stem}-{i}")
 
@@ -51,6 +56,8 @@ def test_examples_run(code, monkeypatch, tmp_path):
         "test_set": part(64, 128),
         "pool": part(0, 128),
         "population": part(300, 400),
-        "Recipe": functools.partial(Memorise, epochs=1),
+        "functools": functools,
+        "ShadowRecipe": ShadowRecipe,
+        "train_shadows": train_shadows,
     }
     exec(code, names)

@@ -87,13 +87,15 @@ def calibrated(
     tensor([ 0.5000, -0.5000], dtype=torch.float64)
     """
     signal, shadow_signals, membership = check_shadows(signal, shadow_signals, membership)
-    thresholds = torch.full_like(signal, _best_threshold(shadow_signals.flatten(), membership.flatten()))
-    if per_class:
-        for c in set(targets.tolist()):
-            chosen = targets == c
-            inside = membership[:, chosen].flatten()
-            if inside.any() and not inside.all():
-                thresholds[chosen] = _best_threshold(shadow_signals[:, chosen].flatten(), inside)
+    thresholds = torch.full_like(signal, torch.nan)
+    for c in set(targets.tolist()) if per_class else ():
+        chosen = targets == c
+        inside = membership[:, chosen].flatten()
+        if inside.any() and not inside.all():
+            thresholds[chosen] = _best_threshold(shadow_signals[:, chosen].flatten(), inside)
+    without = thresholds.isnan()
+    if without.any():
+        thresholds[without] = _best_threshold(shadow_signals.flatten(), membership.flatten())
     return signal - thresholds
 
 
