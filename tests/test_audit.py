@@ -77,6 +77,14 @@ def test_every_attack_by_one_call(audited, shadows, full):
     assert torch.equal(again.scores["neural"], full.scores["neural"])
 
 
+def test_views_are_those_of_the_shadow_models(audited, shadows):
+    attacks = ["augmentation"]
+    given = {"members": MEMBERS, "nonmembers": NONMEMBERS, "attacks": attacks, "views": default_views()}
+    with pytest.raises(ValueError, match="the shadow models have views of their own"):
+        audit(audited[0], **given, shadows=shadows)
+    assert audit(audited[0], **given).scores["augmentation"].max() <= 1.0  # without shadow models a share of views
+
+
 def test_an_audit_of_a_plain_module_leaves_it_as_it_was():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))

@@ -18,6 +18,7 @@ from lightning_cwrf.attacks import (
     calibrated,
     create_attack,
     lira,
+    logit_signal,
     modified_entropy,
     neural_attack,
     quantile_regression,
@@ -272,6 +273,16 @@ def test_the_augmentation_attack_with_shadow_models():
         augmentation_attack(correct, shadow[:5], membership)
     with pytest.raises(ValueError, match="correct must be bool"):
         augmentation_attack(correct.float())
+
+
+def test_lira_over_views_is_the_mean_over_them():
+    seen, _ = evidence(n=30, k=8, m=30)
+    expected = torch.zeros(30, dtype=torch.float64)
+    for view in range(3):
+        own = logit_signal(seen.view_logits[view], seen.targets)
+        shadows = torch.stack([logit_signal(seen.shadow_view_logits[k, view], seen.targets) for k in range(8)])
+        expected += lira(own, shadows, seen.membership, variance="pooled") / 3
+    torch.testing.assert_close(create_attack("lira_views", variance="pooled")(seen), expected)
 
 
 def test_the_registry():

@@ -22,6 +22,7 @@ from lightning_cwrf import (
     ShadowRecipe,
     train_shadows,
 )
+from lightning_cwrf.audit import audit
 from lightning_cwrf.data import SeededOrder
 from lightning_cwrf.defenses import (
     CCLMixin,
@@ -459,3 +460,24 @@ def test_data_sets_are_known_by_content():
     assert identity(loader(0, 20)) != identity(loader(0, 20, batch_size=5))
     with pytest.raises(TypeError, match="reads differently each time"):
         identity(Jitter())
+
+
+def test_one_diverged_model_of_a_stack_stops_no_other(tmp_path):
+    pool = part(0, 80)
+    base = train(stackable(Plain), pool, 4, store=tmp_path, keep_weights=True)
+    weights = base.weights(2)
+    weights["head.bias"][0] = torch.nan
+    base.store.save(2, base.store.signals(2), weights)
+    with pytest.raises(RuntimeError, match=r"1 of 4 shadow models failed(.|\n)*shadow model 2 (.|\n)*NaN"):
+        train(stackable(Plain), pool, 4, store=tmp_path / "tuned", start=base, stack=4)
+    assert len(list((tmp_path / "tuned").rglob("model-*.safetensors"))) == 3
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_models_of_other_precisions_are_audited(tmp_path, precision):
+    recipe = stackable(Plain, precision=precision)
+    shadows = train(recipe, part(0, 40), 4, population=part(60, 80), store=tmp_path)
+    assert shadows.logits.dtype == torch.float32
+    model = recipe(part(0, 20), 9)
+    result = audit(model, members=part(0, 20), nonmembers=part(20, 40), shadows=shadows)
+    assert not result.failures
