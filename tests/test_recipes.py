@@ -473,10 +473,11 @@ def test_one_diverged_model_of_a_stack_stops_no_other(tmp_path):
     assert len(list((tmp_path / "tuned").rglob("model-*.safetensors"))) == 3
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_models_of_other_precisions_are_audited(tmp_path, precision):
+@pytest.mark.parametrize("stack", [1, 4])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_models_of_other_precisions_are_audited(tmp_path, precision, stack):
     recipe = stackable(Plain, precision=precision)
-    shadows = train(recipe, part(0, 40), 4, population=part(60, 80), store=tmp_path)
+    shadows = train(recipe, part(0, 40), 4, population=part(60, 80), store=tmp_path, stack=stack)
     assert shadows.logits.dtype == torch.float32
     model = recipe(part(0, 20), 9)
     result = audit(model, members=part(0, 20), nonmembers=part(20, 40), shadows=shadows)
