@@ -260,7 +260,7 @@ def test_strangers_to_the_pool_are_refused(audited, shadows):
 
 
 def test_copies_in_a_pool_are_matched_one_to_one():
-    from lightning_cwrf.audit import _columns
+    from lightning_cwrf.audit.run import _columns
 
     outputs = ModelOutputs(torch.zeros(3, 2), torch.zeros(3).long(), [b"a", b"b", b"a"])
 

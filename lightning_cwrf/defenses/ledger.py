@@ -1,0 +1,114 @@
+"""What private training has spent: accounted steps, the guarantee they give, and the noise that a target allows."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from opacus.accountants import IAccountant
+
+ACCOUNTANTS = ("prv", "rdp", "gdp")
+
+
+@dataclass(frozen=True)
+class PrivacySpent:
+    """An (ε, δ) guarantee, and what it covers."""
+
+    epsilon: float
+    delta: float
+    steps: int
+    accountant: str
+    from_scratch: bool
+
+    @property
+    def covers(self) -> str:
+        """``"the whole training"``, or ``"the fine-tuning phase alone"``."""
+        return "the whole training" if self.from_scratch else "the fine-tuning phase alone"
+
+    def __str__(self) -> str:
+        text = (
+            f"DP-SGD: ε = {self.epsilon:.4g} at δ = {self.delta:g} after {self.steps} steps ({self.accountant} "
+            f"accountant). It covers {self.covers}"
+        )
+        return text + ("." if self.from_scratch else ": the weights it started from were not trained under it.")
+
+
+class Ledger:
+    """What outlives a fit: the steps that were accounted for, the noise multiplier, and the state of the randomness."""
+
+    def __init__(self, mechanism: str, earlier: Ledger | None = None) -> None:
+        from opacus.accountants import create_accountant
+
+        self.accountant: IAccountant = create_accountant(mechanism)
+        self.noise_multiplier: float | None = None
+        self.sampling_seed: int | None = None
+        self.noise_state: Tensor | None = None
+        self.layout: dict[str, int] | None = None
+        if earlier is not None:
+            self.accountant.history = list(earlier.accountant.history)
+
+    @property
+    def steps(self) -> int:
+        return sum(count for _, _, count in self.accountant.history)
+
+    def epsilon(self, delta: float, ahead: tuple[float | None, float, int] | None = None) -> float:
+        """ε at δ of the steps so far, and of ``ahead`` = (noise multiplier, sample rate, number) further ones."""
+        accountant = copy.deepcopy(self.accountant)
+        if ahead is not None:
+            accountant.history.append(ahead)
+        if any(noise == 0 for noise, _, _ in accountant.history):
+            return math.inf
+        with warnings.catch_warnings():
+            # RDP's grid of orders ends where little is spent; ε is then a little above what it could be.
+            warnings.filterwarnings("ignore", "Optimal order is the largest alpha")
+            return float(accountant.get_epsilon(delta)) if accountant.history else 0.0
+
+    def noise_for(self, target: float, delta: float, sample_rate: float, steps: int) -> float:
+        """The smallest noise multiplier, to 1 % of ε, for which the steps so far and ``steps`` more stay within ε."""
+
+        def end(noise: float) -> float:
+            return self.epsilon(delta, (noise, sample_rate, steps))
+
+        low, high = 0.0, 1.0
+        spent = end(high)
+        while spent > target:
+            low, high = high, 2 * high
+            if high > 1e6:
+                raise MisconfigurationException(
+                    f"no noise keeps {steps} steps within target_epsilon={target:g} at target_delta={delta:g}"
+                    + (f", of which {self.epsilon(delta):.4g} is spent" if self.steps else "")
+                    + ". Raise one of the two, or train for fewer steps."
+                )
+            spent = end(high)
+        while target - spent > min(0.01, target / 100) and high - low > 1e-6:
+            middle = (low + high) / 2
+            at = end(middle)
+            if at <= target:
+                high, spent = middle, at
+            else:
+                low = middle
+        return high
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "accountant": dict(self.accountant.state_dict()),
+            "noise_multiplier": self.noise_multiplier,
+            "sampling_seed": self.sampling_seed,
+            "noise_state": self.noise_state,
+            "layout": self.layout,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.accountant.load_state_dict(state["accountant"])
+        self.noise_multiplier = state["noise_multiplier"]
+        self.sampling_seed = state["sampling_seed"]
+        self.noise_state = state["noise_state"]
+        self.layout = state["layout"]
