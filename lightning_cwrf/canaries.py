@@ -37,6 +37,9 @@ class Canaries:
     def __len__(self) -> int:
         return len(self.included)
 
+    def __repr__(self) -> str:
+        return f"Canaries({len(self)} of which {int(self.included.sum())} are included)"
+
     def epsilon(
         self,
         model: nn.Module,

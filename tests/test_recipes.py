@@ -181,7 +181,7 @@ class Two(Plain):
 @pytest.mark.parametrize(
     ("recipe", "reason"),
     [
-        (stackable(Classifier), "Classifier cannot be stacked: its training step does not vectorise .*random"),
+        (stackable(Classifier), "Classifier cannot be stacked: its training step draws random numbers"),
         (stackable(Looks), "Looks cannot be stacked: its training step does not vectorise .*item"),
         (stackable(Penalised), "vectorised, its first step is not that of the models one by one"),
         (stackable(Hooked), "Hooked cannot be stacked: it has on_before_zero_grad"),
@@ -272,7 +272,7 @@ def hardening(defended, reference, **arguments):
 
 
 def test_a_hardening_is_read_with_its_defense_and_cwrf(tmp_path):
-    base_run, _ = finished(Classifier(width=4))
+    base_run, base_model = finished(Classifier(width=4))
     run, model = hardening(RelaxLossMixin.attach(Classifier(width=4), alpha=0.7), part(200, 232))
     recipe = ShadowRecipe.like(run, model)
     assert recipe.defense.mixin is RelaxLossMixin
@@ -280,7 +280,7 @@ def test_a_hardening_is_read_with_its_defense_and_cwrf(tmp_path):
     assert (recipe.cwrf.rate, recipe.cwrf.lam, recipe.cwrf.steps) == (0.2, 0.5, 3)
     with pytest.raises(ValueError, match="train base models first"):
         recipe(part(0, 32), 1)
-    base = train(ShadowRecipe.like(base_run, Classifier(width=4)), part(0, 64), 2, store=tmp_path, keep_weights=True)
+    base = train(ShadowRecipe.like(base_run, base_model), part(0, 64), 2, store=tmp_path, keep_weights=True)
     hard = train(recipe, part(0, 64), 2, store=tmp_path, start=base, keep_weights=True)
     again = train(recipe, part(0, 64), 2, store=tmp_path / "again", start=base, keep_weights=True)
     for i in range(2):
@@ -482,3 +482,86 @@ def test_models_of_other_precisions_are_audited(tmp_path, precision, stack):
     model = recipe(part(0, 20), 9)
     result = audit(model, members=part(0, 20), nonmembers=part(20, 40), shadows=shadows)
     assert not result.failures
+
+
+def test_a_model_of_another_trainer_is_refused():
+    """Hardened since, its defense would become part of the first training's recipe."""
+    first, model = finished()
+    finished(RelaxLossMixin.attach(model, alpha=0.3))
+    with pytest.raises(ValueError, match="this model's last Trainer is another one"):
+        ShadowRecipe.like(first, model)
+    with pytest.raises(ValueError, match="this model's last Trainer is another one"):
+        ShadowRecipe.like(first, Classifier())
+    with pytest.raises(TypeError, match="of a LightningModule, not of a Linear"):
+        ShadowRecipe.like(first, nn.Linear(2, 2))
+
+
+class Holds(Saved):
+    def __init__(self, inner):
+        super().__init__()
+        self.save_hyperparameters()
+        self.inner = inner
+
+
+class Plateau(Saved):
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_acc"}}
+
+
+def test_what_a_recipe_could_not_repeat_is_refused():
+    with pytest.raises(ValueError, match="the hyper-parameter inner is a module"):
+        ShadowRecipe.like(*finished(Holds(nn.Linear(2, 2))))
+    run, model = trainer(max_epochs=1), Plateau()
+    run.fit(model, loader(0, 32), loader(32, 64))
+    with pytest.raises(ValueError, match="a scheduler waits for 'val_acc', and shadow models have no validation data"):
+        ShadowRecipe.like(run, model)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "error", "message"),
+    [
+        (replace(stackable(Plain), cwrf=CWRF(part(100, 120))), {}, ValueError, "train base models first"),
+        (replace(stackable(Plain), cwrf=CWRF(part(10, 30))), {"start": True}, ValueError, "CWRF's nonmembers are memb"),
+        (stackable(nn.Identity), {}, TypeError, "module must build a LightningModule, not a Identity"),
+        (stackable(Hooked), {"stack": 2}, ValueError, "Hooked cannot be stacked: it has on_before_zero_grad"),
+        (Plain, {}, TypeError, r"ShadowRecipe.like\(trainer, model\) is"),
+        (stackable(Plain), {"start": "finished.ckpt"}, TypeError, "start takes the shadow models"),
+        (stackable(Plain), {"pool": loader(0, 20)}, TypeError, "a data set, not a DataLoader; pass its dataset"),
+    ],
+)
+def test_what_is_wrong_is_told_before_any_training(tmp_path, monkeypatch, recipe, arguments, error, message):
+    if arguments.get("start") is True:
+        arguments = {"start": train(stackable(Plain), part(0, 20), 2, store=tmp_path, keep_weights=True)}
+    monkeypatch.setattr(ShadowRecipe, "_fit", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(error, match=message):
+        train(**{"recipe": recipe, "pool": part(0, 20), "n": 2, "store": tmp_path, **arguments})
+
+
+def test_bad_settings_are_told_at_once():
+    with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\]"):
+        CWRF(part(0, 10), rate=5)
+    with pytest.raises(ValueError, match="a Trainer has no argument max_epoch"):
+        ShadowRecipe(Plain, {"max_epoch": 3}, batch_size=8)
+    with pytest.raises(TypeError, match="callbacks must be a function"):
+        ShadowRecipe(Plain, {}, batch_size=8, callbacks=[])
+    with pytest.raises(TypeError, match="module must be a function"):
+        ShadowRecipe(Plain(), {}, batch_size=8)
+
+
+def test_a_pool_of_another_size_is_warned_of(tmp_path):
+    run, model = finished(Plain(), loader(0, 64))
+    with pytest.warns(UserWarning, match="train on half of the pool, 30 examples, and the audited model on 64"):
+        train(ShadowRecipe.like(run, model), part(0, 60), 2, store=tmp_path)
+
+
+def test_the_same_failure_is_told_once(tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        train(fails, part(0, 20), 4, store=tmp_path)
+    assert str(error.value).count("Traceback") == 1
+    assert all(f"shadow model {i} " in str(error.value) for i in range(4))
+
+
+def fails(members, seed):
+    raise ArithmeticError("boom")

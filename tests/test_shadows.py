@@ -1,6 +1,9 @@
 import functools
+import importlib
+import linecache
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,6 +253,28 @@ def test_bad_pools(tmp_path):
 
 def nothing(members, seed):
     return None
+
+
+def test_identity_sees_the_users_other_modules(tmp_path, monkeypatch):
+    """The network in one file, its base class in another, the recipe in a third."""
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {
+        "cwrf_base": "class Base:\n    momentum = 0.9\n    def f(self): return 1\n",
+        "cwrf_net": "import cwrf_base\nfrom cwrf_base import Base\nclass Net(Base):\n    pass\ndef width(): return 3\n",
+        "cwrf_recipe": "import cwrf_net\nfrom cwrf_net import Net\ndef recipe(m, s): return Net(), cwrf_net.width()\n",
+    }
+    seen = []
+    for change in (None, ("cwrf_base", "0.9", "0.8"), ("cwrf_net", "return 3", "return 4")):
+        if change is not None:
+            files[change[0]] = files[change[0]].replace(change[1], change[2])
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+            sys.modules.pop(name, None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        seen.append(identity(importlib.import_module("cwrf_recipe").recipe))
+    assert len(set(seen)) == 3
 
 
 def test_recipes_are_told_apart_by_their_arguments():

@@ -43,6 +43,8 @@ class Estimate:
     shadow_interval: Interval | None = None
 
     def __str__(self) -> str:
+        if math.isinf(self.interval.high):  # a lower bound is an interval of its own
+            return f"≥ {self.value:.3f}"
         return f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]"
 
 
@@ -97,7 +99,7 @@ class AuditResult:
         ]
         if metrics is None or "auroc" in metrics:
             said.append(self._resolution())
-        return list(dict.fromkeys(said)) + [f"the {name} attack failed: {why}" for name, why in self.failures.items()]
+        return [f"the {name} attack failed: {why}" for name, why in self.failures.items()] + list(dict.fromkeys(said))
 
     def exposed(self, attack: str = "lira", count: int = 20) -> list[Exposed]:
         """The members that an attack finds most surely, worst first.

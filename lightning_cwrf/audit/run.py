@@ -72,6 +72,8 @@ def audit(
     ['entropy', 'loss']
     """
     _check_resamples(shadow_resamples, shadows)
+    if shadows is not None and not isinstance(shadows, ShadowSignals):
+        raise TypeError(f"shadows takes what train_shadows gave, not a {type(shadows).__name__}.")
     chosen = _attacks(attacks, shadows)
     if population is not None and shadows is not None and shadows.population is not None:
         raise ValueError("the shadow models have a population of their own, which is used; leave population out.")

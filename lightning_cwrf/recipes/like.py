@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
     Timer,
 )
+from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_cwrf.callbacks import (
@@ -59,12 +60,21 @@ def read_recipe(
     defense: Defense | None,
 ) -> ShadowRecipe:
     """See :meth:`~lightning_cwrf.ShadowRecipe.like`."""
+    if not isinstance(model, LightningModule):
+        raise TypeError(f"like reads the training of a LightningModule, not of a {type(model).__name__}.")
+    if trainer.train_dataloader is not None and model._trainer is not trainer:
+        raise ValueError(
+            "this model's last Trainer is another one, so its defense may be of another training: read each recipe "
+            "with the Trainer that made the model, before another one takes it."
+        )
     defense = _defense_of(model) if defense is None else defense
     found = _loader_of(trainer) if loader is None else loader
+    _check_schedulers(trainer)
     recipe = kind(
         module=_module_of(model) if module is None else module,
         trainer=_arguments_of(trainer),
         **_batches_of(found, trainer.world_size, augment),
+        examples=len(found.dataset),  # type: ignore[arg-type]
         augment=augment,
         callbacks=callbacks,
         defense=defense,
@@ -77,6 +87,12 @@ def read_recipe(
 def _module_of(model: LightningModule) -> Callable[[], LightningModule]:
     cls: Any = getattr(type(model), "_attached_to", type(model))
     given = {name: value for name, value in model.hparams.items() if name != "defense"}
+    modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
+    if modules:
+        raise ValueError(
+            f"the hyper-parameter {modules[0]} is a module, with the weights it has now; pass module=, a function that "
+            f"builds the {cls.__name__} with an untrained one."
+        )
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return functools.partial(cls, **given)
@@ -85,7 +101,7 @@ def _module_of(model: LightningModule) -> Callable[[], LightningModule]:
     if unknown:
         raise ValueError(
             f"how this {cls.__name__} was built cannot be told: its hyper-parameters lack {', '.join(unknown)}. Call "
-            "save_hyperparameters() in its __init__, or pass module=, a function that builds it."
+            "save_hyperparameters() in its __init__, of all its arguments, or pass module=, a function that builds it."
         )
     return functools.partial(cls, **{name: given[name] for name in named})
 
@@ -104,6 +120,15 @@ def _arguments_of(trainer: Trainer) -> dict[str, Any]:
     read["gradient_clip_algorithm"] = getattr(algorithm, "value", algorithm)
     said = {name: value for name, value in read.items() if value not in (None, _TRAINER[name])}
     return {"max_epochs": trainer.max_epochs, **said}
+
+
+def _check_schedulers(trainer: Trainer) -> None:
+    for config in trainer.lr_scheduler_configs if trainer.train_dataloader is not None else ():
+        if config.reduce_on_plateau and trainer.val_dataloaders is not None:
+            raise ValueError(
+                f"a scheduler waits for {config.monitor!r}, and shadow models have no validation data; let it monitor "
+                "a training metric, or write the recipe as a function of your own."
+            )
 
 
 def _loader_of(trainer: Trainer) -> Any:
@@ -163,7 +188,7 @@ def _cwrf_of(trainer: Trainer, others_given: bool) -> CWRF | None:
     if others and not others_given:
         raise ValueError(
             f"{', '.join(others)} may shape the training: pass callbacks=, a function that makes those which do "
-            "(callbacks=list for none)."
+            "(callbacks=list for none: shadow models then train to the end)."
         )
     if not ours:
         return None

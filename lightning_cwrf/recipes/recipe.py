@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.callbacks import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
-from lightning_cwrf.data import Batches, SeededOrder
+from lightning_cwrf.data import Batches, OverlapCheck, SeededOrder, isolated_rng
 from lightning_cwrf.defenses.registry import Defense
-from lightning_cwrf.recipes.stacked import train_stack
+from lightning_cwrf.recipes.stacked import check_stackable, train_stack
 from lightning_cwrf.shadows.train import seed_all
-from lightning_cwrf.vanilla import capture, load_vanilla
+from lightning_cwrf.vanilla import capture
 
 _QUIET = {
     "accelerator": "auto",
@@ -53,6 +54,9 @@ class CWRF:
     to: Literal["vanilla", "zero"] = "vanilla"
     tune: Literal["rest", "masked"] = "rest"
 
+    def __post_init__(self) -> None:
+        self.callbacks({})  # they check their settings
+
     def callbacks(self, vanilla: Mapping[str, Tensor]) -> list[Callback]:
         """The callbacks of one hardening; ``vanilla`` is θ_vn."""
         return [
@@ -83,6 +87,12 @@ class ShadowRecipe:
         callbacks: a function that makes further callbacks that shape the training.
         defense: :func:`~lightning_cwrf.defenses.create_defense`.
         cwrf: rewind and freeze before fine-tuning; the models then go on from base models, ``start=``.
+        examples: how many training examples the audited model has. Shadow models of a very different number, which is
+            half of the pool, are another training: a warning says so.
+
+    Raises:
+        TypeError: something that must be a function is none.
+        ValueError: unknown arguments of a Trainer, or such as make it speak.
 
     >>> from lightning_cwrf.defenses import create_defense
     >>> base = ShadowRecipe(LightningModule, {"max_epochs": 60}, batch_size=32)
@@ -100,8 +110,18 @@ class ShadowRecipe:
     callbacks: Callable[[], list[Callback]] | None = None
     defense: Defense | None = None
     cwrf: CWRF | None = None
+    examples: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("module", "callbacks", "augment", "collate"):
+            value = getattr(self, name)
+            if (value is not None and not callable(value)) or isinstance(value, nn.Module):
+                raise TypeError(
+                    f"{name} must be a function, not a {type(value).__name__}: it is called for each model."
+                )
+        unknown = sorted(set(self.trainer) - set(inspect.signature(Trainer.__init__).parameters))
+        if unknown:
+            raise ValueError(f"a Trainer has no argument {', '.join(unknown)}.")
         ours = sorted({"callbacks", *_QUIET}.intersection(self.trainer) - {"accelerator", "devices"})
         if ours:
             raise ValueError(
@@ -183,6 +203,40 @@ class ShadowRecipe:
         Raises:
             ValueError: the models cannot be trained so (why).
         """
+        self._check_stack()
+        models, _ = self._build(seeds, starts or [None] * len(seeds))
+        check_stackable(models[0])
+        orders = [SeededOrder(len(members[0]), seed) if self.shuffle else range(len(members[0])) for seed in seeds]
+        return train_stack(models, pool, members, orders, self.batch_size, self.drop_last, self._fit)
+
+    def check(self, pool: Dataset[Any], *, start: bool, stack: int) -> None:
+        """What can be known to be wrong before any shadow model is trained; ``train_shadows`` asks for it.
+
+        Raises:
+            TypeError: ``module`` builds no LightningModule.
+            ValueError: CWRF without base models, reference data that stand in the pool, a stack that cannot be.
+        """
+        if self.cwrf is not None:
+            _check_start(start)
+            OverlapCheck(pool, self.cwrf.nonmembers, "CWRF's nonmembers")
+        with isolated_rng():
+            model = self.module()
+            if not isinstance(model, LightningModule):
+                raise TypeError(f"module must build a LightningModule, not a {type(model).__name__}.")
+            if self.defense is not None:
+                self.defense.attach(model)
+        if stack > 1:
+            self._check_stack()
+            check_stackable(model)
+        half = len(pool) // 2  # type: ignore[arg-type]
+        if self.examples is not None and not 0.8 <= half / self.examples <= 1.25:
+            warnings.warn(
+                f"shadow models train on half of the pool, {half} examples, and the audited model on {self.examples}: "
+                "the attack takes them for its like. A pool should hold the members and as many non-members.",
+                stacklevel=3,
+            )
+
+    def _check_stack(self) -> None:
         for name, what in (
             ("cwrf", "CWRF's callbacks score and freeze one model at a time"),
             ("callbacks", "further callbacks look at one model"),
@@ -191,9 +245,6 @@ class ShadowRecipe:
         ):
             if getattr(self, name) is not None:
                 raise ValueError(f"a recipe with {name} cannot be stacked: {what}. Leave stack=1.")
-        models, _ = self._build(seeds, starts or [None] * len(seeds))
-        orders = [SeededOrder(len(members[0]), seed) if self.shuffle else range(len(members[0])) for seed in seeds]
-        return train_stack(models, pool, members, orders, self.batch_size, self.drop_last, self._fit)
 
     def _build(
         self, seeds: Sequence[int], starts: Sequence[Mapping[str, Tensor] | None]
@@ -201,18 +252,15 @@ class ShadowRecipe:
         """The models before this training, and the weights that they had before any."""
         models, vanilla = [], []
         for seed, start in zip(seeds, starts, strict=True):
-            if self.cwrf is not None and start is None:
-                raise ValueError(
-                    "CWRF hardens finished models: train base models first (the recipe without cwrf, "
-                    "keep_weights=True), and pass them as start=."
-                )
+            if self.cwrf is not None:
+                _check_start(start is not None)
             seed_all(seed)
             model = self.module()
             if self.defense is not None:
                 self.defense.attach(model)
             vanilla.append(capture(model))
             if start is not None:
-                model.load_state_dict(load_vanilla(start, model))
+                model.load_state_dict(start)
             models.append(model)
         return models, vanilla
 
@@ -223,6 +271,14 @@ class ShadowRecipe:
             trainer.fit(module, batches)
         for model in models:
             model.to(trainer.strategy.root_device)
+
+
+def _check_start(given: bool) -> None:
+    if not given:
+        raise ValueError(
+            "CWRF hardens finished models: train base models first (the recipe without cwrf, keep_weights=True), and "
+            "pass them as start=."
+        )
 
 
 class _Augmented(Dataset[Any]):

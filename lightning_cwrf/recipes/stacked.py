@@ -37,18 +37,30 @@ _ELEMENTWISE = {
 _FUSED = {torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD}
 
 _HOOKS = (
-    *(
-        "backward",
-        "configure_gradient_clipping",
-        "configure_callbacks",
-        "configure_model",
-        "lr_scheduler_step",
-        "setup",
-    ),
-    *("on_after_backward", "on_after_batch_transfer", "on_before_backward", "on_before_batch_transfer"),
-    *("on_before_optimizer_step", "on_before_zero_grad", "on_fit_end", "on_fit_start", "on_train_batch_end"),
-    *("on_train_batch_start", "on_train_end", "on_train_epoch_end", "on_train_epoch_start", "on_train_start"),
-    *("optimizer_step", "optimizer_zero_grad", "setup", "teardown", "transfer_batch_to_device"),
+    "backward",
+    "configure_callbacks",
+    "configure_gradient_clipping",
+    "configure_model",
+    "lr_scheduler_step",
+    "on_after_backward",
+    "on_after_batch_transfer",
+    "on_before_backward",
+    "on_before_batch_transfer",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+    "on_fit_end",
+    "on_fit_start",
+    "on_train_batch_end",
+    "on_train_batch_start",
+    "on_train_end",
+    "on_train_epoch_end",
+    "on_train_epoch_start",
+    "on_train_start",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "setup",
+    "teardown",
+    "transfer_batch_to_device",
 )
 """What Lightning calls around a training step; a stack calls the step alone."""
 
@@ -76,7 +88,6 @@ def train_stack(
     Raises:
         ValueError: the models cannot be stacked (why).
     """
-    check_stackable(models[0])
     if len({len(places) for places in members}) != 1:
         raise ValueError("stacked models need as many members each, so that their batches are as long.")
     stack = Stack(models)
@@ -90,9 +101,9 @@ def check_stackable(model: LightningModule) -> None:
     name = type(model).__name__
     if not model.automatic_optimization:
         raise ValueError(f"{name} cannot be stacked: it uses manual optimization. Leave stack=1.")
-    hooks = [hook for hook in _HOOKS if getattr(type(model), hook) is not getattr(LightningModule, hook)]
     if isinstance(model, DefenseMixin) and type(model).defense_step is not DefenseMixin.defense_step:
-        hooks.append("defense_step")
+        raise ValueError(f"{name} cannot be stacked: its defense is more than a loss of each batch. Leave stack=1.")
+    hooks = [hook for hook in _HOOKS if getattr(type(model), hook) is not getattr(LightningModule, hook)]
     if hooks:
         raise ValueError(
             f"{name} cannot be stacked: it has {', '.join(hooks)}, which would see all models at once. Leave stack=1."
@@ -167,10 +178,10 @@ class Stack(LightningModule):
             with self.trainer.precision_plugin.train_step_context():
                 self._check_first_step(batch)
         except Exception as error:
-            raise ValueError(
-                f"{type(template.model).__name__} cannot be stacked: its training step does not vectorise "
-                f"({type(error).__name__}: {error}). Leave stack=1."
-            ) from error
+            reason = f"its training step does not vectorise ({type(error).__name__}: {error})"
+            if "randomness" in str(error):
+                reason = "its training step draws random numbers, as dropout does, and would draw others than alone"
+            raise ValueError(f"{type(template.model).__name__} cannot be stacked: {reason}. Leave stack=1.") from error
 
     def _check_first_step(self, batch: Any) -> None:
         """Compare losses and gradients with those of each model by itself.

@@ -7,11 +7,13 @@ import functools
 import hashlib
 import inspect
 import json
+import sys
+import sysconfig
 import textwrap
 from collections.abc import Mapping
 from enum import Enum
-from pathlib import PurePath
-from types import CodeType, FunctionType
+from pathlib import Path, PurePath
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,9 @@ def identity(value: Any) -> str:
     """A hex digest of a value's content: plain values, containers, tensors, data sets and their loaders,
     dataclasses, functions and partials.
 
-    A function is known by its name, its source, its defaults, and what it reads from its own module: constants by
-    value, functions and classes by source. It must not be a closure, because what it closes over could not be told.
+    A function is known by its name, its source, its defaults, and what it reads by name: constants by value, functions
+    and classes of the user's own modules by source, and on from there. Installed packages are taken as they are. It
+    must not be a closure, because what it closes over could not be told.
     Callables with arguments are a :func:`functools.partial` or a dataclass with ``__call__``.
 
     Raises:
@@ -69,7 +72,8 @@ def _plain(value: Any) -> Any:
         return ["dataclass", _plain(type(value)), _plain(fields)]
     if isinstance(value, type):
         methods = [member for member in vars(value).values() if isinstance(member, FunctionType)]
-        return ["class", value.__qualname__, _source(value), _globals_of(methods, value.__module__)]
+        bases = [_plain(base) for base in value.__bases__ if _is_users(base.__module__)]
+        return ["class", value.__qualname__, _source(value), _globals_of(methods, value.__module__), bases]
     if isinstance(value, FunctionType):
         if value.__closure__:
             raise TypeError(
@@ -77,7 +81,7 @@ def _plain(value: Any) -> Any:
                 "pass these as arguments: functools.partial(recipe, ...), or a dataclass with __call__."
             )
         if value.__name__ == "<lambda>":
-            raise TypeError("a lambda has no name to be known by; write the recipe as a function (def).")
+            raise TypeError("a lambda has no name to be known by; write it as a function (def).")
         return [
             "function",
             value.__qualname__,
@@ -103,7 +107,7 @@ def _content(data: Dataset[Any]) -> list[Any]:
 
 
 def _globals_of(functions: list[FunctionType], module: str) -> Any:
-    """The module-level values that functions read by name: constants by value, the module's own code by its source."""
+    """The module-level values that functions read by name: constants by value, the user's own code by its source."""
     found: dict[str, Any] = {}
     queue, seen = [(f.__code__, f.__globals__) for f in functions], set()
     while queue:
@@ -114,13 +118,34 @@ def _globals_of(functions: list[FunctionType], module: str) -> Any:
         queue += [(const, scope) for const in code.co_consts if isinstance(const, CodeType)]
         for name in code.co_names:
             value = scope.get(name)
-            if isinstance(value, (FunctionType, type)) and value.__module__ == module:
-                found[name] = [value.__qualname__, _source(value)]
-                inner = [value] if isinstance(value, FunctionType) else list(vars(value).values())
+            if isinstance(value, ModuleType) and _is_users(value.__name__):
+                found[name] = _source(value)
+            elif isinstance(value, (FunctionType, type)) and _is_users(value.__module__, module):
+                family = [value] if isinstance(value, FunctionType) else _family(value)
+                found[name] = [[member.__qualname__, _source(member)] for member in family]
+                inner = [value] if isinstance(value, FunctionType) else [m for c in family for m in vars(c).values()]
                 queue += [(f.__code__, f.__globals__) for f in inner if isinstance(f, FunctionType)]
             elif isinstance(value, (bool, int, float, str, bytes, tuple, list, Enum, PurePath, Tensor, np.ndarray)):
                 found[name] = _plain(value)
     return sorted(found.items())
+
+
+def _family(cls: type) -> list[type]:
+    """A class and those of its bases that are the user's."""
+    return [base for base in cls.__mro__ if base is cls or _is_users(base.__module__)]
+
+
+@functools.cache
+def _is_users(module: str, own: str | None = None) -> bool:
+    """Whether a module is ``own``, or another of the user's rather than Python's, an installed package's, or ours."""
+    if module == own:
+        return True
+    source = getattr(sys.modules.get(module), "__file__", None)
+    if module.split(".")[0] == "lightning_cwrf" or source is None:
+        return False
+    path = Path(source).resolve()
+    installed = {"site-packages", "dist-packages"}.intersection(path.parts)
+    return not installed and Path(sysconfig.get_path("stdlib")).resolve() not in path.parents
 
 
 def _source(value: Any) -> str:

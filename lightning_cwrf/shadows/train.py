@@ -63,6 +63,13 @@ class ShadowSignals:
     def __len__(self) -> int:
         return len(self.logits)
 
+    def __repr__(self) -> str:
+        others = 0 if self.population_logits is None else self.population_logits.shape[1]
+        return (
+            f"ShadowSignals({len(self)} models, pool of {len(self.targets)}, population of {others}, {len(self.views)} "
+            f"views, {self.logits.dtype}, {self.store.folder})"
+        )
+
     def weights(self, model: int) -> dict[str, Tensor]:
         """The state dict of one shadow model; :func:`train_shadows` must have run with ``keep_weights=True``."""
         return self.store.weights(model)
@@ -139,6 +146,12 @@ def train_shadows(
         TypeError: a recipe whose content cannot be told, or that cannot train a stack.
         RuntimeError: some models failed; it names them, and the others are kept.
     """
+    if isinstance(recipe, type) or not callable(recipe):
+        raise TypeError(
+            f"a recipe is called with examples and a seed, and {recipe!r} is not. ShadowRecipe.like(trainer, model) is."
+        )
+    if start is not None and not isinstance(start, ShadowSignals):
+        raise TypeError(f"start takes the shadow models that train_shadows gave, not a {type(start).__name__}.")
     digests, targets = _read(pool, "pool")
     population_digests: list[bytes] = [] if population is None else _read(population, "population")[0]
     common = len(set(digests).intersection(population_digests))
@@ -151,6 +164,9 @@ def train_shadows(
         raise ValueError(f"logits are kept as float32 or float16, not {dtype}.")
     if stack > 1 and not hasattr(recipe, "train_stack"):
         raise TypeError("this recipe cannot train a stack of models as one; a ShadowRecipe can. Leave stack=1.")
+    check = getattr(recipe, "check", None)
+    if check is not None:
+        check(pool, start=start is not None, stack=stack)
     origin = None if start is None else start.store.key
     key = identity([recipe, digests, targets, population_digests, tuple(views), dtype, seed, origin])[:32]
     # Absolute: worker processes are used again, and keep the working directory they began in.
@@ -180,13 +196,13 @@ def train_shadows(
             undone=lambda stacked: not all(job.done for job in stacked),
             on_done=lambda: bar.update(sum(kept.signals_path(i).is_file() for i in range(n)) - bar.n),
         )
-    said += [f"{_names(jobs)}: the worker process was killed, {ATTEMPTS} times over.\n{why}" for jobs, why in lost]
-    failures = [text for text in said if text]
+    failures = [failure for group in said for failure in group]
+    failures += [(_names(jobs), f"the worker process was killed, {ATTEMPTS} times over.\n{why}") for jobs, why in lost]
     if failures:
         missing = sum(not job.done for job in jobs)
         raise RuntimeError(
             f"{missing} of {n} shadow models failed; any others are kept in {kept.folder} and are not trained again.\n"
-            + "\n".join(failures)
+            + _once_each(failures)
         )
     signals = [kept.signals(i) for i in range(n)]
     return ShadowSignals(
@@ -230,25 +246,33 @@ def _names(jobs: list[_Job]) -> str:
     return ", ".join(f"shadow model {job.model} (seed {job.seed})" for job in jobs)
 
 
-def _train(jobs: list[_Job], share: Share | None) -> str | None:
+def _once_each(failures: list[tuple[str, str]]) -> str:
+    """Each failure with the names of all the models that it befell, told apart by their last lines."""
+    alike: dict[str, tuple[list[str], str]] = {}
+    for names, text in failures:
+        alike.setdefault(text.strip().splitlines()[-1], ([], text))[0].append(names)
+    return "\n".join(f"{', '.join(names)}:\n{text}" for names, text in alike.values())
+
+
+def _train(jobs: list[_Job], share: Share | None) -> list[tuple[str, str]]:
     """Train and store one model, or some as one; an exception comes back as text, so that it stops no other model."""
     jobs = [job for job in jobs if not job.done]  # by another run on this store, or by a worker killed afterwards
     if not jobs:
-        return None
+        return []
     if share is not None:
         share.take()
-    failures: list[str] = []
+    failures: list[tuple[str, str]] = []
     with _ONE_AT_A_TIME, isolated_rng(), torch.random.fork_rng():
         try:
             models = _trained(jobs)
         except Exception:  # whatever a recipe raises
-            return f"{_names(jobs)}:\n{traceback.format_exc()}"
+            return [(_names(jobs), traceback.format_exc())]
         for job, model in zip(jobs, models, strict=True):
             try:
                 _store(job, model)
             except Exception:
-                failures.append(f"{_names([job])}:\n{traceback.format_exc()}")
-    return "\n".join(failures) or None
+                failures.append((_names([job]), traceback.format_exc()))
+    return failures
 
 
 def _trained(jobs: list[_Job]) -> list[nn.Module]:
@@ -281,12 +305,16 @@ def _store(job: _Job, model: nn.Module) -> None:
     signals = {name: values.to(job.dtype) for name, values in logits.items()}
     for name, values in signals.items():
         if not values.isfinite().all():
-            raise ValueError(f"the model's {name} are not all finite as {job.dtype} (float16 ends at 65,504).")
+            raise ValueError(
+                f"the model's {name} are not all finite as {job.dtype} (float16 ends at 65,504); keep float32."
+            )
     job.store.save(job.model, signals, capture(model) if job.keep_weights else None)
 
 
 def _read(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
     """Digests and targets of every example; the first batch is read twice to see that the content stays."""
+    if isinstance(data, DataLoader):
+        raise TypeError(f"the {name} must be a data set, not a DataLoader; pass its dataset.")
     digests: list[bytes] = []
     targets = []
     with isolated_rng():  # a loader draws a seed for its workers
