@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common import Row, machine, markdown
 
-BENCHMARKS = ("scoring", "step", "defenses", "top_scores", "lira_speed", "rmia_speed", "attack_speed")
+BENCHMARKS = ("scoring", "step", "defenses", "top_scores", "lira_speed", "rmia_speed", "attack_speed", "shadows")
 
 
 def rows_of(name: str) -> list[Row]:

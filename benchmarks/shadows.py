@@ -127,9 +127,10 @@ def benchmark() -> list[Row]:
     loop, one = best_of(ROUNDS, lambda: bare("cnn", 4), lambda: few(1))
     rows = [overhead("train_shadows, 1 worker, 4 digits CNNs", one, "bare loop of Trainer.fit", loop, at_most=1.05)]
     start_workers()
-    one, alone, two = best_of(ROUNDS, lambda: few(1), with_threads(1, lambda: few(1)), lambda: few(2))
-    rows.append(speedup("train_shadows, 2 workers, 4 digits CNNs", two, "1 worker with both cores", one, 1.7))
-    rows.append(speedup("train_shadows, 2 workers, 4 digits CNNs", two, "1 worker with one core", alone))
+    more = functools.partial(ours, "cnn", 8)
+    one, alone, two = best_of(2, lambda: more(1), with_threads(1, lambda: more(1)), lambda: more(2))
+    rows.append(speedup("train_shadows, 2 workers, 8 digits CNNs", two, "1 worker with both cores", one, 1.7))
+    rows.append(speedup("train_shadows, 2 workers, 8 digits CNNs", two, "1 worker with one core", alone))
     for kind, name, least in (("mlp", "MLP of 3 × 256", 5.0), ("cnn", "digits CNN", 3.0)):
         sides = (
             lambda kind=kind: bare(kind, MODELS),
