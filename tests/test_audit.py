@@ -155,6 +155,9 @@ def test_the_most_exposed_members_by_counting(full):
         assert float(scores[e.member]) == e.score
         assert e.target == int(MEMBERS[e.member][1])
         assert e.false_positive_rate == sum(s >= e.score for s in scores[100:].tolist()) / 100
+    every = full.exposed("lira", count=100)
+    assert full.exposed("lira", count=100, target=3) == [e for e in every if e.target == 3]
+    assert full.exposed("lira", count=2, target=3) == [e for e in every if e.target == 3][:2]
     for c, auc in full.auc_by_class("loss").items():
         chosen = full.targets == c
         assert auc == float(membership_auroc(full.scores["loss"][chosen], full.is_member[chosen]))

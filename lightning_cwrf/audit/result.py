@@ -101,15 +101,23 @@ class AuditResult:
             said.append(self._resolution())
         return [f"the {name} attack failed: {why}" for name, why in self.failures.items()] + list(dict.fromkeys(said))
 
-    def exposed(self, attack: str = "lira", count: int = 20) -> list[Exposed]:
+    def exposed(self, attack: str = "lira", count: int = 20, target: int | None = None) -> list[Exposed]:
         """The members that an attack finds most surely, worst first.
+
+        Args:
+            attack: its name in this audit.
+            count: how many at most.
+            target: of this class alone; None: of all. False positive rates are over all non-members either way.
 
         Raises:
             ValueError: the audit has no such attack.
         """
         scores = self._scores(attack)
         members, nonmembers = scores[self.is_member], scores[~self.is_member].sort().values
-        order = members.argsort(descending=True, stable=True)[:count]
+        order = members.argsort(descending=True, stable=True)
+        if target is not None:
+            order = order[self.targets[self.is_member][order] == target]
+        order = order[:count]
         at_least = len(nonmembers) - torch.searchsorted(nonmembers, members[order])
         rates = (at_least.double() / len(nonmembers)).tolist()
         targets = self.targets[self.is_member][order].tolist()

@@ -219,7 +219,7 @@ class ShadowRecipe:
         if self.cwrf is not None:
             _check_start(start)
             OverlapCheck(pool, self.cwrf.nonmembers, "CWRF's nonmembers")
-        with isolated_rng():
+        with isolated_rng(), _quiet():
             model = self.module()
             if not isinstance(model, LightningModule):
                 raise TypeError(f"module must build a LightningModule, not a {type(model).__name__}.")
@@ -257,7 +257,8 @@ class ShadowRecipe:
             seed_all(seed)
             model = self.module()
             if self.defense is not None:
-                self.defense.attach(model)
+                with _quiet():
+                    self.defense.attach(model)
             vanilla.append(capture(model))
             if start is not None:
                 model.load_state_dict(start)
@@ -301,7 +302,8 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec|validation_step).*")
+            said = "many workers|number of training batches|treespec|validation_step|fix=True replaced"
+            warnings.filterwarnings("ignore", f".*({said}).*")
             yield
     finally:
         logger.setLevel(level)

@@ -95,6 +95,8 @@ def run(
                 raise
             items, why = [item for item in items if undone(item)], str(error)
             on_done()
+            if not items:
+                break
             if attempt < ATTEMPTS:
                 warnings.warn(
                     f"a worker process was killed; {len(items)} trainings are tried again. If it was for memory, pass "
