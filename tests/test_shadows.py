@@ -350,7 +350,14 @@ def test_ctrl_c_stops_cleanly_and_the_run_resumes(tmp_path, workers):
         f"train_shadows(Slow(d / 'log'), part(0, 20), 6, store=d, workers={workers}, progress=False)"
     )
     root = Path(__file__).parents[1]
-    run = subprocess.Popen([sys.executable, "-c", script], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=root,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        # Tests that a shell runs in its background inherit a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     recipe = Slow(tmp_path / "log")
     until = time.monotonic() + 120
     while len(runs(recipe.log)) < 3 and time.monotonic() < until:
