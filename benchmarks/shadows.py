@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from harden_digits import DigitsClassifier
 
 from lightning_cwrf import ShadowRecipe, train_shadows
 from lightning_cwrf.shadows import balanced_membership
@@ -36,7 +41,7 @@ class Digits(LightningModule):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = mlp() if kind == "mlp" else cnn()
+        self.net = mlp() if kind == "mlp" else DigitsClassifier(epochs=1).net
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -54,20 +59,6 @@ def mlp() -> nn.Module:
     sizes = (64, 256, 256, 256)
     layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(256, 10))
-
-
-def cnn() -> nn.Module:
-    """The network of ``examples/harden_digits.py``."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, stride=2, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16 * 4 * 4, 256),
-        nn.BatchNorm1d(256),
-        nn.ReLU(),
-        nn.Linear(256, 10),
-    )
 
 
 def pool() -> TensorDataset:

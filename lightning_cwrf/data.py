@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
 from lightning_cwrf.classification import split_batch
@@ -47,6 +49,12 @@ def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> 
     if isinstance(batch, (tuple, list)):
         return type(batch)(move(value, device, dtype) for value in batch)
     return batch
+
+
+def bring_to(model: nn.Module) -> Callable[[Any], Any]:
+    """Moves a batch to where the model is; a model of half or double precision (``bf16-true``) wants such inputs."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return functools.partial(move, device=first.device, dtype=None if first.dtype == torch.float32 else first.dtype)
 
 
 def as_loader(
@@ -150,6 +158,15 @@ def example_digests(batch: Any) -> list[bytes]:
     except TypeError:
         inputs = batch
     return fingerprints(inputs)
+
+
+def reads_alike(data: Batches) -> bool:
+    """Whether the first batch, labels too, is the same when it is read again; random augmentation makes it another."""
+    with isolated_rng():  # a loader draws a seed for its workers
+        first, again = (
+            [fingerprints(batch) for batch in itertools.islice(as_loader(data, shuffle=False), 1)] for _ in range(2)
+        )
+    return first == again
 
 
 def all_digests(data: Batches) -> set[bytes] | None:

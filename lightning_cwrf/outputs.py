@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cwrf.classification import check_no_probabilities, classification_step, split_batch
-from lightning_cwrf.data import Batches, as_loader, example_digests, isolated_rng, move, tensors_of
+from lightning_cwrf.data import Batches, as_loader, bring_to, example_digests, isolated_rng, tensors_of
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,12 @@ def collect_outputs(
     >>> outputs.logits.shape, len(outputs)
     (torch.Size([2, 3]), 2)
     """
-    place = _place(model) if transfer is None else transfer
+    bring = transfer or bring_to(model)
     logits, targets, digests = [], [], []
     with evaluating(model):
         for batch in as_loader(data, shuffle=False):
             digests += example_digests(batch)
-            z, y = classification_step(model, place(batch))
+            z, y = classification_step(model, bring(batch))
             logits.append(z.float().cpu())
             targets.append(y.cpu())
     if not targets:
@@ -92,11 +91,11 @@ def collect_view_logits(model: nn.Module, data: Batches, views: Sequence[Callabl
         data: as for :func:`collect_outputs`; its inputs must be single tensors.
         views: functions of a batch of inputs, such as rotations.
     """
-    place = _place(model)
+    bring = bring_to(model)
     rows: list[list[Tensor]] = [[] for _ in views]
     with evaluating(model):
         for batch in as_loader(data, shuffle=False):
-            inputs, targets = split_batch(place(batch))
+            inputs, targets = split_batch(bring(batch))
             if not isinstance(inputs, Tensor):
                 raise TypeError(
                     f"views need batches (inputs, targets) of one input tensor, not {type(inputs).__name__}."
@@ -116,9 +115,3 @@ def collect_inputs(data: Batches) -> Tensor:
     if not rows:
         raise ValueError("there are no inputs: the data holds no batch.")
     return torch.cat(rows)
-
-
-def _place(model: nn.Module) -> Callable[[Any], Any]:
-    """Moves a batch to where the model is; a model of half or double precision (``bf16-true``) wants such inputs."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return functools.partial(move, device=first.device, dtype=None if first.dtype == torch.float32 else first.dtype)

@@ -136,6 +136,11 @@ def check_poisson(loader: Any) -> None:
         )
 
 
+def users_loader(loader: Any) -> Any:
+    """The loader that the user gave, where Poisson batches stand in its place."""
+    return loader.loader if isinstance(loader, PoissonBatches) else loader
+
+
 def whole_order(loader: Any) -> Literal["shuffled", "in order"] | None:
     """How a DataLoader goes through its whole dataset; None where it does not, or is no DataLoader of one.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
-from lightning_cwrf.data import Batches, OverlapCheck, as_loader, cycle, isolated_rng, move
+from lightning_cwrf.data import Batches, OverlapCheck, as_loader, bring_to, cycle, isolated_rng
 from lightning_cwrf.vanilla import VanillaSource, load_vanilla
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -40,7 +40,7 @@ def learnability_scores(
         members: batches of training examples (an iterable, begun again when it runs out), a loader or a dataset.
         steps: T, the number of batches.
         lr: η_e, the rate of the plain SGD step on the copy after each batch. The paper does not state its value.
-        transfer: brings a batch to the model's device; None moves its tensors there.
+        transfer: brings a batch to the model; None: :func:`~lightning_cwrf.data.bring_to`.
         on_step: called with the number of steps done, for a progress bar.
 
     Returns:
@@ -58,7 +58,7 @@ def learnability_scores(
     device = _device(model)
     with isolated_rng(device):
         batches = cycle(as_loader(members, shuffle=True), "members")
-        bring = transfer or (lambda batch: move(batch, device))
+        bring = transfer or bring_to(model)
 
         def objective(work: nn.Module) -> Tensor:
             logits, targets = classification_step(work, bring(next(batches)))
@@ -97,7 +97,7 @@ def privacy_vulnerability_scores(
         lam: λ in [0, 1]. Published: 0.7 (CIFAR-10, CINIC-10), 0.9 (CIFAR-100).
         steps: T. Published: 30, with batches of 256.
         lr: η_e. Not stated in the paper.
-        transfer: brings a batch to the model's device; None moves its tensors there.
+        transfer: brings a batch to the model; None: :func:`~lightning_cwrf.data.bring_to`.
         on_step: called with the number of steps done, for a progress bar.
 
     Returns:
@@ -122,7 +122,7 @@ def privacy_vulnerability_scores(
         start.load_state_dict(weights)
         member_batches = cycle(as_loader(members, shuffle=True), "members")
         reference_batches = cycle(as_loader(nonmembers, shuffle=True), "nonmembers")
-        bring = transfer or (lambda batch: move(batch, device))
+        bring = transfer or bring_to(model)
         overlap = OverlapCheck(members, nonmembers, "nonmembers")
 
         def objective(work: nn.Module) -> Tensor:

@@ -71,9 +71,9 @@ def audit(
     >>> sorted(result.estimates)
     ['entropy', 'loss']
     """
-    _check_resamples(shadow_resamples, shadows)
     if shadows is not None and not isinstance(shadows, ShadowSignals):
         raise TypeError(f"shadows takes what train_shadows gave, not a {type(shadows).__name__}.")
+    _check_resamples(shadow_resamples, shadows)
     chosen = _attacks(attacks, shadows)
     if population is not None and shadows is not None and shadows.population is not None:
         raise ValueError("the shadow models have a population of their own, which is used; leave population out.")
@@ -137,9 +137,9 @@ def audit_outputs(
             that was asked for by name lacks what it needs; ``shadow_resamples`` as for :func:`audit`.
     """
     _check_resamples(shadow_resamples, shadows)
-    scores, failures = attack_scores(
-        members, nonmembers, shadows=shadows, population=population, attacks=attacks, extra=extra
-    )
+    evidence = _evidence(members, nonmembers, shadows, population, extra)
+    chosen = _attacks(attacks, shadows)
+    scores, failures = _run(chosen, evidence, asked=attacks is not None)
     is_member = torch.arange(len(members) + len(nonmembers)) < len(members)
     losses = torch.cat([example_losses(part.logits, part.targets) for part in (members, nonmembers)])
     unseen = [nonmembers] if population is None else [nonmembers, population]
@@ -153,8 +153,7 @@ def audit_outputs(
         for attack, score in scores.items()
     }
     if shadow_resamples:
-        evidence = _evidence(members, nonmembers, shadows, population, extra or {})
-        for run in _attacks(attacks, shadows):
+        for run in chosen:
             if run.name in scores and hangs_on_shadows(run, evidence, scores[run.name]):
                 measured = attack_metrics(accuracy, seed, confidence)
                 estimates[run.name] = with_shadow_intervals(
@@ -177,17 +176,13 @@ def attack_scores(
 
     Arguments and errors are those of :func:`audit_outputs`.
     """
-    check_disjoint(members.digests, nonmembers.digests, "nonmembers")
-    if population is not None:
-        check_disjoint(members.digests, population.digests, "population")
-        twice = len(set(nonmembers.digests).intersection(population.digests))
-        if twice:
-            raise ValueError(
-                f"{twice} examples of the population are non-members too; it must be further data, or they count twice."
-            )
-    evidence = _evidence(members, nonmembers, shadows, population, extra or {})
-    chosen = _attacks(attacks, shadows)
-    if attacks is not None:
+    evidence = _evidence(members, nonmembers, shadows, population, extra)
+    return _run(_attacks(attacks, shadows), evidence, asked=attacks is not None)
+
+
+def _run(chosen: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Scores of the attacks, and the reasons of those that failed; one that was asked for must have what it needs."""
+    if asked:
         for attack in chosen:
             attack.check(evidence)
     scores, failures = {}, {}
@@ -212,14 +207,23 @@ def _evidence(
     nonmembers: ModelOutputs,
     shadows: ShadowSignals | None,
     population: ModelOutputs | None,
-    extra: dict[str, Tensor],
+    extra: dict[str, Tensor] | None,
 ) -> Evidence:
+    """What the attacker sees of the members and then the non-members, which must be apart from all other data."""
+    check_disjoint(members.digests, nonmembers.digests, "nonmembers")
+    if population is not None:
+        check_disjoint(members.digests, population.digests, "population")
+        twice = len(set(nonmembers.digests).intersection(population.digests))
+        if twice:
+            raise ValueError(
+                f"{twice} examples of the population are non-members too; it must be further data, or they count twice."
+            )
     outputs = ModelOutputs(
         torch.cat([members.logits, nonmembers.logits]),
         torch.cat([members.targets, nonmembers.targets]),
         members.digests + nonmembers.digests,
     )
-    given: dict[str, Any] = dict(extra)
+    given: dict[str, Any] = dict(extra or {})
     if shadows is not None:
         columns = _columns(outputs, shadows)
         given |= {

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_cwrf.poisson import PoissonBatches
+from lightning_cwrf.poisson import users_loader
 
 C = TypeVar("C", bound=Callback)
 
@@ -78,4 +78,4 @@ def training_data(trainer: Trainer, callback: Callback) -> Any:
     loader = trainer.train_dataloader
     if loader is None:
         raise MisconfigurationException(f"{type(callback).__name__} found no training data; pass members=...")
-    return loader.loader if isinstance(loader, PoissonBatches) else loader
+    return users_loader(loader)

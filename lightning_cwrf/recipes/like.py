@@ -24,10 +24,10 @@ from lightning_cwrf.callbacks import (
     GradientMaskCallback,
     PrivacyScoringCallback,
 )
-from lightning_cwrf.data import example_digests, isolated_rng
+from lightning_cwrf.data import isolated_rng, reads_alike
 from lightning_cwrf.defenses import DefenseMixin
 from lightning_cwrf.defenses.registry import Defense
-from lightning_cwrf.poisson import PoissonBatches, whole_order
+from lightning_cwrf.poisson import users_loader, whole_order
 
 if TYPE_CHECKING:
     from lightning_cwrf.recipes.recipe import CWRF, ShadowRecipe
@@ -74,7 +74,6 @@ def read_recipe(
         module=_module_of(model) if module is None else module,
         trainer=_arguments_of(trainer),
         **_batches_of(found, trainer.world_size, augment),
-        examples=len(found.dataset),  # type: ignore[arg-type]
         augment=augment,
         callbacks=callbacks,
         defense=defense,
@@ -135,7 +134,7 @@ def _loader_of(trainer: Trainer) -> Any:
     loader = trainer.train_dataloader
     if loader is None:
         raise ValueError("this Trainer has not trained yet: pass loader=, the training loader.")
-    return loader.loader if isinstance(loader, PoissonBatches) else loader
+    return users_loader(loader)
 
 
 def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | None) -> dict[str, Any]:
@@ -145,10 +144,8 @@ def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | No
             "the training loader is no DataLoader that takes a whole dataset in order or shuffled; pass loader=, one "
             "that does, or write the recipe as a function."
         )
-    examples = range(min(16, len(loader.dataset)))
-    with isolated_rng():
-        twice = [example_digests(loader.collate_fn([loader.dataset[i] for i in examples])) for _ in range(2)]
-    if twice[0] != twice[1] and augment is None:
+    some = DataLoader(loader.dataset, batch_size=16, collate_fn=loader.collate_fn)
+    if augment is None and not reads_alike(some):
         raise ValueError(
             "the training data read differently each time (random augmentation), which shadow models must do too: "
             "pass augment=, a function of one example; the pool is read without it."
@@ -157,6 +154,7 @@ def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | No
         "batch_size": loader.batch_size * world_size,
         "drop_last": loader.drop_last,
         "shuffle": order == "shuffled",
+        "examples": len(loader.dataset),
         "collate": None if loader.collate_fn is default_collate else loader.collate_fn,
     }
 
@@ -220,11 +218,7 @@ def _callbacks_of(trainer: Trainer) -> list[Callback]:
 
 def _check_rebuilds(recipe: ShadowRecipe, model: LightningModule) -> None:
     with isolated_rng():
-        rebuilt = recipe.module()
-        if not isinstance(rebuilt, LightningModule):
-            raise TypeError(f"module= must build a LightningModule, not a {type(rebuilt).__name__}.")
-        if recipe.defense is not None:
-            recipe.defense.attach(rebuilt)
+        rebuilt = recipe.build()
     shapes: list[Mapping[str, Any]] = [
         {name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (rebuilt, model)
     ]

@@ -209,6 +209,20 @@ class ShadowRecipe:
         orders = [SeededOrder(len(members[0]), seed) if self.shuffle else range(len(members[0])) for seed in seeds]
         return train_stack(models, pool, members, orders, self.batch_size, self.drop_last, self._fit)
 
+    def build(self) -> LightningModule:
+        """The untrained module with its defense.
+
+        Raises:
+            TypeError: ``module`` builds no LightningModule.
+        """
+        model = self.module()
+        if not isinstance(model, LightningModule):
+            raise TypeError(f"module must build a LightningModule, not a {type(model).__name__}.")
+        if self.defense is not None:
+            with _quiet():
+                self.defense.attach(model)
+        return model
+
     def check(self, pool: Dataset[Any], *, start: bool, stack: int) -> None:
         """What can be known to be wrong before any shadow model is trained; ``train_shadows`` asks for it.
 
@@ -219,12 +233,8 @@ class ShadowRecipe:
         if self.cwrf is not None:
             _check_start(start)
             OverlapCheck(pool, self.cwrf.nonmembers, "CWRF's nonmembers")
-        with isolated_rng(), _quiet():
-            model = self.module()
-            if not isinstance(model, LightningModule):
-                raise TypeError(f"module must build a LightningModule, not a {type(model).__name__}.")
-            if self.defense is not None:
-                self.defense.attach(model)
+        with isolated_rng():
+            model = self.build()
         if stack > 1:
             self._check_stack()
             check_stackable(model)
@@ -255,10 +265,7 @@ class ShadowRecipe:
             if self.cwrf is not None:
                 _check_start(start is not None)
             seed_all(seed)
-            model = self.module()
-            if self.defense is not None:
-                with _quiet():
-                    self.defense.attach(model)
+            model = self.build()
             vanilla.append(capture(model))
             if start is not None:
                 model.load_state_dict(start)

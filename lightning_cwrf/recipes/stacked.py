@@ -172,7 +172,7 @@ class Stack(LightningModule):
         self._template[0].model.trainer = self.trainer
 
     def on_train_start(self) -> None:
-        template = self._template[0].to(self.device).train()
+        template = self._template[0].train()
         batch = transfer_of(self.trainer)(next(iter(self.trainer.train_dataloader or ())))
         try:
             with self.trainer.precision_plugin.train_step_context():
@@ -198,10 +198,9 @@ class Stack(LightningModule):
             buffer.copy_(value)
         for k in range(len(losses)):
             own = [p[k].detach().clone().requires_grad_(p.requires_grad) for p in self.stacked_parameters]
-            parameters = {f"model.{n}": p for n, p in zip(self.parameter_names, own, strict=True)}
-            buffers = {f"model.{n}": b[k].clone() for n, b in zip(self.buffer_names, kept, strict=True)}
+            state = self._named(own, [buffer[k].clone() for buffer in kept])
             row = apply_to_collection(batch, Tensor, lambda tensor, k=k: tensor[k])
-            loss = functional_call(self._template[0], (parameters, buffers), (row, 0))
+            loss = functional_call(self._template[0], state, (row, 0))
             expected = torch.autograd.grad(loss, [p for p in own if p.requires_grad], materialize_grads=True)
             found = torch.cat([losses[k].reshape(1), *(g[k].flatten() for g in gradients)])
             alone = torch.cat([loss.reshape(1), *(g.flatten() for g in expected)])
@@ -215,19 +214,25 @@ class Stack(LightningModule):
 
     def _losses(self, batch: Any, batch_idx: int) -> Tensor:
         step = self._template[0]
-        parameters = {f"model.{n}": p for n, p in zip(self.parameter_names, self.stacked_parameters, strict=True)}
-        buffers = {f"model.{n}": b for n, b in zip(self.buffer_names, self.stacked_buffers, strict=True)}
 
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any) -> tuple[Tensor, list[Tensor]]:
-            loss: Tensor = functional_call(step, (parameters, buffers), (batch, batch_idx))
+        def one(state: tuple[dict[str, Tensor], ...], batch: Any) -> tuple[Tensor, list[Tensor]]:
+            loss: Tensor = functional_call(step, state, (batch, batch_idx))
             return loss, step.buffers_after
 
         with shapes_only():
-            losses, after = vmap(one, randomness="error")(parameters, buffers, batch)
+            state = self._named(self.stacked_parameters, self.stacked_buffers)
+            losses, after = vmap(one, randomness="error")(state, batch)
         for buffer, value in zip(self.stacked_buffers, after, strict=True):
             if value.data_ptr() != buffer.data_ptr():  # a module that sets a buffer anew rather than in place
                 buffer.copy_(value.detach())
         return losses
+
+    def _named(self, parameters: Iterable[Tensor], buffers: Iterable[Tensor]) -> tuple[dict[str, Tensor], ...]:
+        """Parameters and buffers by their names in the template."""
+        return (
+            {f"model.{name}": p for name, p in zip(self.parameter_names, parameters, strict=True)},
+            {f"model.{name}": b for name, b in zip(self.buffer_names, buffers, strict=True)},
+        )
 
     def configure_optimizers(self) -> Any:
         """What the user's module configures, with its optimizer moved to the stacked parameters."""
@@ -243,9 +248,7 @@ class Stack(LightningModule):
                 f"{type(optimizers[0]).__name__} cannot be stacked: it is not known to treat each weight by itself. "
                 "Leave stack=1."
             )
-        own = dict(template.named_parameters())
-        stacked = dict(zip(self.parameter_names, self.stacked_parameters, strict=True))
-        _move(optimizers[0], {own[name]: stacked[name] for name in own})
+        _move(optimizers[0], dict(zip(template.parameters(), self.stacked_parameters, strict=True)))
         return configured
 
     def configure_gradient_clipping(

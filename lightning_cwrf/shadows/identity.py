@@ -10,7 +10,7 @@ import json
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path, PurePath
 from types import CodeType, FunctionType, ModuleType
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_cwrf.data import as_loader, isolated_rng, tensors_of
+from lightning_cwrf.data import as_loader, isolated_rng, reads_alike, tensors_of
 
 
 def identity(value: Any) -> str:
@@ -71,9 +71,8 @@ def _plain(value: Any) -> Any:
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return ["dataclass", _plain(type(value)), _plain(fields)]
     if isinstance(value, type):
-        methods = [member for member in vars(value).values() if isinstance(member, FunctionType)]
-        bases = [_plain(base) for base in value.__bases__ if _is_users(base.__module__)]
-        return ["class", value.__qualname__, _source(value), _globals_of(methods, value.__module__), bases]
+        family = _family(value)
+        return ["class", _sources(family), _globals_of(_methods(family), value.__module__)]
     if isinstance(value, FunctionType):
         if value.__closure__:
             raise TypeError(
@@ -98,12 +97,10 @@ def _plain(value: Any) -> Any:
 
 def _content(data: Dataset[Any]) -> list[Any]:
     """What a data set gives, read whole in its order."""
-    with isolated_rng():  # a loader draws a seed for its workers
-        loader = as_loader(data, shuffle=False)
-        content = [_plain(tensors_of(batch)) for batch in loader]
-        if content and _plain(tensors_of(next(iter(loader)))) != content[0]:
-            raise TypeError("a data set in a recipe reads differently each time; take its random augmentation out.")
-    return content
+    if not reads_alike(data):
+        raise TypeError("a data set in a recipe reads differently each time; take its random augmentation out.")
+    with isolated_rng():
+        return [_plain(tensors_of(batch)) for batch in as_loader(data, shuffle=False)]
 
 
 def _globals_of(functions: list[FunctionType], module: str) -> Any:
@@ -121,10 +118,10 @@ def _globals_of(functions: list[FunctionType], module: str) -> Any:
             if isinstance(value, ModuleType) and _is_users(value.__name__):
                 found[name] = _source(value)
             elif isinstance(value, (FunctionType, type)) and _is_users(value.__module__, module):
-                family = [value] if isinstance(value, FunctionType) else _family(value)
-                found[name] = [[member.__qualname__, _source(member)] for member in family]
-                inner = [value] if isinstance(value, FunctionType) else [m for c in family for m in vars(c).values()]
-                queue += [(f.__code__, f.__globals__) for f in inner if isinstance(f, FunctionType)]
+                family = _family(value) if isinstance(value, type) else []
+                found[name] = _sources(family or [value])
+                inner = _methods(family) if isinstance(value, type) else [value]
+                queue += [(f.__code__, f.__globals__) for f in inner]
             elif isinstance(value, (bool, int, float, str, bytes, tuple, list, Enum, PurePath, Tensor, np.ndarray)):
                 found[name] = _plain(value)
     return sorted(found.items())
@@ -133,6 +130,14 @@ def _globals_of(functions: list[FunctionType], module: str) -> Any:
 def _family(cls: type) -> list[type]:
     """A class and those of its bases that are the user's."""
     return [base for base in cls.__mro__ if base is cls or _is_users(base.__module__)]
+
+
+def _methods(family: list[type]) -> list[FunctionType]:
+    return [member for cls in family for member in vars(cls).values() if isinstance(member, FunctionType)]
+
+
+def _sources(values: Sequence[FunctionType | type]) -> list[list[str]]:
+    return [[value.__qualname__, _source(value)] for value in values]
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from lightning_cwrf.classification import split_batch
-from lightning_cwrf.data import example_digests, isolated_rng
+from lightning_cwrf.data import example_digests, isolated_rng, reads_alike
 from lightning_cwrf.outputs import collect_outputs, collect_view_logits
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.membership import balanced_membership
@@ -197,7 +197,9 @@ def train_shadows(
             on_done=lambda: bar.update(sum(kept.signals_path(i).is_file() for i in range(n)) - bar.n),
         )
     failures = [failure for group in said for failure in group]
-    failures += [(_names(jobs), f"the worker process was killed, {ATTEMPTS} times over.\n{why}") for jobs, why in lost]
+    failures += [
+        (_names(stacked), f"the worker process was killed, {ATTEMPTS} times over.\n{why}") for stacked, why in lost
+    ]
     if failures:
         missing = sum(not job.done for job in jobs)
         raise RuntimeError(
@@ -312,23 +314,21 @@ def _store(job: _Job, model: nn.Module) -> None:
 
 
 def _read(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
-    """Digests and targets of every example; the first batch is read twice to see that the content stays."""
+    """Digests and targets of every example."""
     if isinstance(data, DataLoader):
         raise TypeError(f"the {name} must be a data set, not a DataLoader; pass its dataset.")
-    digests: list[bytes] = []
-    targets = []
-    with isolated_rng():  # a loader draws a seed for its workers
-        loader = DataLoader(data, batch_size=256)
-        first = next(iter(loader), None)
-        if first is None:
-            raise ValueError(f"the {name} is empty.")
-        for batch in loader:
-            digests += example_digests(batch)
-            targets.append(split_batch(batch)[1])
-    again = example_digests(first)
-    if again != digests[: len(again)]:
+    loader = DataLoader(data, batch_size=256)
+    if not reads_alike(loader):
         raise ValueError(
             f"the {name} reads differently each time; move random augmentation into the recipe, so that an example can "
             "be told by its content."
         )
+    digests: list[bytes] = []
+    targets = []
+    with isolated_rng():
+        for batch in loader:
+            digests += example_digests(batch)
+            targets.append(split_batch(batch)[1])
+    if not targets:
+        raise ValueError(f"the {name} is empty.")
     return digests, torch.cat(targets)

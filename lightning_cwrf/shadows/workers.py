@@ -83,7 +83,11 @@ def run(
     if here:
         workers = min(joblib.effective_n_jobs(workers), len(items))
         if workers <= 1:
-            return [_told(work(item, None), on_done) for item in items], []
+            outcomes = []
+            for item in items:
+                outcomes.append(work(item, None))
+                on_done()
+            return outcomes, []
     share = Share(max(1, cores // workers), gpus) if here else Share()
     for attempt in range(1, ATTEMPTS + 1):
         parallel = _Parallel(n_jobs=workers, batch_size=1)
@@ -131,11 +135,6 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**25)  # the largest it takes
-
-
-def _told(outcome: Any, on_done: Callable[[], Any]) -> Any:
-    on_done()
-    return outcome
 
 
 def _lost_a_worker(error: Exception) -> bool:
