@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench mutation clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/harden_digits.py
@@ -19,6 +19,9 @@ check: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/run_all.py --out out/benchmarks.md
+
+mutation: $(VENV)/.ready
+	$(BIN)/python benchmarks/mutation.py --sample 200
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
