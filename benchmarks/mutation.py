@@ -2,9 +2,9 @@
 
     python benchmarks/mutation.py --group metrics --sample 200
 
-mutmut makes the faults (other operators, constants, arguments) in a copy of the tree under ``--out``; the text of errors
-and warnings is left alone. ``--sample 0`` tries every mutant, which takes hours. Prints one row per group: mutants
-tried, killed, and the 95 % interval of the share killed; the diffs of those that survived are in
+mutmut makes the faults (other operators, constants, arguments) in a copy of the tree under ``--out``; the text of
+errors and warnings is left alone. ``--sample 0`` tries every mutant, which takes hours. Prints one row per group:
+mutants tried, killed, and the 95 % interval of the share killed; the diffs of those that survived are in
 ``<out>/<group>/survivors.txt``.
 """
 
