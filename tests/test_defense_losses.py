@@ -277,23 +277,23 @@ def test_every_defense_trains_and_resumes_to_the_same_weights(tmp_path, name, wi
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("hamp", {"gamma": 1.1}, "gamma must lie in"),
-        ("hamp", {"alpha": -1}, "alpha must be finite"),
-        ("ccl", {"alpha": 2}, "alpha must lie in"),
-        ("ccl", {"beta": 0}, "beta must be positive"),
+        ("hamp", {"gamma": 1.1}, r"gamma must be a number in \[0, 1\], not 1\.1"),
+        ("hamp", {"alpha": -1}, "alpha must be a number of at least 0, not -1"),
+        ("ccl", {"alpha": 2}, r"alpha must be a number in \[0, 1\], not 2"),
+        ("ccl", {"beta": 0}, "beta must be a number above 0, not 0"),
         ("ccl", {"kind": "ccc"}, "kind must be"),
-        ("past", {"nonmembers": [], "lam": -1}, "lam must be finite"),
-        ("past", {"nonmembers": [], "alpha": math.inf}, "alpha must be finite"),
-        ("label_smoothing", {"smoothing": 1.0}, "smoothing must lie in"),
-        ("confidence_penalty", {"beta": -0.1}, "beta must lie in"),
-        ("weight_penalty", {"l1": -1}, "l1 must lie in"),
-        ("relaxloss", {"upper": 2}, "upper must lie in"),
-        ("adversarial_regularization", {"nonmembers": [], "lam": -1}, "lam must be finite"),
-        ("adversarial_regularization", {"nonmembers": [], "attack_steps": 0}, "attack_steps must be at least 1"),
-        ("adversarial_regularization", {"nonmembers": [], "attack_lr": 0}, "attack_lr must be positive"),
-        ("mixup_mmd", {"nonmembers": [], "mixup_alpha": 0}, "mixup_alpha must be positive"),
-        ("mixup_mmd", {"nonmembers": [], "bandwidth": -1}, "bandwidth must be positive"),
-        ("mixup_mmd", {"nonmembers": [], "lam": math.inf}, "lam must be finite"),
+        ("past", {"nonmembers": [], "lam": -1}, "lam must be a number of at least 0"),
+        ("past", {"nonmembers": [], "alpha": math.inf}, "alpha must be a number of at least 0, not inf"),
+        ("label_smoothing", {"smoothing": 1.0}, r"smoothing must be a number in \[0, 1\), not 1"),
+        ("confidence_penalty", {"beta": -0.1}, "beta must be a number of at least 0"),
+        ("weight_penalty", {"l1": -1}, "l1 must be a number of at least 0"),
+        ("relaxloss", {"upper": 2}, r"upper must be a number in \(0, 1\], not 2"),
+        ("adversarial_regularization", {"nonmembers": [], "lam": -1}, "lam must be a number of at least 0"),
+        ("adversarial_regularization", {"nonmembers": [], "attack_steps": 0}, "attack_steps must be an integer of at least 1"),
+        ("adversarial_regularization", {"nonmembers": [], "attack_lr": 0}, "attack_lr must be a number above 0"),
+        ("mixup_mmd", {"nonmembers": [], "mixup_alpha": 0}, "mixup_alpha must be a number above 0"),
+        ("mixup_mmd", {"nonmembers": [], "bandwidth": -1}, "bandwidth must be a number above 0"),
+        ("mixup_mmd", {"nonmembers": [], "lam": math.inf}, "lam must be a number of at least 0, not inf"),
         ("dpsgd", {}, "one of target_epsilon and noise_multiplier"),
         ("dpsgd", {"target_epsilon": 1, "noise_multiplier": 1}, "and not both"),
         ("dpsgd", {"target_epsilon": 0}, "target_epsilon must be positive"),
@@ -321,7 +321,7 @@ def test_misuse():
         trainer().fit(PASTMixin.attach(Classifier(), nonmembers=loader(60, 80)), loader(0, 64))
     with pytest.raises(ValueError, match="nonmembers holds no batch"):
         trainer().fit(PASTMixin.attach(Classifier(), nonmembers=[]), loader(0, 64))
-    with pytest.raises(ValueError, match="at least 2 classes"):
+    with pytest.raises(ValueError, match="classes must be an integer of at least 2"):
         hamp_target_probability(1, 0.5)
     with pytest.raises(ValueError, match="already"):
         register_defense("ccl")(PASTMixin)

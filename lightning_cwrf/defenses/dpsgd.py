@@ -83,8 +83,8 @@ class DPSGDMixin(DefenseMixin):
         from_scratch: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(
+        super().__init__(
+            *args,
             target_epsilon=target_epsilon,
             noise_multiplier=noise_multiplier,
             target_delta=target_delta,
@@ -94,6 +94,7 @@ class DPSGDMixin(DefenseMixin):
             ghost=ghost,
             fix=fix,
             from_scratch=from_scratch,
+            **kwargs,
         )
 
     def configure_defense(
