@@ -398,7 +398,8 @@ def test_merged_dimensions_and_an_empty_mask(ghost):
 def test_a_batch_with_an_empty_side_tensor_is_trained_on():
     class Boxes(Conv):
         def classification_step(self, batch):
-            self.seen = self.__dict__.get("seen", 0) + len(batch["digit"])
+            if self._engine.apart:  # not the passes that check the first batch
+                self.seen = self.__dict__.get("seen", 0) + len(batch["digit"])
             return self(batch["image"]), batch["digit"]
 
     def collate(pairs):

@@ -181,7 +181,8 @@ class _Adversary:
 
     def __init__(self, classes: int, lr: float, module: LightningModule) -> None:
         with isolated_rng():
-            self.network = AttackNetwork(classes).to(module.device)
+            # In float32 whatever the Trainer's precision: double and half precision set torch's default dtype.
+            self.network = AttackNetwork(classes).to(module.device, torch.float32)
         for p in self.network.parameters():
             p.data = module.trainer.strategy.broadcast(p.data)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr)

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import LBFGS, Optimizer
 
+from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.classification import classification_step
 from lightning_cwrf.defenses.base import DefenseMixin
-from lightning_cwrf.defenses.ledger import ACCOUNTANTS, Ledger, PrivacySpent
-from lightning_cwrf.defenses.private_step import PrivateStep, fix_layers, unsupported_layers
+from lightning_cwrf.defenses.independence import check_examples_apart
+from lightning_cwrf.defenses.ledger import Ledger, PrivacySpent
+from lightning_cwrf.defenses.private_checks import check_dpsgd, check_layers, check_optimizer, check_trainer
+from lightning_cwrf.defenses.private_step import PrivateStep, fix_layers
 from lightning_cwrf.masks import WeightMask
 from lightning_cwrf.poisson import PoissonBatches, check_poisson
 
-if TYPE_CHECKING:
-    pass
-
 _STATE_KEY = "dpsgd"
-LARGEST_TARGET = 100
 
 
 class DPSGDMixin(DefenseMixin):
@@ -41,6 +38,9 @@ class DPSGDMixin(DefenseMixin):
     ε is logged each epoch, as ``epsilon`` or ``epsilon_finetuning``, stands in :attr:`privacy_spent`, and goes on from
     a checkpoint. **Tuning from weights that were trained without DP does not make the result differentially private**:
     ε then covers the fine-tuning phase alone. The logged training loss is not covered by ε.
+
+    ε counts on a loss of each example that depends on no other example. Layers that mix examples are refused by name;
+    a forward pass that does it otherwise is found on the first batch, by changing the other examples.
 
     With the CWRF callbacks, per-example gradients are masked before their norm is taken, so that clipping and noise are
     spent on the live weights alone.
@@ -111,25 +111,11 @@ class DPSGDMixin(DefenseMixin):
         from_scratch: bool = False,
     ) -> None:
         """Check and take the settings."""
-        if (target_epsilon is None) == (noise_multiplier is None):
-            raise ValueError("DP-SGD needs one of target_epsilon and noise_multiplier, and not both.")
-        if target_epsilon is not None and not 0 < target_epsilon <= LARGEST_TARGET:
-            raise ValueError(
-                f"target_epsilon must be positive and at most {LARGEST_TARGET}, not {target_epsilon}: a larger one "
-                "promises nothing. Pass noise_multiplier for so little noise."
-            )
-        if noise_multiplier is not None and not 0 <= noise_multiplier < math.inf:
-            raise ValueError(f"noise_multiplier must be finite and not negative, not {noise_multiplier}.")
-        if not 0 < target_delta < 1:
-            raise ValueError(f"target_delta must lie in (0, 1), not {target_delta}.")
-        if not max_grad_norm > 0 or (math.isinf(max_grad_norm) and noise_multiplier != 0):
-            raise ValueError(
-                f"max_grad_norm must be positive, and finite unless noise_multiplier is 0, not {max_grad_norm}."
-            )
-        if accountant not in ACCOUNTANTS:
-            raise ValueError(f"accountant must be one of {', '.join(ACCOUNTANTS)}, not {accountant!r}.")
-        if max_physical_batch_size is not None and max_physical_batch_size < 1:
-            raise ValueError(f"max_physical_batch_size must be at least 1, not {max_physical_batch_size}.")
+        check_dpsgd(target_epsilon, noise_multiplier, target_delta, max_grad_norm, accountant)
+        if max_physical_batch_size is not None:
+            check_integer("max_physical_batch_size", max_physical_batch_size, low=1)
+        for name, flag in (("ghost", ghost), ("fix", fix), ("from_scratch", from_scratch)):
+            check_flag(name, flag)
         # What the same module has spent before, under another attach, stays spent.
         self._ledger = Ledger(accountant, getattr(self, "_ledger", None))
         if fix and isinstance(self, nn.Module):
@@ -170,26 +156,33 @@ class DPSGDMixin(DefenseMixin):
         if _is_empty(batch):  # many models cannot reshape a batch of nothing
             self._engine.losses = None
             return torch.zeros((), device=self.device, requires_grad=True), 0
+        if not self._engine.apart:
+            self._engine.apart = check_examples_apart(self, batch)
         self._engine.watch()
+        losses = self._engine.losses = self.losses_of(batch)
+        return losses.mean(), len(losses)
+
+    def losses_of(self, batch: Any) -> Tensor:
+        """:meth:`example_losses` of a batch, checked to be one for each example."""
         logits, targets = classification_step(self, batch)
-        losses = self._engine.losses = self.example_losses(logits, targets)
+        losses = self.example_losses(logits, targets)
         if losses.shape != targets.shape:
             raise ValueError(
                 f"example_losses must give one loss per example, shape {tuple(targets.shape)}, not "
                 f"{tuple(losses.shape)}: DP-SGD clips every example's own gradient."
             )
-        return losses.mean(), len(targets)
+        return losses
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
-            self._check_trainer(self.trainer)
+            check_trainer(self.trainer)
             self._draw_poisson_batches(self.trainer)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._check_layers()
-        self._check_optimizer(self.trainer.optimizers)
+        check_layers(self)
+        check_optimizer(self, self.trainer.optimizers)
         # Frozen weights of an earlier fit: GradientMaskCallback tells again.
         self._frozen = None
         given = self.defense_settings["noise_multiplier"]
@@ -263,28 +256,6 @@ class DPSGDMixin(DefenseMixin):
         if _STATE_KEY in checkpoint:
             self._ledger.load_state_dict(checkpoint[_STATE_KEY])
 
-    def _check_trainer(self, trainer: Trainer) -> None:
-        strategy = trainer.strategy
-        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
-            raise MisconfigurationException(
-                f"DP-SGD works on one device or with DDP, not with {type(strategy).__name__}."
-            )
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            raise MisconfigurationException(
-                "DP-SGD clips gradients of its own, which the loss scaling of 16-mixed would change; use bf16-mixed."
-            )
-        for name, what in (("overfit_batches", "a few batches"), ("reload_dataloaders_every_n_epochs", "new loaders")):
-            if getattr(trainer, name):
-                raise MisconfigurationException(
-                    f"DP-SGD accounts for Poisson batches of one dataset; Trainer({name}={getattr(trainer, name)}) "
-                    f"would train on {what} instead. Leave it out."
-                )
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                "DP-SGD needs logical batches of one size; use Trainer(accumulate_grad_batches=...) instead of "
-                "GradientAccumulationScheduler."
-            )
-
     def _draw_poisson_batches(self, trainer: Trainer) -> None:
         """Put Poisson batches in the place of the user's training loader."""
         source = trainer.fit_loop._data_source  # Lightning has no public way to replace a loader
@@ -320,35 +291,6 @@ class DPSGDMixin(DefenseMixin):
                 f"target_delta={delta:g} is not below 1/n = {1 / examples:.2g} for {examples} training examples: such "
                 "a guarantee allows giving away a whole example. Lower it."
             )
-
-    def _check_layers(self) -> None:
-        wrong = unsupported_layers(self)
-        if wrong:
-            listed = "; ".join(f"{name} ({reason})" for name, reason in wrong.items())
-            raise MisconfigurationException(
-                f"DP-SGD cannot take per-example gradients through {listed}. Replace these layers (BatchNorm by "
-                "GroupNorm, for one), or pass fix=True to have it done."
-            )
-
-    def _check_optimizer(self, optimizers: list[Optimizer]) -> None:
-        if len(optimizers) != 1 or isinstance(optimizers[0], LBFGS):
-            found = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "none"
-            raise MisconfigurationException(
-                f"DP-SGD needs one optimizer that takes one gradient a step; configure_optimizers gave {found}."
-            )
-        names = {parameter: name for name, parameter in self.named_parameters()}
-        for group in optimizers[0].param_groups:
-            for parameter in group["params"]:
-                if parameter not in names:
-                    raise MisconfigurationException(
-                        f"the optimizer trains a parameter of shape {tuple(parameter.shape)} that the module does not "
-                        "have; with fix=True, make the optimizer in configure_optimizers from self.parameters()."
-                    )
-                if parameter.dtype not in (torch.float32, torch.float64):
-                    raise MisconfigurationException(
-                        f"DP-SGD adds its noise in float32 or float64, but {names[parameter]} is {parameter.dtype}; "
-                        "use precision bf16-mixed or 32."
-                    )
 
     def _choose_noise(self) -> float:
         steps = self.trainer.estimated_stepping_batches

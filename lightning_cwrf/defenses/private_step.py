@@ -64,6 +64,7 @@ class PrivateStep:
         self.ghost: bool = settings["ghost"]
         self.distributed = trainer.world_size > 1
         self.arrived = 0
+        self.apart = False  # whether a batch has shown that its examples do not depend on one another
         if ledger.sampling_seed is None:
             ledger.sampling_seed = int(trainer.strategy.broadcast(int(torch.randint(2**62, ()))))
         self.batches.seed = ledger.sampling_seed

@@ -66,8 +66,9 @@ def create_defense(name: str, **settings: Any) -> Defense:
     {'alpha': 1.0}
     """
     if not isinstance(name, str):
-        fix = f"use {name.__name__}.attach(module, ...)" if isinstance(name, type) else "such as 'relaxloss'"
-        raise TypeError(f"create_defense takes the name of a defense, not {name!r}; {fix}.")
+        raise TypeError(
+            f"create_defense takes the name of a defense, such as 'relaxloss', not {name!r}; of a class call attach."
+        )
     if name not in _DEFENSES:
         raise ValueError(f"there is no defense {name!r}; known are {', '.join(available_defenses())}.")
     mixin = _DEFENSES[name]
