@@ -150,11 +150,13 @@ def running_statistics_kept(module: nn.Module) -> Iterator[None]:
     """
     # A layer in eval mode (a frozen backbone) normalises by its running statistics, and must go on doing so.
     norms = [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.training]
-    tracking = [layer for layer in norms if layer.track_running_stats]
+    tracking = [(layer, layer.momentum) for layer in norms if layer.track_running_stats]
     try:
-        for layer in tracking:
+        for layer, _ in tracking:
             layer.track_running_stats = False
+            layer.momentum = 0.0  # InstanceNorm moves its statistics all the same
         yield
     finally:
-        for layer in tracking:
+        for layer, momentum in tracking:
             layer.track_running_stats = True
+            layer.momentum = momentum
