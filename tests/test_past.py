@@ -145,12 +145,11 @@ def test_past_compares_members_and_non_members_in_one_mode(layer_in_eval, monkey
 def test_statistics_are_kept_and_the_output_is_that_of_training(layer):
     x = torch.randn(6, 3, 4)
     expected = copy.deepcopy(layer)(x)
-    before = {n: b.clone() for n, b in layer.named_buffers()}
+    before, momentum = {n: b.clone() for n, b in layer.named_buffers()}, layer.momentum
     with pytest.raises(KeyError), running_statistics_kept(layer):
         assert torch.equal(layer(x), expected)
         raise KeyError
     assert all(torch.equal(before[n], b) for n, b in layer.named_buffers())
-    momentum = layer.momentum
     layer(x)
     assert not torch.equal(before["running_mean"], layer.running_mean)  # it tracks again
     evaluated = layer.eval()(x)

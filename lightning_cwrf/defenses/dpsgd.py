@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,8 +19,14 @@ from lightning_cwrf.classification import classification_step
 from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.independence import check_examples_apart
 from lightning_cwrf.defenses.ledger import Ledger, PrivacySpent
-from lightning_cwrf.defenses.private_checks import check_dpsgd, check_layers, check_optimizer, check_trainer
-from lightning_cwrf.defenses.private_step import PrivateStep, fix_layers
+from lightning_cwrf.defenses.private_checks import (
+    check_dpsgd,
+    check_layers,
+    check_optimizer,
+    check_trainer,
+    warn_of_plain_steps,
+)
+from lightning_cwrf.defenses.private_step import EndPrivateTraining, PrivateStep, fix_layers, is_empty
 from lightning_cwrf.masks import WeightMask
 from lightning_cwrf.poisson import PoissonBatches, check_poisson
 
@@ -117,7 +122,11 @@ class DPSGDMixin(DefenseMixin):
         for name, flag in (("ghost", ghost), ("fix", fix), ("from_scratch", from_scratch)):
             check_flag(name, flag)
         # What the same module has spent before, under another attach, stays spent.
-        self._ledger = Ledger(accountant, getattr(self, "_ledger", None))
+        earlier = getattr(self, "_ledger", None)
+        self._ledger = Ledger(accountant, from_scratch=from_scratch, earlier=earlier)
+        trainer = getattr(self, "_trainer", None)
+        if from_scratch and trainer is not None and trainer.global_step > self._ledger.steps:
+            warn_of_plain_steps("module", trainer.global_step)
         if fix and isinstance(self, nn.Module):
             fix_layers(self)
         self._set_defense(
@@ -153,7 +162,7 @@ class DPSGDMixin(DefenseMixin):
         """The mean loss of a physical batch, which may be empty."""
         if self._engine is None:
             return super().defense_step(batch)
-        if _is_empty(batch):  # many models cannot reshape a batch of nothing
+        if is_empty(batch):  # many models cannot reshape a batch of nothing
             self._engine.losses = None
             return torch.zeros((), device=self.device, requires_grad=True), 0
         if not self._engine.apart:
@@ -238,12 +247,12 @@ class DPSGDMixin(DefenseMixin):
 
     def on_train_end(self) -> None:
         super().on_train_end()
-        self._end()
+        self._end_private_training()
         rank_zero_info(str(self.privacy_spent))
 
     def configure_callbacks(self) -> Any:
         callbacks = super().configure_callbacks()
-        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), _EndPrivateTraining()]
+        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), EndPrivateTraining()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -255,6 +264,8 @@ class DPSGDMixin(DefenseMixin):
         super().on_load_checkpoint(checkpoint)
         if _STATE_KEY in checkpoint:
             self._ledger.load_state_dict(checkpoint[_STATE_KEY])
+        elif self._ledger.from_scratch and checkpoint.get("global_step"):
+            warn_of_plain_steps("checkpoint", checkpoint["global_step"])
 
     def _draw_poisson_batches(self, trainer: Trainer) -> None:
         """Put Poisson batches in the place of the user's training loader."""
@@ -346,33 +357,8 @@ class DPSGDMixin(DefenseMixin):
                 f"target_epsilon={target:g}. Train for fewer steps, or raise target_epsilon."
             )
 
-    def _end(self) -> None:
+    def _end_private_training(self) -> None:
         if self._engine is not None:
             self._ledger.noise_state = self._engine.noise.get_state()
             self._engine.remove()
             self._engine = None
-
-
-class _EndPrivateTraining(Callback):
-    """Takes everything back when a fit ends, however it ends."""
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._restore(trainer, pl_module)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore(trainer, pl_module)
-
-    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, DPSGDMixin):
-            pl_module._end()
-            trainer.accumulate_grad_batches = pl_module.__dict__.pop(
-                "_asked_accumulation", trainer.accumulate_grad_batches
-            )
-
-
-def _is_empty(batch: Any) -> bool:
-    """Whether nobody was drawn: no tensor of the batch has an example (one of them may have none for other reasons)."""
-    sizes: list[int] = []
-    apply_to_collection(batch, Tensor, lambda tensor: sizes.append(len(tensor)) if tensor.ndim else None)
-    return bool(sizes) and not any(sizes)

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_cwrf.checks import check_choice, check_number
@@ -92,3 +93,11 @@ def check_optimizer(module: LightningModule, optimizers: list[Optimizer]) -> Non
                     f"DP-SGD adds its noise in float32 or float64, but {names[parameter]} is {parameter.dtype}; "
                     "use precision bf16-mixed or 32."
                 )
+
+
+def warn_of_plain_steps(what: str, steps: int) -> None:
+    """Doubt ``from_scratch=True`` of a module or a checkpoint that has been trained otherwise."""
+    rank_zero_warn(
+        f"this {what} was trained for {steps} steps without DP-SGD, and from_scratch=True says that its weights have "
+        "seen no private data: ε covers the whole training only if that is so. Else leave from_scratch out."
+    )
