@@ -88,6 +88,8 @@ class AttackNetwork(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Log odds ``(n,)`` for logits ``(n, K)`` and targets ``(n,)``."""
+        if logits.shape[-1] != self.classes:
+            raise ValueError(f"this attack network was made for {self.classes} classes, not for {logits.shape[-1]}.")
         prediction = self.prediction(logits.float().softmax(-1))
         label = self.label(F.one_hot(targets, self.classes).to(prediction.dtype))
         odds: Tensor = self.both(torch.cat([prediction, label], dim=-1))
@@ -209,5 +211,11 @@ class _Adversary:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        classes = state["network"]["prediction.0.weight"].shape[1]
+        if classes != self.network.classes:
+            raise ValueError(
+                f"the checkpoint's attack network is of {classes} classes, and the model has {self.network.classes}: "
+                "resume with the model that it was trained against."
+            )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(dict(state["optimizer"]))
