@@ -25,10 +25,12 @@ from lightning_cwrf.defenses import (
     label_smoothing_loss,
     mixup_loss,
     mmd2,
+    past_penalty,
     past_weights,
     relaxloss_loss,
     weight_penalty,
 )
+from lightning_cwrf.defenses.adversarial import AttackNetwork
 from lightning_cwrf.defenses.base import _settings_of
 from lightning_cwrf.defenses.registry import _DEFENSES
 from tests.helpers import Classifier, part, trainer
@@ -152,6 +154,7 @@ FUNCTIONS = {
     ("hamp", "alpha"): lambda v: hamp_loss(Z, Y, alpha=v),
     ("ccl", "alpha"): lambda v: ccl_loss(Z, Y, alpha=v),
     ("ccl", "beta"): lambda v: ccl_loss(Z, Y, beta=v),
+    ("past", "lam"): lambda v: past_penalty({"a.w": torch.ones(2)}, {"a.w": torch.ones(2)}, lam=v),
     ("past", "alpha"): lambda v: past_weights({"a.w": torch.ones(2)}, alpha=v),
     ("label_smoothing", "smoothing"): lambda v: label_smoothing_loss(Z, Y, smoothing=v),
     ("confidence_penalty", "beta"): lambda v: confidence_penalty_loss(Z, Y, beta=v),
@@ -198,6 +201,8 @@ def test_other_numbers_of_the_functions():
         attack_gain(torch.zeros(0), torch.zeros(2))
     with pytest.raises(ValueError, match="no gain of 2 members and 0 non-members"):
         attack_gain(torch.zeros(2), torch.zeros(0))
+    with pytest.raises(ValueError, match="classes must be an integer of at least 2"):
+        AttackNetwork(1)
     for a, b in ((Z, torch.zeros(3, 1)), (Z[0], Z[0]), (Z, Z[:0]), (Z[:0], Z)):
         with pytest.raises(ValueError, match="mmd2 needs two samples"):
             mmd2(a, b)
