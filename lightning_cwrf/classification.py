@@ -65,8 +65,15 @@ def extract_logits(output: Any) -> Tensor:
     return output
 
 
-def check_targets(logits: Tensor, targets: Tensor) -> None:
-    """Raise a ValueError unless ``logits`` are finite ``(n, K)`` and ``targets`` are n class indices below K."""
+def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """``targets`` as int64, which torch's losses want; any integer dtype is taken.
+
+    Raises:
+        ValueError: ``logits`` are not finite ``(n, K)``, or ``targets`` are not n class indices below K.
+
+    >>> check_targets(torch.zeros(2, 3), torch.tensor([0, 2], dtype=torch.int32))
+    tensor([0, 2])
+    """
     if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
         raise ValueError(
             f"logits must be a floating-point tensor of shape (n, K) with K >= 2 classes, "
@@ -79,8 +86,9 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
         )
     if len(logits) != len(targets):
         raise ValueError(f"{len(logits)} rows of logits do not fit {len(targets)} targets.")
+    targets = targets.long()
     if not _VALUES_TOO.get():
-        return
+        return targets
     classes = logits.shape[1]
     wrong = (targets < 0) | (targets >= classes)
     if wrong.any():
@@ -95,6 +103,7 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
             f"the logits of {len(rows)} examples are NaN or infinite (rows {rows[:5]} of this batch); "
             "the model has diverged, or its inputs are not finite."
         )
+    return targets
 
 
 _VALUES_TOO = ContextVar("values too", default=True)
@@ -140,5 +149,4 @@ def classification_step(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     else:
         inputs, targets = split_batch(batch)
         logits = extract_logits(module(**inputs) if isinstance(inputs, Mapping) else module(inputs))
-    check_targets(logits, targets)
-    return logits, targets
+    return logits, check_targets(logits, targets)
