@@ -287,15 +287,32 @@ def bavaria(target, shadows, membership, online, predictive, prior_models):
     return [float(predict(i, True).logpdf(target[i]) - predict(i, False).logpdf(target[i])) for i in range(n)]
 
 
-def lira_reference_code(target, shadows, membership):
-    """LiRA with one variance for both sides, that of all IN signals around their common mean."""
-    n, k = len(target), len(shadows)
-    inside = [shadows[j][i] for j in range(k) for i in range(n) if membership[j][i]]
-    variance = mean([(v - mean(inside)) ** 2 for v in inside])
-    scores = []
-    for i in range(n):
-        means = [mean([shadows[j][i] for j in range(k) if membership[j][i] == flag]) for flag in (True, False)]
-        scores.append(
-            normal_log_density(target[i], means[0], variance) - normal_log_density(target[i], means[1], variance)
-        )
-    return scores
+def lira_reference_code(target, shadows, membership, online):
+    """LiRA of Carlini et al.'s ``privacy/research/mi_lira_2021/plot.py`` (generate_ours, generate_ours_offline).
+
+    Statement by statement, with fix_variance=True and lower = member turned around. Lists ``(q, n)``, ``(q, k, n)``,
+    ``(k, n)``; their ``scores`` has the shape (k, n, q).
+    """
+    import numpy as np
+    from scipy import stats
+
+    scores, keep = np.array(shadows).transpose(1, 2, 0), np.array(membership)
+    sc = np.array(target).T
+    dat_in, dat_out = [], []
+    for j in range(scores.shape[1]):
+        dat_in.append(scores[keep[:, j], j, :])
+        dat_out.append(scores[~keep[:, j], j, :])
+    in_size, out_size = min(map(len, dat_in)), min(map(len, dat_out))
+    dat_in = np.array([x[:in_size] for x in dat_in])
+    dat_out = np.array([x[:out_size] for x in dat_out])
+    mean_out = np.median(dat_out, 1)
+    if not online:
+        std_out = np.std(dat_out)
+        score = stats.norm.logpdf(sc, mean_out, std_out + 1e-30)
+        return (-score.mean(1)).tolist()
+    mean_in = np.median(dat_in, 1)
+    std_in = std_out = np.std(dat_in)
+    pr_in = -stats.norm.logpdf(sc, mean_in, std_in + 1e-30)
+    pr_out = -stats.norm.logpdf(sc, mean_out, std_out + 1e-30)
+    score = pr_in - pr_out
+    return (-score.mean(1)).tolist()
