@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cwrf.attacks import Attack, Evidence, create_attacks, example_losses
+from lightning_cwrf.attacks import Attack, Evidence, PerModel, create_attacks, example_losses
 from lightning_cwrf.attacks.augmentation import default_views
 from lightning_cwrf.attacks.resampling import check_pairs
 from lightning_cwrf.audit.estimates import (
@@ -189,10 +189,10 @@ def _run(chosen: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict
     for attack in chosen:
         try:
             scores[attack.name] = attack(evidence)
-        except ValueError as error:
+        except Exception as error:  # an attack of the user's own raises what it likes
             if len(chosen) == 1:
                 raise
-            failures[attack.name] = str(error)
+            failures[attack.name] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     return scores, failures
 
 
@@ -227,12 +227,12 @@ def _evidence(
     if shadows is not None:
         columns = _columns(outputs, shadows)
         given |= {
-            "shadow_logits": shadows.logits[:, columns],
+            "shadow_logits": PerModel(shadows.logits, columns),
             "membership": shadows.membership[:, columns],
             "shadow_population_logits": shadows.population_logits,
         }
         if shadows.view_logits is not None:
-            given["shadow_view_logits"] = shadows.view_logits[:, :, columns]
+            given["shadow_view_logits"] = PerModel(shadows.view_logits, columns)
     if population is not None:
         given |= {"population_logits": population.logits, "population_targets": population.targets}
     return Evidence(outputs.logits, outputs.targets, **given)
