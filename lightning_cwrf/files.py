@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,18 +46,28 @@ def save_tensors(
     Returns:
         The path.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # One storage each: safetensors refuses tensors that share memory.
     whole = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     said = {**(metadata or {}), _KIND: kind}
+    with replacing(path) as part:
+        save_file(whole, part, metadata={**said, _DIGEST: _digest(whole, said)})
+    return Path(path)
+
+
+@contextmanager
+def replacing(path: str | PathLike[str]) -> Iterator[Path]:
+    """The path of a file to write beside ``path``, which takes its place in one step when the block ends well.
+
+    A crash or a full disk leaves the old file as it was. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file(whole, part, metadata={**said, _DIGEST: _digest(whole, said)})
+        yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return path
 
 
 def load_tensors(path: str | PathLike[str], kind: str | None = None, *, what: str = "tensor file") -> TensorFile:

@@ -113,19 +113,6 @@ def test_an_audit_is_saved_and_loaded_whole(full, tmp_path):
     assert str(again) == str(full)
     content = json.loads(path.read_text())
     assert content["attacks"]["lira"]["auroc"]["value"] == full.estimates["lira"]["auroc"].value
-    with pytest.raises(ValueError, match="is to be the JSON file"):
-        full.save(tmp_path / "audit.safetensors")
-    scores = path.with_suffix(".safetensors")
-    whole = scores.read_bytes()
-    scores.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"audit\.safetensors is damaged, or belongs to another audit"):
-        AuditResult.load(path)
-    (tmp_path / "torn.json").write_text(path.read_text()[:100])
-    with pytest.raises(ValueError, match=r"torn\.json is damaged or no JSON"):
-        AuditResult.load(tmp_path / "torn.json")
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"other\.json is not a saved audit"):
-        AuditResult.load(tmp_path / "other.json")
 
 
 def test_the_printed_table_has_every_attack_and_its_main_numbers(full):

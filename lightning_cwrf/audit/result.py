@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_cwrf._version import __version__
+from lightning_cwrf.audit.saved import read_json, write_json
 from lightning_cwrf.metrics import Interval
 from lightning_cwrf.metrics.functional import membership_auroc, resolvable_auc
 
@@ -25,7 +22,9 @@ FPR = 1e-3
 
 # The printed columns: more do not fit a line, and the others follow from these or need more examples than most have.
 _SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}", "advantage", "epsilon_lower_bound")
-_FORMAT = "lightning_cwrf.AuditResult/1"
+_FORMAT = "lightning_cwrf.AuditResult/2"
+_RAW = ("scores", "is_member", "targets", "losses")
+_JSON_NAMES = {"estimates": "attacks"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ class AuditResult:
             if e.note and (metrics is None or name in metrics)
         ]
         if metrics is None or "auroc" in metrics:
+            said += self._below_chance()
             said.append(self._resolution())
         return [f"the {name} attack failed: {why}" for name, why in self.failures.items()] + list(dict.fromkeys(said))
 
@@ -138,63 +138,39 @@ class AuditResult:
         return found
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Save as JSON (every number, for people and programs) and, beside it, as safetensors (the raw scores).
+        """Save as one JSON file: every number, for people and programs, and at its end the raw scores.
+
+        It is written whole or not at all, under exactly this path, and holds a digest: :meth:`load` refuses a file that
+        was changed.
 
         Args:
-            path: of the JSON file; the other takes its name with the ending ``.safetensors``.
+            path: of the file, by custom ``….json``.
+
+        Raises:
+            ValueError: the path ends as files of weights do (``.safetensors``, ``.ckpt``, ``.pt``).
         """
-        path = Path(path)
-        if path.suffix == ".safetensors":
-            raise ValueError(f"{path} is to be the JSON file; its scores take the name with the ending .safetensors.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f"scores/{name}": score for name, score in self.scores.items()}
-        tensors |= {"is_member": self.is_member, "targets": self.targets, "losses": self.losses}
-        save_file(
-            {n: t.contiguous() for n, t in tensors.items()}, path.with_suffix(".safetensors"), {"format": _FORMAT}
-        )
-        content = {
-            "format": _FORMAT,
-            "version": __version__,
-            "scores_digest": _digest(path.with_suffix(".safetensors")),
-            "confidence": self.confidence,
-            "model": {name: _plain(estimate) for name, estimate in self.model.items()},
-            "attacks": {a: {n: _plain(e) for n, e in found.items()} for a, found in self.estimates.items()},
-            "failures": self.failures,
-            "notes": self.notes(),
-        }
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        raw = {name: own.pop(name) for name in _RAW}
+        numbers = {_JSON_NAMES.get(name, name): value for name, value in own.items()}
+        head = {"format": _FORMAT, "version": __version__}
+        return write_json({**head, **numbers, "notes": self.notes(), "raw": raw}, path)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> AuditResult:
         """Load what :meth:`save` saved.
 
         Raises:
-            FileNotFoundError: one of the two files is missing.
-            ValueError: the file is not an audit, is damaged, or its raw scores are another's.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not an audit, is damaged, was changed, or is of another version's format.
         """
-        path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged or no JSON: {error}.") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f"{path} is not a saved audit; AuditResult.save writes one.")
-        if _digest(path.with_suffix(".safetensors")) != content.get("scores_digest"):
-            raise ValueError(f"{path.with_suffix('.safetensors')} is damaged, or belongs to another audit than {path}.")
-        with safe_open(path.with_suffix(".safetensors"), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        attacks = content["attacks"]
-        return cls(
-            scores={name: tensors[f"scores/{name}"] for name in attacks},
-            is_member=tensors["is_member"],
-            targets=tensors["targets"],
-            losses=tensors["losses"],
-            estimates={a: {n: _estimate_of(e) for n, e in found.items()} for a, found in attacks.items()},
-            model={name: _estimate_of(e) for name, e in content["model"].items()},
-            confidence=content["confidence"],
-            failures=content["failures"],
-        )
+        content = read_json(path, _FORMAT)
+        content |= content.pop("raw")
+        content["estimates"] = {
+            attack: {name: _estimate_of(e) for name, e in found.items()} for attack, found in content["attacks"].items()
+        }
+        content["model"] = {name: _estimate_of(e) for name, e in content["model"].items()}
+        # Fields of later versions have defaults, so that a file without them is read.
+        return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
     def __str__(self) -> str:
         members, nonmembers = self._sizes()
@@ -226,6 +202,16 @@ class AuditResult:
             f"{self.confidence:.0%} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
         )
 
+    def _below_chance(self) -> list[str]:
+        """A line for each attack whose AUC lies further below 1/2 than twice its interval reaches."""
+        found = {name: estimates["auroc"] for name, estimates in self.estimates.items() if "auroc" in estimates}
+        return [
+            f"{name}: an AUC of {e.value:.3f} is below chance, which no attack earns: are members and non-members "
+            "swapped, or the membership of the shadow models inverted?"
+            for name, e in found.items()
+            if 0.5 - e.value > 2 * (e.interval.high - e.value)
+        ]
+
     def _over_shadows(self) -> list[str]:
         """A line for each attack that has intervals over other sets of shadow models."""
         lines = []
@@ -254,23 +240,17 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    """Of numbers that JSON has: an infinite bound is the text "inf"."""
-    content = asdict(estimate)
-    for name in ("interval", "shadow_interval"):
-        bounds: Interval | None = getattr(estimate, name)
-        content[name] = None if bounds is None else [str(bound) if math.isinf(bound) else bound for bound in bounds]
-    return content
-
-
 def _estimate_of(content: dict[str, Any]) -> Estimate:
     interval, over_shadows = (
         None if bounds is None else Interval(*map(float, bounds))
-        for bounds in (content["interval"], content.get("shadow_interval"))  # older files have one interval alone
+        for bounds in (content["interval"], content["shadow_interval"])
     )
     assert interval is not None
-    return Estimate(content["value"], interval, content["note"], content["p_value"], over_shadows)
+    p_value = content["p_value"]
+    return Estimate(
+        float(content["value"]),
+        interval,
+        content["note"],
+        None if p_value is None else float(p_value),
+        over_shadows,
+    )
