@@ -70,7 +70,7 @@ def as_loader(
         data: a ``DataLoader``, a ``Dataset`` (of single examples), or any iterable of batches, which is returned as is.
         shuffle: give the examples in random order, else in the loader's own or the dataset's.
         batch_size: None: the loader's; 256 for a bare ``Dataset``. Ready batches are taken as they are: an iterable's,
-            those of a data set that gives whole batches, and those that a batch sampler of the user's own puts together.
+            those of a data set that gives whole batches, and those of a batch sampler of the user's own.
         generator: of the order; None: torch's global one.
 
     Raises:
@@ -80,7 +80,8 @@ def as_loader(
     check_batches(data)
     loader = _loader(data, batch_size)
     if loader is None:
-        return data
+        iterable: Iterable[Any] = data  # type: ignore[assignment]
+        return iterable
     size = loader.batch_size if batch_size is None or loader.batch_size is None else batch_size
     if isinstance(loader.dataset, IterableDataset):
         return _like(loader, generator, batch_size=size, drop_last=loader.drop_last)

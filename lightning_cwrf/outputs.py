@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cwrf.classification import check_no_probabilities, classification_step, split_batch
-from lightning_cwrf.data import Batches, Key, as_loader, bring_to, check_batches, example_digests, isolated_rng, tensors_of
+from lightning_cwrf.data import (
+    Batches,
+    Key,
+    as_loader,
+    bring_to,
+    check_batches,
+    example_digests,
+    isolated_rng,
+    tensors_of,
+)
 from lightning_cwrf.examples import ExampleId, example_keys
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any, Literal, TypeAlias, overload
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
@@ -16,41 +16,41 @@ Overlap: TypeAlias = Literal["error", "drop", "allow"]
 """What to do with an example that stands on two sides: raise an error, leave it out of the second side, or keep it."""
 
 OVERLAPS = ("error", "drop", "allow")
-_REMEDY = (
-    'Leave them out: lightning_cwrf.without_overlap gives the data without them, and overlap="drop" does it here. Where '
-    'different examples may share all their content (categorical data), pass key=, or overlap="allow".'
+REMEDY = (
+    'Leave them out: lightning_cwrf.without_overlap gives the data without them, and overlap="drop" does it here. '
+    'Where different examples may share all their content (categorical data), pass key=, or overlap="allow".'
 )
 
 
-def places_among(ids: Sequence[ExampleId], others: Collection[ExampleId]) -> list[int]:
+def places_among(ids: Sequence[Hashable], others: Collection[Hashable]) -> list[int]:
     """The places of ``ids`` that are among the others."""
     return [place for place, known in enumerate(ids) if known in others]
 
 
-def told(places: Sequence[int], total: int, name: str, what: str) -> str:
+def told(places: Sequence[int], total: int, name: str, what: str, by: str = "the same inputs and label") -> str:
     """How many examples of the data called ``name`` are something else too, and where.
 
     >>> told([0, 4], 9, "nonmembers", "members")
-    '2 of the 9 examples of nonmembers are members (the same inputs and label, or key), at places 0, 4'
+    '2 of the 9 examples of nonmembers are members (the same inputs and label), at places 0, 4'
     """
     shown = ", ".join(map(str, places[:10])) + (", ..." if len(places) > 10 else "")
-    return (
-        f"{len(places)} of the {total} examples of {name} are {what} (the same inputs and label, or key), at "
-        f"places {shown}"
-    )
+    return f"{len(places)} of the {total} examples of {name} are {what} ({by}), at places {shown}"
 
 
-def check_disjoint(members: Collection[ExampleId], others: Sequence[ExampleId], name: str, what: str = "members") -> None:
-    """Raise a ValueError when an example of the data called ``name`` stands among the members."""
-    places = places_among(others, members if isinstance(members, (set, frozenset, dict)) else set(members))
+def check_disjoint(members: Iterable[Hashable], others: Sequence[Hashable], name: str) -> None:
+    """Raise a ValueError when an example of the data called ``name`` stands among the members, by its inputs."""
+    places = places_among(others, set(members))
     if places:
-        raise ValueError(f"{told(places, len(others), name, what)}: these must be apart. {_REMEDY}")
+        raise ValueError(
+            f"{told(places, len(others), name, 'members', 'the same inputs')}: reference and non-member data must "
+            "never have been trained on. lightning_cwrf.without_overlap gives the data without them."
+        )
 
 
 @overload
 def without_overlap(data: Dataset[Any], *others: Batches, key: Key | None = None) -> Subset[Any]: ...
 @overload
-def without_overlap(data: DataLoader[Any], *others: Batches, key: Key | None = None) -> DataLoader[Any]: ...  # type: ignore[overload-cannot-match]
+def without_overlap(data: DataLoader[Any], *others: Batches, key: Key | None = None) -> DataLoader[Any]: ...
 def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
     """The data without the examples that stand in the others too, by inputs and label or by ``key``.
 
@@ -76,7 +76,9 @@ def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
         ValueError: data that read differently each time.
     """
     if not isinstance(data, (Dataset, DataLoader)) or isinstance(getattr(data, "dataset", data), IterableDataset):
-        raise TypeError(f"without_overlap needs a map-style data set or a DataLoader of one, not {type(data).__name__}.")
+        raise TypeError(
+            f"without_overlap needs a map-style data set or a DataLoader of one, not {type(data).__name__}."
+        )
     taken: set[ExampleId] = set()
     for each in (data, *others):
         if key is None and not reads_alike(each):
@@ -99,7 +101,7 @@ def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
 
 
 class OverlapCheck:
-    """Compares members with other data: whole, or batch by batch where one cannot be read whole.
+    """Compares members with other data by their inputs: whole, or batch by batch where one cannot be read whole.
 
     Content tells no example where many members share theirs (categorical data); then an overlap is a warning. So it is
     where data read differently each time, because nothing can be compared then.
@@ -109,6 +111,9 @@ class OverlapCheck:
         others: data that must be apart from them.
         name: of the others, for the error.
 
+    Attributes:
+        others: what each of the others is known by; None where they cannot be read whole, or change.
+
     Raises:
         ValueError: an example stands on both sides.
     """
@@ -117,6 +122,7 @@ class OverlapCheck:
         self.name = name
         self._seen: tuple[list[ExampleId], list[ExampleId]] = ([], [])
         self._done = False
+        self.others: list[ExampleId] | None = None
         changing = [what for data, what in ((members, "the training data"), (others, name)) if not _alike(data)]
         if changing:
             self._done = True
@@ -127,6 +133,7 @@ class OverlapCheck:
             )
             return
         inside, outside = (None if data is None else all_ids(data) for data in (members, others))
+        self.others = outside
         if inside is not None and outside is not None:
             self._done = True
             self._compare(inside, outside)
@@ -140,19 +147,21 @@ class OverlapCheck:
         self._compare(*self._seen, whole=False)
 
     def _compare(self, inside: list[ExampleId], outside: list[ExampleId], whole: bool = True) -> None:
-        if whole and is_ambiguous(inside):
-            places = places_among(outside, set(inside))
-            if places:
-                warnings.warn(
-                    f"{told(places, len(outside), self.name, 'members')}; many members share their content with one "
-                    "another, so this may be chance. See to it that these are no training examples.",
-                    stacklevel=4,
-                )
+        # Labels do not count: those of reference data need not be true ones.
+        members, others = ([digest for digest, _ in ids] for ids in (inside, outside))
+        if not whole or not is_ambiguous(members):
+            check_disjoint(members, others, self.name)
             return
-        check_disjoint(set(inside), outside, self.name)
+        places = places_among(others, set(members))
+        if places:
+            warnings.warn(
+                f"{told(places, len(others), self.name, 'members', 'the same inputs')}. Many members share their "
+                "content with one another, so this may be chance: see to it that these are no training examples.",
+                stacklevel=4,
+            )
 
 
-def is_ambiguous(ids: Sequence[ExampleId]) -> bool:
+def is_ambiguous(ids: Sequence[Hashable]) -> bool:
     """Whether examples of one data set share their content so often that it tells none: one in ten has a double.
 
     >>> is_ambiguous([("a", 0), ("b", 0)]), is_ambiguous([("a", 0), ("a", 0), ("b", 0)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_cwrf.checks import check_integer
 from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
 from lightning_cwrf.data import Batches, OverlapCheck, as_loader, bring_to, cycle, isolated_rng
 from lightning_cwrf.vanilla import VanillaSource, load_vanilla
@@ -32,6 +34,7 @@ def learnability_scores(
     lr: float = 1e-3,
     transfer: Callable[[Any], Any] | None = None,
     on_step: Callable[[int], Any] | None = None,
+    batch_size: int = 256,
 ) -> dict[str, Tensor]:
     """Score each weight by its importance for the members' loss: Eq. 2, first-order Taylor (Molchanov et al. 2019).
 
@@ -42,6 +45,8 @@ def learnability_scores(
         lr: η_e, the rate of the plain SGD step on the copy after each batch. The paper does not state its value.
         transfer: brings a batch to the model; None: :func:`~lightning_cwrf.data.bring_to`.
         on_step: called with the number of steps done, for a progress bar.
+        batch_size: examples in a batch. Published: 256. Loaders and datasets are read in batches of so many; ready
+            batches, of an iterable or of a batch sampler of your own, are taken as they are.
 
     Returns:
         One non-negative float32 tensor per trainable parameter, by name and of its shape. A tied parameter counts once.
@@ -55,9 +60,10 @@ def learnability_scores(
     {'weight': (3, 4), 'bias': (3,)}
     """
     check_scoring(0.0, steps, lr)
+    check_integer("batch_size", batch_size, low=1)
     device = _device(model)
     with isolated_rng(device):
-        batches = cycle(as_loader(members, shuffle=True), "members")
+        batches = cycle(as_loader(members, shuffle=True, batch_size=batch_size), "members")
         bring = transfer or bring_to(model)
 
         def objective(work: nn.Module) -> Tensor:
@@ -78,6 +84,7 @@ def privacy_vulnerability_scores(
     lr: float = 1e-3,
     transfer: Callable[[Any], Any] | None = None,
     on_step: Callable[[int], Any] | None = None,
+    batch_size: int = 256,
 ) -> dict[str, Tensor]:
     """Score each weight by its privacy vulnerability: Eq. 2 accumulated along Eq. 4 (CWRF, Algorithm 1, lines 1-10).
 
@@ -99,6 +106,8 @@ def privacy_vulnerability_scores(
         lr: η_e. Not stated in the paper.
         transfer: brings a batch to the model; None: :func:`~lightning_cwrf.data.bring_to`.
         on_step: called with the number of steps done, for a progress bar.
+        batch_size: examples in a batch. Published: 256. Loaders and datasets are read in batches of so many; ready
+            batches, of an iterable or of a batch sampler of your own, are taken as they are.
 
     Returns:
         One non-negative float32 tensor per trainable parameter, by name and of its shape. A tied parameter counts once.
@@ -115,15 +124,17 @@ def privacy_vulnerability_scores(
     True
     """
     check_scoring(lam, steps, lr)
+    check_integer("batch_size", batch_size, low=1)
     device = _device(model)
     with isolated_rng(device):
         weights = load_vanilla(vanilla, model)
         start = copy.deepcopy(model).eval()
         start.load_state_dict(weights)
-        member_batches = cycle(as_loader(members, shuffle=True), "members")
-        reference_batches = cycle(as_loader(nonmembers, shuffle=True), "nonmembers")
+        member_batches = cycle(as_loader(members, shuffle=True, batch_size=batch_size), "members")
+        reference_batches = cycle(as_loader(nonmembers, shuffle=True, batch_size=batch_size), "nonmembers")
         bring = transfer or bring_to(model)
         overlap = OverlapCheck(members, nonmembers, "nonmembers")
+        first = iter([True])
 
         def objective(work: nn.Module) -> Tensor:
             member, reference = next(member_batches), next(reference_batches)
@@ -133,7 +144,10 @@ def privacy_vulnerability_scores(
             reference = bring(reference)
             with torch.no_grad():
                 vanilla_logits, _ = classification_step(start, reference)
-            return pve_loss(logits, targets, classification_step(work, reference)[0], vanilla_logits, lam=lam)
+            reference_logits, reference_targets = classification_step(work, reference)
+            if next(first, False):  # the copy's weights are still the model's
+                _warn_if_swapped(logits, targets, reference_logits, reference_targets)
+            return pve_loss(logits, targets, reference_logits, vanilla_logits, lam=lam)
 
         return _accumulate(model, objective, steps, lr, on_step)
 
@@ -156,6 +170,26 @@ def pve_loss(
         log_target=True,
     )
     return (1 - lam) * learn + lam * unlearn
+
+
+def _warn_if_swapped(
+    member_logits: Tensor, targets: Tensor, reference_logits: Tensor, reference_targets: Tensor
+) -> None:
+    """Warn where the model's loss on a member batch is larger than on a reference batch by more than chance."""
+    losses = [
+        F.cross_entropy(logits.detach().float(), labels, reduction="none")
+        for logits, labels in ((member_logits, targets), (reference_logits, reference_targets))
+    ]
+    if min(map(len, losses)) < 8:
+        return
+    members, reference = (float(loss.mean()) for loss in losses)
+    error = math.sqrt(sum(float(loss.var()) / len(loss) for loss in losses))
+    if members - reference > 4 * error:
+        warnings.warn(
+            f"the model's loss is {members:.3g} on the members and {reference:.3g} on the reference data: it was "
+            "trained on the latter. Are members and nonmembers swapped?",
+            stacklevel=4,
+        )
 
 
 def score_correlation(a: Mapping[str, Tensor], b: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any, TypeVar
 
@@ -9,8 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_cwrf.poisson import users_loader
+from lightning_cwrf.data import check_batches, first_batches
+from lightning_cwrf.loading import examples_of
+from lightning_cwrf.poisson import PoissonBatches, users_loader
 
 C = TypeVar("C", bound=Callback)
 
@@ -74,8 +78,34 @@ def refuse_averaging(trainer: Trainer, callback: Callback) -> None:
 
 
 def training_data(trainer: Trainer, callback: Callback) -> Any:
-    """The trainer's own training loader; callbacks read a fresh copy of it (``as_loader``)."""
+    """What the trainer's own loader gives in the batches that are used; callbacks read a fresh copy (``as_loader``)."""
     loader = trainer.train_dataloader
+    name = type(callback).__name__
     if loader is None:
-        raise MisconfigurationException(f"{type(callback).__name__} found no training data; pass members=...")
-    return users_loader(loader)
+        raise MisconfigurationException(f"{name} found no training data; pass members=...")
+    try:
+        check_batches(users_loader(loader))
+    except TypeError as error:
+        raise MisconfigurationException(
+            f"{name} cannot read the training data, {error} Pass {name}(members=...), one loader or data set."
+        ) from error
+    if isinstance(loader, PoissonBatches):
+        return loader.loader
+    return first_batches(loader, trainer.num_training_batches)
+
+
+def unseen_share(trainer: Trainer) -> float:
+    """The share of what the training loader can give that the whole training is expected to leave out.
+
+    Poisson batches leave none out: with them, a member is what can be drawn.
+    """
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return 0.0
+    batches = trainer.num_training_batches
+    if math.isinf(batches) or batches == 0:
+        return 0.0
+    epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
+    if trainer.max_steps != -1:
+        epochs = min(epochs, trainer.max_steps * trainer.accumulate_grad_batches / batches)
+    return examples_of(loader, int(batches)).unseen(epochs)

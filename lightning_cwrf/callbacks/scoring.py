@@ -12,13 +12,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_cwrf.callbacks.common import OncePerModule, training_data
-from lightning_cwrf.data import Batches, isolated_rng
+from lightning_cwrf.checks import check_integer
+from lightning_cwrf.data import Batches, all_ids, isolated_rng
 from lightning_cwrf.scores import (
     check_scoring,
     learnability_scores,
     privacy_vulnerability_scores,
     trainable_parameters,
 )
+from lightning_cwrf.seen import record_seen
 from lightning_cwrf.transfer import transfer_of
 from lightning_cwrf.vanilla import VanillaSource, load_vanilla, save_vanilla
 
@@ -39,6 +41,8 @@ class PrivacyScoringCallback(OncePerModule):
         members: training data; None: the trainer's own.
         kind: ``"privacy"`` (Eq. 4); ``"learnability"`` (Eq. 2 on the members' loss alone) or ``"random"`` are controls:
             they tell what the choice of weights adds.
+        batch_size: examples in a batch of members, and in one of reference data. Published: 256. Ready batches, of an
+            iterable or of a batch sampler of your own, are taken as they are.
 
     >>> callback = PrivacyScoringCallback(nonmembers=[], vanilla="redraw", lam=0.9)
     """
@@ -52,11 +56,14 @@ class PrivacyScoringCallback(OncePerModule):
         lr: float = 1e-3,
         members: Batches | None = None,
         kind: Literal["privacy", "learnability", "random"] = "privacy",
+        batch_size: int = 256,
     ) -> None:
         if kind not in ("privacy", "learnability", "random"):
             raise ValueError(f"kind must be 'privacy', 'learnability' or 'random', not {kind!r}.")
         self.kind = kind
         check_scoring(lam, steps, lr)
+        check_integer("batch_size", batch_size, low=1)
+        self.batch_size = batch_size
         self.nonmembers = nonmembers
         self.vanilla = vanilla
         self.lam = lam
@@ -68,6 +75,11 @@ class PrivacyScoringCallback(OncePerModule):
     def reset(self) -> None:
         self.scores: dict[str, Tensor] | None = None
         self.vanilla_weights: dict[str, Tensor] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note on the module which reference data it has seen, for audits."""
+        if self.kind == "privacy":
+            record_seen(pl_module, "reference data of the scoring", all_ids(self.nonmembers) or ())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.scores is not None:
@@ -90,7 +102,12 @@ class PrivacyScoringCallback(OncePerModule):
             with isolated_rng():
                 return {name: torch.rand(p.shape) for name, p in trainable_parameters(pl_module).items()}
         members = self.members if self.members is not None else training_data(trainer, self)
-        common: dict[str, Any] = {"steps": self.steps, "lr": self.lr, "transfer": transfer_of(trainer)}
+        common: dict[str, Any] = {
+            "steps": self.steps,
+            "lr": self.lr,
+            "transfer": transfer_of(trainer),
+            "batch_size": self.batch_size,
+        }
         with trainer.precision_plugin.forward_context():
             if self.kind == "learnability":
                 return learnability_scores(pl_module, members, on_step=on_step, **common)

@@ -205,6 +205,7 @@ def _cwrf_of(trainer: Trainer, others_given: bool) -> CWRF | None:
         steps=scoring.steps,
         lr=scoring.lr,
         kind=scoring.kind,
+        batch_size=scoring.batch_size,
         per_layer=rewind.per_layer,
         to=rewind.to,
         tune=mask.tune,

@@ -53,6 +53,7 @@ class CWRF:
     per_layer: bool = False
     to: Literal["vanilla", "zero"] = "vanilla"
     tune: Literal["rest", "masked"] = "rest"
+    batch_size: int = 256
 
     def __post_init__(self) -> None:
         self.callbacks({})  # they check their settings
@@ -61,7 +62,13 @@ class CWRF:
         """The callbacks of one hardening; ``vanilla`` is θ_vn."""
         return [
             PrivacyScoringCallback(
-                self.nonmembers, dict(vanilla), lam=self.lam, steps=self.steps, lr=self.lr, kind=self.kind
+                self.nonmembers,
+                dict(vanilla),
+                lam=self.lam,
+                steps=self.steps,
+                lr=self.lr,
+                kind=self.kind,
+                batch_size=self.batch_size,
             ),
             CriticalRewindCallback(self.rate, per_layer=self.per_layer, to=self.to),
             GradientMaskCallback(tune=self.tune),
