@@ -18,10 +18,10 @@ from lightning_cwrf.loading import (
     check_batches,
     cycle,
     first_batches,
-    isolated_rng,
     move,
 )
 from lightning_cwrf.overlap import Overlap, OverlapCheck, check_disjoint, without_overlap
+from lightning_cwrf.rng import isolated_rng
 
 __all__ = [
     "Batches",

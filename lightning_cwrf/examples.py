@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import split_batch
-from lightning_cwrf.loading import Batches, as_loader, isolated_rng, some_batches
+from lightning_cwrf.loading import Batches, as_loader, some_batches
+from lightning_cwrf.rng import isolated_rng
 
 Key: TypeAlias = Callable[[Any], Hashable]
 """An id of one example, which comes as it stands in its batch: ``(x[i], y[i])``, ``{"ids": ids[i], "label": y[i]}``."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -15,27 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, SubsetRandomSampler
 
-from lightning_cwrf.sampling import Support, support
+from lightning_cwrf.sampling import support
 
 if TYPE_CHECKING:
     Batches: TypeAlias = Dataset[Any] | DataLoader[Any] | Iterable[Any]
 else:  # from a YAML file, jsonargparse would make a plain Dataset of a subclass of Dataset[Any]
     Batches = Dataset | DataLoader | Iterable
 """Where batches come from: a data set of single examples, a loader, or an iterable of batches."""
-
-
-@contextmanager
-def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
-    """Give the caller's random state (Python, NumPy, torch on CPU and on ``device``) back as it was."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what is kept
-    devices = [device] if device is not None and device.type not in ("cpu", "meta") else []
-    kind = devices[0].type if devices else "cuda"
-    try:
-        with torch.random.fork_rng(devices, device_type=kind):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
@@ -85,7 +69,7 @@ def as_loader(
     size = loader.batch_size if batch_size is None or loader.batch_size is None else batch_size
     if isinstance(loader.dataset, IterableDataset):
         return _like(loader, generator, batch_size=size, drop_last=loader.drop_last)
-    given = examples_of(loader)
+    given = support(loader)
     if not given.places:
         return []
     if given.batches is not None:
@@ -107,7 +91,7 @@ def some_batches(data: Batches, examples: int = 256, batches: int = 3) -> Iterab
         if isinstance(first, Sequence):
             return [first[i] for i in _spread(len(first), batches)]
         return itertools.islice(first, batches)
-    given = examples_of(loader)
+    given = support(loader)
     size = loader.batch_size or 1
     groups = given.batches
     if groups is None:
@@ -137,18 +121,12 @@ def first_batches(data: Batches, batches: float) -> Any:
         return data
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
         return data[: int(batches)] if isinstance(data, Sequence) else _FirstBatches(data, int(batches))
-    used = examples_of(data, int(batches))
-    if len(used.places) == len(examples_of(data).places):
+    used = support(data, int(batches))
+    if len(used.places) == len(support(data).places):
         return data
     if used.batches is not None:
         return _grouped(data, used.batches, None)
     return _like(data, None, dataset=Subset(data.dataset, list(used.places)), batch_size=data.batch_size)
-
-
-def examples_of(loader: DataLoader[Any], batches: int | None = None) -> Support:
-    """:func:`~lightning_cwrf.sampling.support`, with the caller's random state kept."""
-    with isolated_rng():
-        return support(loader, batches)
 
 
 class _FirstBatches:

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias, overload
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_cwrf.examples import ExampleId, Key, all_ids, example_ids, reads_alike
-from lightning_cwrf.loading import Batches, examples_of, rebuilt
+from lightning_cwrf.loading import Batches, rebuilt
+from lightning_cwrf.sampling import support
 
 Overlap: TypeAlias = Literal["error", "drop", "allow"]
 """What to do with an example that stands on two sides: raise an error, leave it out of the second side, or keep it."""
@@ -37,12 +38,12 @@ def told(places: Sequence[int], total: int, name: str, what: str, by: str = "the
     return f"{len(places)} of the {total} examples of {name} are {what} ({by}), at places {shown}"
 
 
-def check_disjoint(members: Iterable[Hashable], others: Sequence[Hashable], name: str) -> None:
+def check_disjoint(members: Iterable[Hashable], others: Sequence[Hashable], name: str, what: str = "members") -> None:
     """Raise a ValueError when an example of the data called ``name`` stands among the members, by its inputs."""
     places = places_among(others, set(members))
     if places:
         raise ValueError(
-            f"{told(places, len(others), name, 'members', 'the same inputs')}: reference and non-member data must "
+            f"{told(places, len(others), name, what, 'the same inputs')}: reference and non-member data must "
             "never have been trained on. lightning_cwrf.without_overlap gives the data without them."
         )
 
@@ -94,7 +95,7 @@ def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
         else:
             taken.update(ids)
     loader = data if isinstance(data, DataLoader) else DataLoader(data)
-    places = examples_of(loader).places
+    places = support(loader).places
     kept = [place for place, known in zip(places, own, strict=True) if known not in taken]
     subset = Subset(loader.dataset, kept)
     return rebuilt(loader, subset) if isinstance(data, DataLoader) else subset
@@ -110,6 +111,7 @@ class OverlapCheck:
         members: training data; None: only what :meth:`see` is shown.
         others: data that must be apart from them.
         name: of the others, for the error.
+        what: members are called there.
 
     Attributes:
         others: what each of the others is known by; None where they cannot be read whole, or change.
@@ -118,8 +120,9 @@ class OverlapCheck:
         ValueError: an example stands on both sides.
     """
 
-    def __init__(self, members: Batches | None, others: Batches, name: str) -> None:
+    def __init__(self, members: Batches | None, others: Batches, name: str, what: str = "members") -> None:
         self.name = name
+        self.what = what
         self._seen: tuple[list[ExampleId], list[ExampleId]] = ([], [])
         self._done = False
         self.others: list[ExampleId] | None = None
@@ -150,12 +153,12 @@ class OverlapCheck:
         # Labels do not count: those of reference data need not be true ones.
         members, others = ([digest for digest, _ in ids] for ids in (inside, outside))
         if not whole or not is_ambiguous(members):
-            check_disjoint(members, others, self.name)
+            check_disjoint(members, others, self.name, self.what)
             return
         places = places_among(others, set(members))
         if places:
             warnings.warn(
-                f"{told(places, len(others), self.name, 'members', 'the same inputs')}. Many members share their "
+                f"{told(places, len(others), self.name, self.what, 'the same inputs')}. Many members share their "
                 "content with one another, so this may be chance: see to it that these are no training examples.",
                 stacklevel=4,
             )

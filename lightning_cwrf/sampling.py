@@ -24,6 +24,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_cwrf.rng import isolated_rng
+
 _PASSES = 16
 """How often a sampler of unknown kind is gone through, at most, until a pass brings nothing new."""
 
@@ -88,9 +90,6 @@ def support(loader: DataLoader[Any], batches: int | None = None) -> Support:
     other samplers and batch samplers       what passes over a deep copy give, until a pass brings nothing new
     ======================================= ========================================================================
 
-    Call it where the caller's random state is kept (:func:`~lightning_cwrf.data.isolated_rng`): samplers may draw
-    from the global one.
-
     Args:
         loader: of a map-style data set.
         batches: how many batches of each pass are used; None: all.
@@ -102,13 +101,18 @@ def support(loader: DataLoader[Any], batches: int | None = None) -> Support:
     >>> support(DataLoader(range(100), sampler=SubsetRandomSampler([3, 1, 2]))).places
     [3, 1, 2]
     """
+    with isolated_rng():  # samplers may draw from the global random state
+        return _support(loader, batches)
+
+
+def _support(loader: DataLoader[Any], batches: int | None) -> Support:
     own = loader.batch_sampler
     if own is not None and type(own) is not BatchSampler:
         return _grouped(own, loader, batches)
+    if loader.batch_size is None and _gives_lists(loader):
+        return _grouped(loader.sampler, loader, batches)
     order = _order(loader.sampler, loader)
     if loader.batch_size is None:
-        if order.places and isinstance(order.places[0], list):  # the data set takes a batch's places at once
-            return _grouped(loader.sampler, loader, batches)
         return order.support(order.length if batches is None else min(order.length, batches * order.replicas))
     size = loader.batch_size * order.replicas
     length = order.length - order.length % size if loader.drop_last else order.length
@@ -164,13 +168,7 @@ def _grouped(batch_sampler: Any, loader: DataLoader[Any], batches: int | None) -
 def _passes(sampler: Any, loader: DataLoader[Any]) -> list[list[Any]]:
     """Whole passes over a copy of a sampler: two at least, and until one brings no place that is new."""
     name = type(sampler).__name__
-    try:
-        mine = copy.deepcopy(sampler, _shared(loader.dataset))
-    except Exception as error:
-        raise ValueError(
-            f"which examples the {name} gives cannot be told: it cannot be copied ({error}). Pass the examples "
-            "themselves, a data set (for members: members=...)."
-        ) from error
+    mine = _copied(sampler, loader)
     # Some samplers go round for ever; a pass may hold repetitions, but not that many.
     most = 1000 + 100 * len(loader.dataset) if hasattr(loader.dataset, "__len__") else 10**7
     passes: list[list[Any]] = []
@@ -192,6 +190,21 @@ def _passes(sampler: Any, loader: DataLoader[Any]) -> list[list[Any]]:
         f"which examples the {name} gives cannot be told: each of {_PASSES} passes over a copy gave others. Pass the "
         "examples themselves, a data set (for members: members=...)."
     )
+
+
+def _copied(sampler: Any, loader: DataLoader[Any]) -> Any:
+    try:
+        return copy.deepcopy(sampler, _shared(loader.dataset))
+    except Exception as error:
+        raise ValueError(
+            f"which examples the {type(sampler).__name__} gives cannot be told: it cannot be copied ({error}). Pass "
+            "the examples themselves, a data set (for members: members=...)."
+        ) from error
+
+
+def _gives_lists(loader: DataLoader[Any]) -> bool:
+    """Whether the sampler gives a batch's places at once, which the data set takes as they are."""
+    return isinstance(_place(next(iter(_copied(loader.sampler, loader)), None)), list)
 
 
 def _shared(data: Any) -> dict[int, Any]:

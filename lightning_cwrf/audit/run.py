@@ -26,9 +26,9 @@ from lightning_cwrf.audit.sides import apart, suspicions
 from lightning_cwrf.checks import check_choice, check_confidence, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap, check_batches, check_reads_alike
 from lightning_cwrf.examples import ExampleId
-from lightning_cwrf.loading import examples_of
 from lightning_cwrf.outputs import ModelOutputs, collect_inputs, collect_outputs, collect_view_logits
 from lightning_cwrf.overlap import OVERLAPS
+from lightning_cwrf.sampling import support
 from lightning_cwrf.seen import seen_by
 from lightning_cwrf.shadows.train import ShadowSignals
 
@@ -132,7 +132,7 @@ def check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None =
     check_reads_alike(data, name, transfer)
     if name != "members" or not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
         return
-    given = examples_of(data)
+    given = support(data)
     if given.unseen(1) > 0.1:
         warnings.warn(
             f"the members' loader draws examples at random, and a pass leaves out {given.unseen(1):.0%} of the "

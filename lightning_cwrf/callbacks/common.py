@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cwrf.data import check_batches, first_batches
-from lightning_cwrf.loading import examples_of
 from lightning_cwrf.poisson import PoissonBatches, users_loader
+from lightning_cwrf.sampling import support
 
 C = TypeVar("C", bound=Callback)
 
@@ -108,4 +108,4 @@ def unseen_share(trainer: Trainer) -> float:
     epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
     if trainer.max_steps != -1:
         epochs = min(epochs, trainer.max_steps * trainer.accumulate_grad_batches / batches)
-    return examples_of(loader, int(batches)).unseen(epochs)
+    return support(loader, int(batches)).unseen(epochs)

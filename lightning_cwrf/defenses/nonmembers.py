@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import classification_step, split_batch
 from lightning_cwrf.data import Batches, OverlapCheck, as_loader, check_batches, cycle, example_ids, isolated_rng
+from lightning_cwrf.sampling import support
 from lightning_cwrf.seen import record_seen
 from lightning_cwrf.transfer import transfer_of
 
@@ -44,6 +45,7 @@ class NonmemberBatches:
         self._first_epoch: int | None = None
         self._overlap: OverlapCheck | None = None
         self._by_class: dict[int, Tensor] | None = None
+        self._places: Sequence[Any] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         # Iterators and generators cannot be copied; they are begun again.
@@ -82,14 +84,16 @@ class NonmemberBatches:
                 f"not {type(self.data).__name__}."
             )
         if self._by_class is None:
-            labels = torch.cat([split_batch(batch)[1] for batch in as_loader(loader, shuffle=False)])
+            with isolated_rng():
+                labels = torch.cat([split_batch(batch)[1] for batch in as_loader(loader, shuffle=False)])
+            self._places = support(loader).places
             self._by_class = {c: (labels == c).nonzero().flatten() for c in set(labels.tolist())}
         chosen = []
         for target in targets.tolist():
             if target not in self._by_class:
                 raise ValueError(f"nonmembers hold no example of class {target}, which {self.defense} needs.")
             places = self._by_class[target]
-            chosen.append(int(places[torch.randint(len(places), (), generator=generator)]))
+            chosen.append(self._places[int(places[torch.randint(len(places), (), generator=generator)])])
         batch = loader.collate_fn([loader.dataset[i] for i in chosen])
         return self._checked(module, member_batch, batch)
 

@@ -230,16 +230,20 @@ class ShadowRecipe:
                 self.defense.attach(model)
         return model
 
-    def check(self, pool: Dataset[Any], *, start: bool, stack: int) -> None:
+    def check(self, pool: Dataset[Any], *, start: bool, stack: int, population: Dataset[Any] | None = None) -> None:
         """What can be known to be wrong before any shadow model is trained; ``train_shadows`` asks for it.
 
         Raises:
             TypeError: ``module`` builds no LightningModule.
-            ValueError: CWRF without base models, reference data that stand in the pool, a stack that cannot be.
+            ValueError: CWRF without base models, reference data or a defense's non-members that stand in the pool or in
+                the population, a stack that cannot be.
         """
         if self.cwrf is not None:
             _check_start(start)
-            OverlapCheck(pool, self.cwrf.nonmembers, "CWRF's nonmembers")
+        for name, data in self._others():
+            OverlapCheck(pool, data, name)
+            if population is not None:
+                OverlapCheck(population, data, name, "in the population")
         with isolated_rng():
             model = self.build()
         if stack > 1:
@@ -252,6 +256,12 @@ class ShadowRecipe:
                 "the attack takes them for its like. A pool should hold the members and as many non-members.",
                 stacklevel=3,
             )
+
+    def _others(self) -> list[tuple[str, Batches]]:
+        """Data besides the members' that every shadow model sees."""
+        found: list[tuple[str, Batches]] = [] if self.cwrf is None else [("CWRF's nonmembers", self.cwrf.nonmembers)]
+        trained = None if self.defense is None else self.defense.settings.get("nonmembers")
+        return found if trained is None else [*found, ("the defense's nonmembers", trained)]
 
     def _check_stack(self) -> None:
         for name, what in (

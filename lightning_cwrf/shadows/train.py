@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 from lightning_cwrf.classification import split_batch
 from lightning_cwrf.data import example_digests, isolated_rng, reads_alike
 from lightning_cwrf.outputs import collect_outputs, collect_view_logits
+from lightning_cwrf.overlap import is_ambiguous
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.membership import balanced_membership
 from lightning_cwrf.shadows.store import ShadowStore
@@ -155,7 +157,13 @@ def train_shadows(
     digests, targets = _read(pool, "pool")
     population_digests: list[bytes] = [] if population is None else _read(population, "population")[0]
     common = len(set(digests).intersection(population_digests))
-    if common:
+    if common and is_ambiguous(digests):
+        warnings.warn(
+            f"{common} examples of the population have the inputs of examples in the pool. Many examples of the pool "
+            "share theirs with one another, so this may be chance: see to it that no shadow model sees the population.",
+            stacklevel=2,
+        )
+    elif common:
         raise ValueError(f"{common} examples of the population are in the pool; no shadow model may see it.")
     membership = balanced_membership(n, len(digests), seed)
     if start is not None:
@@ -166,7 +174,7 @@ def train_shadows(
         raise TypeError("this recipe cannot train a stack of models as one; a ShadowRecipe can. Leave stack=1.")
     check = getattr(recipe, "check", None)
     if check is not None:
-        check(pool, start=start is not None, stack=stack)
+        check(pool, start=start is not None, stack=stack, population=population)
     origin = None if start is None else start.store.key
     key = identity([recipe, digests, targets, population_digests, tuple(views), dtype, seed, origin])[:32]
     # Absolute: worker processes are used again, and keep the working directory they began in.
