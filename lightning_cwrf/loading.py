@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, SubsetRandomSampler
 
-from lightning_cwrf.sampling import support
+from lightning_cwrf.sampling import batch_size_of, support
 
 if TYPE_CHECKING:
     Batches: TypeAlias = Dataset[Any] | DataLoader[Any] | Iterable[Any]
@@ -66,7 +66,8 @@ def as_loader(
     if loader is None:
         iterable: Iterable[Any] = data  # type: ignore[assignment]
         return iterable
-    size = loader.batch_size if batch_size is None or loader.batch_size is None else batch_size
+    size = batch_size_of(loader)
+    size = size if batch_size is None or size is None else batch_size
     if isinstance(loader.dataset, IterableDataset):
         return _like(loader, generator, batch_size=size, drop_last=loader.drop_last)
     given = support(loader)
@@ -92,12 +93,12 @@ def some_batches(data: Batches, examples: int = 256, batches: int = 3) -> Iterab
             return [first[i] for i in _spread(len(first), batches)]
         return itertools.islice(first, batches)
     given = support(loader)
-    size = loader.batch_size or 1
+    size = batch_size_of(loader) or 1
     groups = given.batches
     if groups is None:
         groups = [given.places[i : i + size] for i in range(0, len(given.places), size)]  # type: ignore[misc]
     chosen = [groups[i] for i in _spread(len(groups), max(batches, math.ceil(examples / size)))]
-    if given.batches is None and loader.batch_size is None:
+    if given.batches is None and loader.batch_sampler is None:
         return _like(loader, None, batch_size=None, sampler=[place for group in chosen for place in group])
     return _grouped(loader, chosen, None)
 
@@ -126,7 +127,7 @@ def first_batches(data: Batches, batches: float) -> Any:
         return data
     if used.batches is not None:
         return _grouped(data, used.batches, None)
-    return _like(data, None, dataset=Subset(data.dataset, list(used.places)), batch_size=data.batch_size)
+    return _like(data, None, dataset=Subset(data.dataset, list(used.places)), batch_size=batch_size_of(data))
 
 
 class _FirstBatches:
@@ -184,13 +185,13 @@ def _like(loader: DataLoader[Any], generator: torch.Generator | None, **settings
 
 def rebuilt(loader: DataLoader[Any], data: Dataset[Any]) -> DataLoader[Any]:
     """A loader of other data, in order, with the batch size, workers and collate function of this one."""
-    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    size = batch_size_of(loader) or getattr(loader.batch_sampler, "batch_size", None)
     return _like(loader, None, dataset=data, batch_size=size)
 
 
 def _grouped(loader: DataLoader[Any], groups: Sequence[Any], generator: torch.Generator | None) -> DataLoader[Any]:
     """A loader of these batches of places."""
-    if loader.batch_size is None and loader.batch_sampler is None:  # its data set takes them whole
+    if loader.batch_sampler is None:  # its data set takes them whole
         return _like(loader, generator, batch_size=None, sampler=groups)
     return _like(loader, generator, batch_sampler=groups)
 

@@ -18,6 +18,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -105,17 +106,31 @@ def support(loader: DataLoader[Any], batches: int | None = None) -> Support:
         return _support(loader, batches)
 
 
+def batch_size_of(loader: DataLoader[Any]) -> int | None:
+    """Of a loader that makes batches of single places; None where its data set or its batch sampler makes them.
+
+    >>> batch_size_of(DataLoader(range(9), batch_sampler=BatchSampler(range(9), 4, drop_last=False)))
+    4
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        return loader.batch_size
+    own: Any = loader.batch_sampler
+    return int(own.batch_size) if type(own) is BatchSampler else None
+
+
 def _support(loader: DataLoader[Any], batches: int | None) -> Support:
-    own = loader.batch_sampler
-    if own is not None and type(own) is not BatchSampler:
-        return _grouped(own, loader, batches)
-    if loader.batch_size is None and _gives_lists(loader):
-        return _grouped(loader.sampler, loader, batches)
-    order = _order(loader.sampler, loader)
-    if loader.batch_size is None:
+    # A loader that was given its batch sampler says nothing of size and order itself.
+    own: Any = loader.batch_sampler
+    if own is None:
+        if _gives_lists(loader):
+            return _grouped(loader.sampler, loader, batches)
+        order = _order(loader.sampler, loader)
         return order.support(order.length if batches is None else min(order.length, batches * order.replicas))
-    size = loader.batch_size * order.replicas
-    length = order.length - order.length % size if loader.drop_last else order.length
+    if type(own) is not BatchSampler:
+        return _grouped(own, loader, batches)
+    order = _order(own.sampler, loader)
+    size = own.batch_size * order.replicas
+    length = order.length - order.length % size if own.drop_last else order.length
     return order.support(length if batches is None else min(length, batches * size))
 
 

@@ -110,6 +110,8 @@ LOADERS = {
     ),
     "own, random": ({"batch_size": 4, "sampler": Shuffled(EVERY_FOURTH)}, EVERY_FOURTH),
     "own batches": ({"batch_sampler": Buckets()}, range(20)),
+    "plain batches": ({"batch_sampler": BatchSampler(SubsetRandomSampler(EVERY_FOURTH), 4, False)}, EVERY_FOURTH),
+    "plain batches, last dropped": ({"batch_sampler": BatchSampler(Backwards(), 5, True)}, list(range(39, 9, -3))),
     "list of batches": ({"batch_sampler": [[1, 2], [9]]}, [1, 2, 9]),
     "batches as indices": (
         {"batch_size": None, "sampler": BatchSampler(RandomSampler(range(12)), 5, drop_last=False)},

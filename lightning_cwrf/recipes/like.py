@@ -151,8 +151,8 @@ def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | No
             "pass augment=, a function of one example; the pool is read without it."
         )
     return {
-        "batch_size": loader.batch_size * world_size,
-        "drop_last": loader.drop_last,
+        "batch_size": loader.batch_sampler.batch_size * world_size,
+        "drop_last": loader.batch_sampler.drop_last,
         "shuffle": order == "shuffled",
         "examples": len(loader.dataset),
         "collate": None if loader.collate_fn is default_collate else loader.collate_fn,
