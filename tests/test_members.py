@@ -347,7 +347,7 @@ def test_two_audits_in_one_trainer():
     logged = {name for name in run.callback_metrics if name.endswith("/test_loss")}
     assert logged == {"mia/test_loss", "mia_other/test_loss"}
     assert first.result.values() != second.result.values()
-    with pytest.raises(RuntimeError, match="more than one stateful callback of type .MIAAuditCallback"):
+    with pytest.raises(RuntimeError, match=r"more than one stateful callback of type .MIAAuditCallback"):
         trainer(callbacks=[MIAAuditCallback(OTHERS), MIAAuditCallback(OTHERS)])
 
 
