@@ -87,7 +87,7 @@ def _descend(
     scores: dict[str, Tensor] = {}
     if at_once:
         for name, weight in weights.items():
-            weight.register_post_accumulate_grad_hook(partial(_take, name, scores, lr))
+            weight.register_post_accumulate_grad_hook(partial(_take, name, scores, lr))  # type: ignore[no-untyped-call]
     for step in range(steps):
         loss = objective(work)
         if not torch.isfinite(loss):
@@ -120,7 +120,8 @@ def _take(name: str, scores: dict[str, Tensor], lr: float, weight: Tensor) -> No
         scores[name] = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
     whole = (scores[name], gradient, weight)
     flat = all(tensor.is_contiguous() for tensor in whole)
-    for score, g, w in zip(*(t.view(-1).split(_CHUNK) for t in whole), strict=True) if flat else [whole]:
+    parts = zip(*(torch.split(t.view(-1), _CHUNK) for t in whole), strict=True) if flat else [whole]
+    for score, g, w in parts:
         score += (g.float() * w.float()).abs_()
     weight.sub_(gradient, alpha=lr)
 

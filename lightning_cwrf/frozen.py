@@ -30,10 +30,10 @@ class Frozen:
             there = self.like(tensor)
             self.index, self.value = there.index, there.value
 
-    def moved(self, tensor: Tensor) -> int:
-        """How many of the values in ``tensor`` are others than those held; NaN is the same as NaN."""
+    def moved(self, tensor: Tensor) -> Tensor:
+        """How many of the values in ``tensor`` are others than those held; NaN is the same as NaN. On its device."""
         now = tensor.detach().take(self.index)
-        return int(((now != self.value) & ~(now.isnan() & self.value.isnan())).sum())
+        return ((now != self.value) & ~(now.isnan() & self.value.isnan())).sum()
 
     def write(self, tensor: Tensor) -> None:
         """Write the held values into ``tensor``, in place."""

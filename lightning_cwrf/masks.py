@@ -182,7 +182,7 @@ class WeightMask:
             return clear
 
         return [
-            parameter.register_post_accumulate_grad_hook(clearing(frozen))
+            parameter.register_post_accumulate_grad_hook(clearing(frozen))  # type: ignore[no-untyped-call]
             for parameter, frozen in self._held(model)
             if len(frozen.index) and parameter.is_leaf and parameter.requires_grad
         ]
@@ -206,11 +206,15 @@ class WeightMask:
 
     def moved(self, model: nn.Module) -> dict[str, int]:
         """How many masked weights differ from their held values now, by parameter name, where there are any."""
-        counts = {
+        counts = {name: int(count) for name, count in self.moved_counts(model).items()}
+        return {name: count for name, count in counts.items() if count}
+
+    def moved_counts(self, model: nn.Module) -> dict[str, Tensor]:
+        """As :meth:`moved`, for every parameter and as tensors on its device: nothing waits for a GPU."""
+        return {
             name: frozen.moved(parameter)
             for (parameter, frozen), name in zip(self._held(model), self._frozen, strict=True)
         }
-        return {name: count for name, count in counts.items() if count}
 
     @torch.no_grad()
     def restore_in_(self, state: dict[str, Tensor]) -> dict[str, int]:
@@ -224,7 +228,7 @@ class WeightMask:
             if name not in state or state[name].shape != self.masks[name].shape:
                 continue
             here = frozen.like(state[name])
-            count = here.moved(state[name])
+            count = int(here.moved(state[name]))
             if count:
                 state[name] = state[name].detach().clone()
                 here.write(state[name])

@@ -163,15 +163,16 @@ def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any
     Raises:
         TypeError: the module, or something that it holds, cannot be copied.
     """
+    memo: dict[int, Any] = {}
     own = model.state_dict(keep_vars=True)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     # A module may save its weights in a form of its own; then only its load_state_dict knows what to do with them.
-    plain = weights is not None and own.keys() <= {*parameters, *(name for name, _ in model.named_buffers())}
-    memo: dict[int, Any] = {}
-    for name in own.keys() & parameters.keys() if weights is not None and plain else ():
-        parameter = parameters[name]
-        given = weights[name].to(parameter.device, parameter.dtype)
-        memo[id(parameter)] = nn.Parameter(given, requires_grad=parameter.requires_grad)
+    plain = own.keys() <= {*parameters, *(name for name, _ in model.named_buffers())}
+    if weights is not None and plain:
+        for name in own.keys() & parameters.keys():
+            parameter = parameters[name]
+            given = weights[name].to(parameter.device, parameter.dtype)
+            memo[id(parameter)] = nn.Parameter(given, requires_grad=parameter.requires_grad)
     try:
         made = copy.deepcopy(model, memo)
     except Exception as error:  # a __deepcopy__ may raise anything

@@ -101,8 +101,10 @@ class Parts(nn.Module):
 
 
 def test_tied_weights_count_once_and_only_what_the_loss_reaches_counts():
-    """A part that any one step reaches counts; an averaged copy and an unused layer do not, and a warning names them."""
-    with pytest.warns(UserWarning, match=r"does not reach 4 of 9 trainable parameters \(unused.weight, unused.bias, av"):
+    """A part that any one step reaches counts; an averaged copy and an unused layer do not; a warning names them."""
+    with pytest.warns(
+        UserWarning, match=r"does not reach 4 of 9 trainable parameters \(unused.weight, unused.bias, av"
+    ):
         scores = learnability_scores(Parts(), [(torch.randn(6, 4), torch.randint(4, (6,)))], steps=3)
     assert list(scores) == ["a.weight", "a.bias", "b.bias", "sometimes.weight", "sometimes.bias"]
     assert scores["a.weight"].sum() > 0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging, saved_state
@@ -27,9 +29,9 @@ class GradientMaskCallback(OncePerModule):
     not move them. It works with every torch optimizer, with schedule-free ones, with several of them, and with manual
     optimization, where gradients are cleared as every backward pass accumulates them.
 
-    Code that writes to the parameters by itself is found out: the weights are compared with the held values when an
-    epoch begins and ends, whenever the module's ``state_dict`` is taken (so before every checkpoint), and after the
-    last hook of the fit. What was moved is put back, and a warning says how much.
+    Code that writes to the parameters by itself is found out: the weights are compared with the held values before
+    every step, whenever the module's ``state_dict`` is taken (so before every checkpoint), and after the last hook of
+    the fit. What was moved is put back, and a warning at the next of these or at the epoch's end says how much.
 
     Args:
         mask: a mask, or a file of one; its weights are held at the values they have when training starts. None: the
@@ -58,6 +60,8 @@ class GradientMaskCallback(OncePerModule):
         self.mask: WeightMask | None = None
         self._trained: set[str] = set()
         self._unhooked = False
+        # What was moved between steps and put back, as the most at one time; on the weights' device.
+        self._strayed: dict[str, Tensor] = {}
 
     def settings(self) -> dict[str, Any]:
         return {"tune": self.tune, "mask": None if self.given_mask is None else mask_identity(self.given_mask)}
@@ -88,17 +92,23 @@ class GradientMaskCallback(OncePerModule):
         def hold(optimizer: Any, *_: Any) -> None:
             mask.restore_(pl_module, optimizer)
 
+        def look(optimizer: Any, *_: Any) -> None:
+            for name, count in mask.moved_counts(pl_module).items():
+                self._strayed[name] = torch.maximum(self._strayed.get(name, count), count)
+            hold(optimizer)
+
         for optimizer in trainer.optimizers:
             # Opacus' DPOptimizer takes no hooks itself; the optimizer inside it does.
             inner = getattr(optimizer, "original_optimizer", optimizer)
-            mask.restore_(pl_module, inner)  # a resumed optimizer's state may hold copies of the weights
+            hold(inner)  # a resumed optimizer's state may hold copies of the weights
             if hasattr(inner, "register_step_post_hook"):
-                self._hooks.append(inner.register_step_post_hook(hold))
+                self._hooks += [inner.register_step_pre_hook(look), inner.register_step_post_hook(hold)]
             else:
                 self._unhooked = True
         if not pl_module.automatic_optimization:
             self._hooks += mask.clear_gradients_of(pl_module)
-        self._hooks.append(pl_module.register_state_dict_pre_hook(_BeforeSaving(self, trainer, pl_module)))
+        before_saving = _BeforeSaving(self, trainer, pl_module)
+        self._hooks.append(pl_module.register_state_dict_pre_hook(before_saving))  # type: ignore[no-untyped-call]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.mask is not None:
@@ -156,11 +166,11 @@ class GradientMaskCallback(OncePerModule):
             _warn(moved, "in a checkpoint")
 
     def on_exception(self, *given: Any) -> None:
-        if not isinstance(self, GradientMaskCallback):
-            return
-        trainer, pl_module, _ = given
-        self._check(trainer, pl_module, "when the fit was interrupted")
-        self._release()
+        holder: Any = self  # where the class was put in place of an instance, the trainer
+        if isinstance(holder, GradientMaskCallback):
+            trainer, pl_module, _ = given
+            self._check(trainer, pl_module, "when the fit was interrupted")
+            self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -202,7 +212,9 @@ class GradientMaskCallback(OncePerModule):
         """Put back what was moved by something else than the optimizers' steps, and say so."""
         if self.mask is None or not self.mask.is_frozen:
             return
-        moved = self.mask.moved(pl_module)
+        strayed = {name: int(count) for name, count in self._strayed.items() if count}
+        self._strayed = {}
+        moved = dict(Counter(strayed) | Counter(self.mask.moved(pl_module)))
         if moved:
             self.mask.restore_(pl_module)
             for optimizer in trainer.optimizers:
