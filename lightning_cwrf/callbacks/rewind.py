@@ -176,7 +176,7 @@ class CriticalRewindCallback(OncePerModule):
         self.mask = WeightMask.from_state_dict(state)
         chosen = self.given_mask is None and "rate" not in self.done_with
         if chosen and self.mask.count != round(self.rate * self.mask.total):
-            self.done_with = {**self.done_with, "rate": self.mask.count / self.mask.total}
+            self.done_with = {**self.done_with, "rate": round(self.mask.count / self.mask.total, 4)}
 
 
 def check_mask(mask: Any) -> None:
