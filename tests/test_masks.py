@@ -49,7 +49,7 @@ def test_per_layer_takes_weight_and_bias_together():
 
 
 def test_negative_zero_is_zero_and_chunks_do_not_matter(monkeypatch):
-    monkeypatch.setattr("lightning_cwrf.masks._CHUNK", 3)
+    monkeypatch.setattr("lightning_cwrf.top_share._CHUNK", 3)
     score = torch.tensor([-0.0, 0.0, 5.0, -0.0, 0.0, 5.0, 1.0, 0.0])
     mask = WeightMask.top({"w": score}, 5 / 8).masks["w"]
     assert set(mask.nonzero().flatten().tolist()) == top_by_sorting(score.tolist(), 5) == {0, 1, 2, 5, 6}
@@ -58,8 +58,8 @@ def test_negative_zero_is_zero_and_chunks_do_not_matter(monkeypatch):
 @pytest.mark.parametrize(
     ("scores", "rate", "error", "message"),
     [
-        ({"w": torch.ones(3)}, 1.5, ValueError, "rate must lie in"),
-        ({"w": torch.ones(3)}, float("nan"), ValueError, "rate must lie in"),
+        ({"w": torch.ones(3)}, 1.5, ValueError, "rate must be a number in"),
+        ({"w": torch.ones(3)}, float("nan"), ValueError, "rate must be a number in"),
         ({}, 0.5, ValueError, "no scores"),
         ({"w": torch.tensor([1.0, float("nan")])}, 0.5, ValueError, "'w' hold NaN"),
         ({"w": -torch.tensor([1.0, float("nan")])}, 0.5, ValueError, "negative|NaN"),

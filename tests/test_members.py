@@ -347,8 +347,9 @@ def test_two_audits_in_one_trainer():
     logged = {name for name in run.callback_metrics if name.endswith("/test_loss")}
     assert logged == {"mia/test_loss", "mia_other/test_loss"}
     assert first.result.values() != second.result.values()
-    with pytest.raises(RuntimeError, match=r"more than one stateful callback of type .MIAAuditCallback"):
-        trainer(callbacks=[MIAAuditCallback(OTHERS), MIAAuditCallback(OTHERS)])
+    twins = trainer(callbacks=[MIAAuditCallback(OTHERS), MIAAuditCallback(OTHERS)])
+    with pytest.raises(MisconfigurationException, match=r"there are 2 MIAAuditCallbacks .* or give each another name="):
+        twins.fit(Classifier(), DataLoader(POOL, batch_size=32))
 
 
 class Sparse(Classifier):

@@ -81,22 +81,42 @@ def test_same_seed_same_scores():
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
-def test_tied_weights_count_once_and_unused_weights_score_zero():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Linear(4, 4)
-            self.b = nn.Linear(4, 4)
-            self.b.weight = self.a.weight
-            self.unused = nn.Linear(2, 2)
+class Parts(nn.Module):
+    """A tied weight, an unused layer, an averaged copy, and a layer that not every batch reaches."""
 
-        def forward(self, x):
-            return self.b(self.a(x))
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.unused = nn.Linear(2, 2)
+        self.sometimes = nn.Linear(4, 4)
+        self.average = copy.deepcopy(self.a)
+        self.calls = 0
 
-    scores = learnability_scores(Tied(), [(torch.randn(6, 4), torch.randint(4, (6,)))], steps=2)
-    assert set(scores) == {"a.weight", "a.bias", "b.bias", "unused.weight", "unused.bias"}
-    assert scores["unused.weight"].sum() == 0
+    def forward(self, x):
+        self.calls += 1
+        hidden = self.b(self.a(x))
+        return self.sometimes(hidden) if self.calls == 2 else hidden
+
+
+def test_tied_weights_count_once_and_only_what_the_loss_reaches_counts():
+    """A part that any one step reaches counts; an averaged copy and an unused layer do not; a warning names them."""
+    with pytest.warns(
+        UserWarning, match=r"does not reach 4 of 9 trainable parameters \(unused.weight, unused.bias, av"
+    ):
+        scores = learnability_scores(Parts(), [(torch.randn(6, 4), torch.randint(4, (6,)))], steps=3)
+    assert list(scores) == ["a.weight", "a.bias", "b.bias", "sometimes.weight", "sometimes.bias"]
     assert scores["a.weight"].sum() > 0
+
+
+def test_a_loss_that_reaches_nothing_is_an_error():
+    class Detached(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    with pytest.raises(ValueError, match="the loss depends on no trainable parameter"):
+        learnability_scores(Detached(4, 3), [(torch.randn(6, 4), torch.randint(3, (6,)))], steps=1)
 
 
 def test_a_list_is_begun_again_and_a_generator_says_why_not():
@@ -136,10 +156,10 @@ def test_probabilities_are_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: {"lam": 1.2}, "lam must lie in"),
-        (lambda c: {"steps": 0}, "steps must be at least 1"),
-        (lambda c: {"lr": -1.0}, "lr must be finite and not negative"),
-        (lambda c: {"lr": float("inf")}, "lr must be finite and not negative"),
+        (lambda c: {"lam": 1.2}, "lam must be a number in"),
+        (lambda c: {"steps": 0}, "steps must be an integer of at least 1"),
+        (lambda c: {"lr": -1.0}, "lr must be a number of at least 0, not -1.0"),
+        (lambda c: {"lr": float("inf")}, "lr must be a number of at least 0, not inf"),
         (lambda c: c["members"].clear() or {}, "members holds no batch"),
         (lambda c: c["nonmembers"].clear() or {}, "nonmembers holds no batch"),
         (lambda c: c["members"][0][1].fill_(3) is None or {}, "label 3 is out of range"),

@@ -16,7 +16,7 @@ from torch import nn
 from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.audit import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.audit.run import check_side
-from lightning_cwrf.callbacks.common import OncePerModule, training_data, unseen_share
+from lightning_cwrf.callbacks.common import OncePerModule, saved_state, training_data, unseen_share
 from lightning_cwrf.checks import check_choice, check_confidence, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.outputs import ModelOutputs, collect_outputs
@@ -55,6 +55,8 @@ class MIAAuditCallback(OncePerModule):
 
     >>> callback = MIAAuditCallback(nonmembers=[], every_n_epochs=10)
     """
+
+    several = ", or give each another name="
 
     def __init__(
         self,
@@ -100,9 +102,6 @@ class MIAAuditCallback(OncePerModule):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the attacks once before training, so that bad data is an error before any time is spent."""
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, MIAAuditCallback) and other is not self and other.name == self.name:
-                raise MisconfigurationException(f"two MIAAuditCallbacks log as {self.name!r}; give one another name=.")
         if self.members is None:
             self._check_coverage(trainer)
         transfer = transfer_of(trainer)
@@ -142,6 +141,7 @@ class MIAAuditCallback(OncePerModule):
         self._record_late(trainer, pl_module)
         pl_module.to(device)
 
+    @saved_state
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history} if self.history else {}
 
