@@ -51,21 +51,36 @@ def fingerprints(inputs: Any) -> list[bytes]:
     >>> fingerprints(torch.tensor([[5, 7, 0]])) == fingerprints(torch.tensor([[5, 7, 0, 0, 0]]))
     True
     """
-    leaves = [leaf.detach().cpu().contiguous() for leaf in tensors_of(inputs)]
-    if not leaves or any(leaf.ndim == 0 or len(leaf) != len(leaves[0]) for leaf in leaves):
-        raise ValueError(f"every input must have the batch first, not shapes {[tuple(leaf.shape) for leaf in leaves]}.")
     mask = inputs.get(_MASK) if isinstance(inputs, Mapping) else None
     mask = None if not isinstance(mask, Tensor) or mask.ndim != 2 else mask.detach().cpu().bool()
-    head = repr([(str(leaf.dtype), "sequence" if _is_sequence(leaf) else tuple(leaf.shape[1:])) for leaf in leaves])
-    columns = [_rows(leaf, mask) for leaf in leaves]
+    columns = _columns(inputs, mask)
+    lengths = [len(rows) for _, rows in columns]
+    if not columns or len(set(lengths)) > 1:
+        raise ValueError(f"every input must have the batch first, not lengths {lengths}.")
+    head = repr([kind for kind, _ in columns]).encode()
     digests = []
-    for example in zip(*columns, strict=True):
-        digest = hashlib.blake2b(head.encode(), digest_size=16)
+    for example in zip(*(rows for _, rows in columns), strict=True):
+        digest = hashlib.blake2b(head, digest_size=16)
         for row in example:
             # Of rows that differ in length, one must not run on into the next.
             digest.update(len(row).to_bytes(8, "little") + row)
         digests.append(digest.digest())
     return digests
+
+
+def _columns(inputs: Any, mask: Tensor | None) -> list[tuple[Any, list[bytes]]]:
+    """Each leaf of a nest of inputs: what kind it is, and the bytes of each example."""
+    if isinstance(inputs, Mapping):
+        return [column for key in sorted(inputs) for column in _columns(inputs[key], mask)]
+    if isinstance(inputs, (tuple, list)):
+        if inputs and all(isinstance(value, (str, bytes, int, float)) for value in inputs):
+            return [("text", [repr(value).encode() for value in inputs])]
+        return [column for value in inputs for column in _columns(value, mask)]
+    (leaf,) = tensors_of(inputs)
+    leaf = leaf.detach().cpu().contiguous()
+    if leaf.ndim == 0:
+        raise ValueError("every input must have the batch first, not shape ().")
+    return [((str(leaf.dtype), "sequence" if _is_sequence(leaf) else tuple(leaf.shape[1:])), _rows(leaf, mask))]
 
 
 def _is_sequence(leaf: Tensor) -> bool:
@@ -126,12 +141,12 @@ def example_keys(batch: Any, key: Key) -> list[Hashable]:
         raise TypeError(f"key must be a function of one example that gives its id, not {type(key).__name__}.")
     found: list[Hashable] = []
     for i in range(_size(batch)):
-        known = key(_example(batch, i))
+        known: Any = key(_example(batch, i))
         if isinstance(known, (Tensor, np.ndarray, np.generic)):
-            known = known.item() if known.size == 1 or (isinstance(known, Tensor) and known.numel() == 1) else known
-        if known is None or known != known or not isinstance(known, Hashable) or isinstance(known, Tensor):
+            known = known.tolist()
+        if known is None or not isinstance(known, Hashable) or known != known:
             raise TypeError(
-                f"key must give an id of its example, such as a number or a text, not {type(known).__name__}."
+                f"key must give an id of its example, such as a number or a text, not a {type(known).__name__}."
             )
         found.append(known)
     return found
@@ -159,15 +174,8 @@ def _example(batch: Any, i: int) -> Any:
 def reads_alike(data: Batches) -> bool:
     """Whether some batches, labels too, are the same when they are read again; random augmentation changes them."""
     with isolated_rng():  # a loader draws a seed for its workers
-        first, again = ([_content(batch) for batch in some_batches(data)] for _ in range(2))
+        first, again = ([fingerprints(batch) for batch in some_batches(data)] for _ in range(2))
     return first == again
-
-
-def _content(batch: Any) -> list[bytes]:
-    try:
-        return fingerprints(batch)
-    except TypeError:  # texts beside the tensors
-        return example_digests(batch)
 
 
 def check_reads_alike(data: Batches, name: str, transfer: Callable[[Any], Any] | None = None) -> None:
@@ -187,7 +195,7 @@ def check_reads_alike(data: Batches, name: str, transfer: Callable[[Any], Any] |
         return
     with isolated_rng():
         for batch in some_batches(data, examples=1, batches=1):
-            if _content(transfer(batch)) != _content(transfer(batch)):
+            if fingerprints(transfer(batch)) != fingerprints(transfer(batch)):
                 raise ValueError(
                     f"the module's batch transfer hooks change {name} at random (on_after_batch_transfer): an audit "
                     "needs the plain examples. Audit the finished model by lightning_cwrf.audit.audit, or let the hook "

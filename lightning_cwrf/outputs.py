@@ -104,7 +104,7 @@ def collect_outputs(
         key: gives the id of one example, as it stands in its batch.
 
     Raises:
-        TypeError: ``data`` is none of the three, or can be read only once.
+        TypeError: ``data`` is none of the three.
         ValueError: there is no batch; labels out of range; logits that are not finite, or are probabilities.
 
     >>> outputs = collect_outputs(nn.Linear(4, 3), [(torch.randn(2, 4), torch.tensor([0, 1]))])
@@ -112,11 +112,6 @@ def collect_outputs(
     (torch.Size([2, 3]), 2)
     """
     check_batches(data, name)
-    if isinstance(data, Iterator):
-        raise TypeError(
-            f"{name}: a {type(data).__name__} can be read only once, and an audit reads data again; pass a list of its "
-            "batches, a DataLoader or a data set."
-        )
     bring = transfer or bring_to(model)
     logits, targets, digests = [], [], []
     keys: list[Hashable] | None = None if key is None else []

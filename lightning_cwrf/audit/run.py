@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -129,6 +129,11 @@ def check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None =
         transfer: as for :func:`~lightning_cwrf.data.check_reads_alike`.
     """
     check_batches(data, name)
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"{name}: a {type(data).__name__} can be read only once, and an audit reads data again; pass a list of its "
+            "batches, a DataLoader or a data set."
+        )
     check_reads_alike(data, name, transfer)
     if name != "members" or not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
         return
