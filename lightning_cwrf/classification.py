@@ -67,8 +67,15 @@ def extract_logits(output: Any) -> Tensor:
     return output
 
 
-def check_targets(logits: Tensor, targets: Tensor) -> None:
-    """Raise a ValueError unless ``logits`` are finite ``(n, K)`` and ``targets`` are n class indices below K."""
+def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """``targets`` as int64, which torch's losses want; any integer dtype is taken.
+
+    Raises:
+        ValueError: ``logits`` are not finite ``(n, K)``, or ``targets`` are not n class indices below K.
+
+    >>> check_targets(torch.zeros(2, 3), torch.tensor([0, 2], dtype=torch.int32))
+    tensor([0, 2])
+    """
     if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
         raise ValueError(
             f"logits must be a floating-point tensor of shape (n, K) with K >= 2 classes, "
@@ -81,8 +88,9 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
         )
     if len(logits) != len(targets):
         raise ValueError(f"{len(logits)} rows of logits do not fit {len(targets)} targets.")
+    targets = targets.long()
     if not _VALUES_TOO.get():
-        return
+        return targets
     classes = logits.shape[1]
     wrong = (targets < 0) | (targets >= classes)
     if wrong.any():
@@ -97,6 +105,7 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
             f"the logits of {len(rows)} examples are NaN or infinite (rows {rows[:5]} of this batch); "
             "the model has diverged, or its inputs are not finite."
         )
+    return targets
 
 
 _VALUES_TOO = ContextVar("values too", default=True)
@@ -159,9 +168,9 @@ def classification_step(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     else:
         inputs, targets = split_batch(batch)
         logits = extract_logits(_forward(module, inputs))
-    targets = _indices(targets)
-    check_targets(logits, targets)
-    return logits, targets
+    if isinstance(targets, np.ndarray):
+        targets = torch.from_numpy(targets)
+    return logits, check_targets(logits, targets)
 
 
 def _forward(module: nn.Module, inputs: Any) -> Any:
@@ -187,12 +196,3 @@ def _mismatch(module: nn.Module, inputs: Any) -> str | None:
                     'for 32-bit weights; Trainer(precision="bf16-true") converts batches to a bfloat16 model).'
                 )
     return None
-
-
-def _indices(targets: Any) -> Any:
-    """Targets of any integer type as the int64 that losses want."""
-    if isinstance(targets, np.ndarray):
-        targets = torch.from_numpy(targets)
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:
-        return targets
-    return targets.long()

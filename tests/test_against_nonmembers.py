@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from lightning_cwrf.defenses import adversarial_regularization_loss, attack_gain, create_defense
+from lightning_cwrf.defenses.adversarial import AttackNetwork
 from lightning_cwrf.defenses.mixup_mmd import mix_batch
 from tests.helpers import digits, loader, part, trainer
 from tests.test_defense_losses import defense, start
@@ -97,3 +98,14 @@ def test_mixup_mmd_draws_non_members_of_the_members_classes(as_is):
         mix_batch((torch.ones(2, 3, dtype=torch.long), torch.tensor([0, 1])), torch.tensor([1, 0]), 0.5)
     with pytest.raises(MisconfigurationException, match=r"Mixup\+MMD needs data the model is not trained on"):
         create_defense("mixup_mmd")
+
+
+def test_an_attack_of_another_number_of_classes_is_told(as_is):
+    with pytest.raises(ValueError, match="made for 10 classes, not for 4"):
+        AttackNetwork(10)(torch.zeros(2, 4), torch.tensor([0, 1]))
+    model, _ = start()
+    defense("adversarial_regularization").attach(model)
+    model.trainer = trainer()
+    model.on_load_checkpoint({"adversarial_regularization": {"network": AttackNetwork(12).state_dict()}})
+    with pytest.raises(ValueError, match="attack network is of 12 classes, and the model has 10: resume with"):
+        model.defense_step(next(iter(loader(0, 16))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_targets, classification_step
 from lightning_cwrf.data import Batches, isolated_rng
 from lightning_cwrf.defenses.base import DefenseMixin
@@ -39,27 +39,34 @@ def adversarial_regularization_loss(
     tensor(0.3466)
     """
     check_adversarial(lam, 1, 1e-3)
-    check_targets(logits, targets)
+    targets = check_targets(logits, targets)
+    if membership_logits.shape != targets.shape:
+        raise ValueError(
+            f"membership_logits must have shape {tuple(targets.shape)}, one for each example, not "
+            f"{tuple(membership_logits.shape)}."
+        )
     return F.cross_entropy(logits, targets) + lam * F.logsigmoid(membership_logits.float()).mean()
 
 
 def attack_gain(member_logits: Tensor, nonmember_logits: Tensor) -> Tensor:
     """G = ½ mean log h over members + ½ mean log(1 − h) over non-members, h = sigmoid of the given log odds.
 
+    Raises:
+        ValueError: one of the sides holds no example.
+
     >>> attack_gain(torch.zeros(2), torch.zeros(3))
     tensor(-0.6931)
     """
+    if not len(member_logits) or not len(nonmember_logits):
+        raise ValueError(f"no gain of {len(member_logits)} members and {len(nonmember_logits)} non-members: give both.")
     return (F.logsigmoid(member_logits.float()).mean() + F.logsigmoid(-nonmember_logits.float()).mean()) / 2
 
 
 def check_adversarial(lam: float, attack_steps: int, attack_lr: float) -> None:
-    """Raise a ValueError unless the settings are in range."""
-    if not 0 <= lam < math.inf:
-        raise ValueError(f"lam must be finite and not negative, not {lam}.")
-    if attack_steps < 1:
-        raise ValueError(f"attack_steps must be at least 1, not {attack_steps}.")
-    if not 0 < attack_lr < math.inf:
-        raise ValueError(f"attack_lr must be positive and finite, not {attack_lr}.")
+    """Raise unless the settings are in range."""
+    check_number("lam", lam, low=0)
+    check_integer("attack_steps", attack_steps, low=1)
+    check_number("attack_lr", attack_lr, low=0, low_open=True)
 
 
 class AttackNetwork(nn.Module):
@@ -81,6 +88,8 @@ class AttackNetwork(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Log odds ``(n,)`` for logits ``(n, K)`` and targets ``(n,)``."""
+        if logits.shape[-1] != self.classes:
+            raise ValueError(f"this attack network was made for {self.classes} classes, not for {logits.shape[-1]}.")
         prediction = self.prediction(logits.float().softmax(-1))
         label = self.label(F.one_hot(targets, self.classes).to(prediction.dtype))
         odds: Tensor = self.both(torch.cat([prediction, label], dim=-1))
@@ -98,9 +107,10 @@ class AdversarialRegularizationMixin(DefenseMixin):
     """Trains a LightningModule against a membership attack that is trained in alternation with it.
 
     Before each step of the classifier the attack network takes ``attack_steps`` steps of Adam up :func:`attack_gain`,
-    on this step's members and a batch of non-members, both as the model predicts them in eval mode. Then the
-    classifier takes its step on :func:`adversarial_regularization_loss`. The attack lives outside the module's
-    parameters: state-dict keys and the module's own optimizer do not know of it; checkpoints hold it and its optimizer.
+    on this step's members and a batch of non-members, both as the model predicts them in eval mode: BatchNorm's
+    running statistics are those of the members alone, and are updated once a step. Then the classifier takes its step
+    on :func:`adversarial_regularization_loss`. The attack lives outside the module's parameters: state-dict keys and
+    the module's own optimizer do not know of it; checkpoints hold it and its optimizer.
 
     Args:
         nonmembers: a loader or a dataset the model is not trained on.
@@ -121,8 +131,9 @@ class AdversarialRegularizationMixin(DefenseMixin):
         attack_lr: float = 1e-3,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(nonmembers=nonmembers, lam=lam, attack_steps=attack_steps, attack_lr=attack_lr)
+        super().__init__(
+            *args, nonmembers=nonmembers, lam=lam, attack_steps=attack_steps, attack_lr=attack_lr, **kwargs
+        )
 
     def configure_defense(
         self,
@@ -135,6 +146,7 @@ class AdversarialRegularizationMixin(DefenseMixin):
         """Check and take the settings."""
         check_adversarial(lam, attack_steps, attack_lr)
         self._nonmembers = NonmemberBatches(nonmembers, "adversarial regularisation")
+        self._adversary = self._saved_adversary = None  # of an earlier attach, which had other settings
         self._set_defense(lam=lam, attack_steps=attack_steps, attack_lr=attack_lr)
 
     def defense_step(self, batch: Any) -> tuple[Tensor, int]:
@@ -171,7 +183,8 @@ class _Adversary:
 
     def __init__(self, classes: int, lr: float, module: LightningModule) -> None:
         with isolated_rng():
-            self.network = AttackNetwork(classes).to(module.device)
+            # In float32 whatever the Trainer's precision: double and half precision set torch's default dtype.
+            self.network = AttackNetwork(classes).to(module.device, torch.float32)
         for p in self.network.parameters():
             p.data = module.trainer.strategy.broadcast(p.data)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr)
@@ -198,5 +211,11 @@ class _Adversary:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        classes = state["network"]["prediction.0.weight"].shape[1]
+        if classes != self.network.classes:
+            raise ValueError(
+                f"the checkpoint's attack network is of {classes} classes, and the model has {self.network.classes}: "
+                "resume with the model that it was trained against."
+            )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(dict(state["optimizer"]))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_cwrf.classification import classification_step
+from lightning_cwrf.defenses.bases import check_bases
 from lightning_cwrf.masks import WeightMask
 from lightning_cwrf.seen import load_seen_state, seen_state
 
@@ -48,13 +51,14 @@ class DefenseMixin(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        check_bases(cls, DefenseMixin)
         _check_names(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         mixin = _mixin_of(type(self))
         own = {name: kwargs.pop(name) for name in _settings_of(mixin) if name in kwargs}
         super().__init__(*args, **kwargs)
-        if "__init__" in vars(mixin) and mixin is not DefenseMixin:
+        if not own and any("__init__" in vars(base) for base in _mixins_of(type(self))):
             self._set_defense()  # its own __init__ goes on to configure
         else:
             check_settings(mixin, own)
@@ -77,7 +81,7 @@ class DefenseMixin(_Base):
             ValueError: a setting is out of range.
         """
         if not isinstance(module, LightningModule):
-            raise TypeError(f"{cls.__name__}.attach needs a LightningModule, not {type(module).__name__}.")
+            raise TypeError(f"{cls.__name__}.attach needs a LightningModule, not {_kind_of(module)}.")
         if isinstance(module, DefenseMixin):
             raise MisconfigurationException(
                 f"{type(module).__name__} has a defense already ({_mixin_of(type(module)).__name__}): two cannot both "
@@ -192,39 +196,78 @@ class DefenseMixin(_Base):
 
 
 def check_settings(mixin: type[DefenseMixin], settings: Mapping[str, Any]) -> None:
-    """Raise a TypeError that names a setting the defense does not have, or one of the wrong type."""
+    """Raise a TypeError that names a setting the defense does not have, or one of the wrong type.
+
+    The types are those of ``configure_defense``'s annotations, where these are made of float, int, bool, str, None and
+    Literal. A float must not be NaN (ValueError).
+    """
     known = _settings_of(mixin)
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise TypeError(f"{mixin.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
     for name, value in settings.items():
-        kinds = str(known[name].annotation).replace(" ", "").split("|")
-        if not set(kinds) <= set(_KINDS):
+        kinds = _kinds(known[name].annotation)
+        if kinds is None:
             continue
-        if not any(_KINDS[kind](value) for kind in kinds):
-            raise TypeError(f"{mixin.__name__}: {name} must be {' or '.join(kinds)}, not {value!r}.")
+        if not any(_is_a(kind, value) for kind in kinds):
+            wanted = " or ".join(kind.__name__ if isinstance(kind, type) else repr(kind) for kind in kinds)
+            wanted = wanted.replace("NoneType", "None")
+            # Another choice of the right type is a wrong value.
+            error = ValueError if any(type(kind) is type(value) for kind in kinds) else TypeError
+            raise error(f"{mixin.__name__}: {name} must be {wanted}, not {value!r}.")
+        if isinstance(value, Real) and math.isnan(value):
+            raise ValueError(f"{mixin.__name__}: {name} must be a number, not nan.")
 
 
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "float": lambda value: isinstance(value, Real) and not isinstance(value, bool),
-    "int": lambda value: isinstance(value, Integral) and not isinstance(value, bool),
-    "bool": lambda value: isinstance(value, bool),
-    "str": lambda value: isinstance(value, str),
-    "None": lambda value: value is None,
-}
+def _kinds(annotation: Any) -> list[Any] | None:
+    """The types and literal values that an annotation names; None where it names others too."""
+    if isinstance(annotation, str):  # one that signature() could not evaluate, or a quoted one
+        try:
+            annotation = eval(annotation, {"Literal": Literal, "Union": Union})
+        except Exception:
+            return None
+    if annotation is None:
+        return [NoneType]
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    if get_origin(annotation) in (Union, UnionType):
+        parts = [_kinds(part) for part in get_args(annotation)]
+        return None if None in parts else [kind for part in parts for kind in part or []]
+    return [annotation] if annotation in (float, int, bool, str, NoneType) else None
+
+
+def _kind_of(thing: Any) -> str:
+    return f"the class {thing.__name__} itself: make one first" if isinstance(thing, type) else type(thing).__name__
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    if not isinstance(kind, type):
+        return type(kind) is type(value) and bool(kind == value)
+    if kind in (float, int):
+        return isinstance(value, Real if kind is float else Integral) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def _settings_of(mixin: type) -> dict[str, inspect.Parameter]:
-    parameters = dict(inspect.signature(mixin.configure_defense).parameters)  # type: ignore[attr-defined]
+    configure = mixin.configure_defense  # type: ignore[attr-defined]
+    try:
+        signature = inspect.signature(configure, eval_str=True)
+    except Exception:  # an annotation that is imported for type checkers alone
+        signature = inspect.signature(configure)
+    parameters = dict(signature.parameters)
     parameters.pop("self", None)
     return parameters
 
 
 def _mixin_of(cls: type) -> type:
     """The defense among the bases of a class: the first that is not yet a LightningModule."""
-    return next(
-        base for base in cls.__mro__ if issubclass(base, DefenseMixin) and not issubclass(base, LightningModule)
-    )
+    return next(base for base in (*_mixins_of(cls), DefenseMixin))
+
+
+def _mixins_of(cls: type) -> list[type]:
+    """The defenses among the bases of a class that are no LightningModules; without DefenseMixin itself."""
+    defenses = [base for base in cls.__mro__ if issubclass(base, DefenseMixin) and base is not DefenseMixin]
+    return [base for base in defenses if not issubclass(base, LightningModule)]
 
 
 def _is_module(cls: type) -> bool:

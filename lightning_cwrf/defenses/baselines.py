@@ -5,13 +5,13 @@ Dropout is ``torch.nn.Dropout`` in the model, early stopping is Lightning's ``Ea
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_cwrf.checks import check_number
 from lightning_cwrf.classification import check_targets
 from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.scores import trainable_parameters
@@ -28,8 +28,8 @@ def label_smoothing_loss(logits: Tensor, targets: Tensor, *, smoothing: float = 
     >>> label_smoothing_loss(torch.zeros(1, 2), torch.tensor([0]), smoothing=0.5)
     tensor(0.6931)
     """
-    _check_range("smoothing", smoothing, 0, 1)
-    check_targets(logits, targets)
+    check_number("smoothing", smoothing, low=0, high=1, high_open=True)
+    targets = check_targets(logits, targets)
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
@@ -44,8 +44,8 @@ def confidence_penalty_loss(logits: Tensor, targets: Tensor, *, beta: float = 0.
     >>> confidence_penalty_loss(torch.zeros(1, 2), torch.tensor([0]), beta=1.0)
     tensor(0.)
     """
-    _check_range("beta", beta, 0, math.inf)
-    check_targets(logits, targets)
+    check_number("beta", beta, low=0)
+    targets = check_targets(logits, targets)
     log_p = logits.log_softmax(-1)
     return F.cross_entropy(logits, targets) + beta * (log_p.exp() * log_p).sum(-1).mean()
 
@@ -56,8 +56,10 @@ def weight_penalty(parameters: list[Tensor], *, l1: float = 0.0, l2: float = 0.0
     >>> weight_penalty([torch.tensor([1.0, -2.0])], l1=1.0, l2=0.5)
     tensor(5.5000)
     """
-    _check_range("l1", l1, 0, math.inf)
-    _check_range("l2", l2, 0, math.inf)
+    check_number("l1", l1, low=0)
+    check_number("l2", l2, low=0)
+    if not parameters:
+        raise ValueError("there are no parameters to penalise: all weights are frozen (requires_grad=False).")
     return torch.stack([l1 * p.abs().sum() + l2 * p.square().sum() for p in parameters]).sum()
 
 
@@ -65,12 +67,11 @@ class LabelSmoothingMixin(DefenseMixin):
     """Trains a LightningModule with :func:`label_smoothing_loss`."""
 
     def __init__(self, *args: Any, smoothing: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(smoothing=smoothing)
+        super().__init__(*args, smoothing=smoothing, **kwargs)
 
     def configure_defense(self, *, smoothing: float = 0.1) -> None:
         """Check and take the settings."""
-        _check_range("smoothing", smoothing, 0, 1)
+        check_number("smoothing", smoothing, low=0, high=1, high_open=True)
         self._set_defense(smoothing=smoothing)
 
     def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -82,12 +83,11 @@ class ConfidencePenaltyMixin(DefenseMixin):
     """Trains a LightningModule with :func:`confidence_penalty_loss`."""
 
     def __init__(self, *args: Any, beta: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(beta=beta)
+        super().__init__(*args, beta=beta, **kwargs)
 
     def configure_defense(self, *, beta: float = 0.1) -> None:
         """Check and take the settings."""
-        _check_range("beta", beta, 0, math.inf)
+        check_number("beta", beta, low=0)
         self._set_defense(beta=beta)
 
     def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -102,21 +102,15 @@ class WeightPenaltyMixin(DefenseMixin):
     """
 
     def __init__(self, *args: Any, l1: float = 0.0, l2: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(l1=l1, l2=l2)
+        super().__init__(*args, l1=l1, l2=l2, **kwargs)
 
     def configure_defense(self, *, l1: float = 0.0, l2: float = 0.0) -> None:
         """Check and take the settings."""
-        _check_range("l1", l1, 0, math.inf)
-        _check_range("l2", l2, 0, math.inf)
+        check_number("l1", l1, low=0)
+        check_number("l2", l2, low=0)
         self._set_defense(l1=l1, l2=l2)
 
     def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy plus the penalty."""
         weights: list[Tensor] = list(trainable_parameters(self).values())
         return F.cross_entropy(logits, targets) + weight_penalty(weights, **self.defense_settings)
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value < high:
-        raise ValueError(f"{name} must lie in [{low}, {high}), not {value}.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_cwrf.checks import check_choice, check_number
 from lightning_cwrf.classification import check_targets
 from lightning_cwrf.defenses.base import DefenseMixin
 
@@ -32,7 +32,7 @@ def ccl_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.5, beta: float
     tensor(-0.6250)
     """
     check_ccl(alpha, beta, kind)
-    check_targets(logits, targets)
+    targets = check_targets(logits, targets)
     losses = F.cross_entropy(logits, targets, reduction="none")
     p = (-losses).exp()
     concave = p.exp() if kind == "ccel" else p + p.square() / 2
@@ -40,21 +40,17 @@ def ccl_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.5, beta: float
 
 
 def check_ccl(alpha: float, beta: float, kind: str) -> None:
-    """Raise a ValueError unless α lies in [0, 1], β is positive and finite, and the kind is known."""
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], not {alpha}: it weighs the convex part against the concave one.")
-    if not 0 < beta < math.inf:
-        raise ValueError(f"beta must be positive and finite, not {beta}: it scales the loss.")
-    if kind not in ("ccel", "ccql"):
-        raise ValueError(f"kind must be 'ccel' or 'ccql', not {kind!r}.")
+    """Raise unless α lies in [0, 1], β is positive and finite, and the kind is known."""
+    check_number("alpha", alpha, low=0, high=1, hint="It weighs the convex part against the concave one.")
+    check_number("beta", beta, low=0, low_open=True, hint="It scales the loss.")
+    check_choice("kind", kind, ("ccel", "ccql"))
 
 
 class CCLMixin(DefenseMixin):
     """Trains a LightningModule with :func:`ccl_loss`; ``alpha``, ``beta`` and ``kind`` are as there."""
 
     def __init__(self, *args: Any, alpha: float = 0.5, beta: float = 1.0, kind: Kind = "ccel", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(alpha=alpha, beta=beta, kind=kind)
+        super().__init__(*args, alpha=alpha, beta=beta, kind=kind, **kwargs)
 
     def configure_defense(self, *, alpha: float = 0.5, beta: float = 1.0, kind: Kind = "ccel") -> None:
         """Check and take the settings."""

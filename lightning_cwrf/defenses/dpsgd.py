@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import LBFGS, Optimizer
 
+from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.classification import classification_step
 from lightning_cwrf.defenses.base import DefenseMixin
-from lightning_cwrf.defenses.ledger import ACCOUNTANTS, Ledger, PrivacySpent
-from lightning_cwrf.defenses.private_step import PrivateStep, fix_layers, unsupported_layers
+from lightning_cwrf.defenses.independence import check_examples_apart
+from lightning_cwrf.defenses.ledger import Ledger, PrivacySpent
+from lightning_cwrf.defenses.private_checks import (
+    check_dpsgd,
+    check_layers,
+    check_optimizer,
+    check_trainer,
+    warn_of_plain_steps,
+)
+from lightning_cwrf.defenses.private_step import EndPrivateTraining, PrivateStep, fix_layers, is_empty
 from lightning_cwrf.masks import WeightMask
 from lightning_cwrf.poisson import PoissonBatches, check_poisson
 
-if TYPE_CHECKING:
-    pass
-
 _STATE_KEY = "dpsgd"
-LARGEST_TARGET = 100
 
 
 class DPSGDMixin(DefenseMixin):
@@ -41,6 +43,9 @@ class DPSGDMixin(DefenseMixin):
     ε is logged each epoch, as ``epsilon`` or ``epsilon_finetuning``, stands in :attr:`privacy_spent`, and goes on from
     a checkpoint. **Tuning from weights that were trained without DP does not make the result differentially private**:
     ε then covers the fine-tuning phase alone. The logged training loss is not covered by ε.
+
+    ε counts on a loss of each example that depends on no other example. Layers that mix examples are refused by name;
+    a forward pass that does it otherwise is found on the first batch, by changing the other examples.
 
     With the CWRF callbacks, per-example gradients are masked before their norm is taken, so that clipping and noise are
     spent on the live weights alone.
@@ -83,8 +88,8 @@ class DPSGDMixin(DefenseMixin):
         from_scratch: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(
+        super().__init__(
+            *args,
             target_epsilon=target_epsilon,
             noise_multiplier=noise_multiplier,
             target_delta=target_delta,
@@ -94,6 +99,7 @@ class DPSGDMixin(DefenseMixin):
             ghost=ghost,
             fix=fix,
             from_scratch=from_scratch,
+            **kwargs,
         )
 
     def configure_defense(
@@ -110,27 +116,17 @@ class DPSGDMixin(DefenseMixin):
         from_scratch: bool = False,
     ) -> None:
         """Check and take the settings."""
-        if (target_epsilon is None) == (noise_multiplier is None):
-            raise ValueError("DP-SGD needs one of target_epsilon and noise_multiplier, and not both.")
-        if target_epsilon is not None and not 0 < target_epsilon <= LARGEST_TARGET:
-            raise ValueError(
-                f"target_epsilon must be positive and at most {LARGEST_TARGET}, not {target_epsilon}: a larger one "
-                "promises nothing. Pass noise_multiplier for so little noise."
-            )
-        if noise_multiplier is not None and not 0 <= noise_multiplier < math.inf:
-            raise ValueError(f"noise_multiplier must be finite and not negative, not {noise_multiplier}.")
-        if not 0 < target_delta < 1:
-            raise ValueError(f"target_delta must lie in (0, 1), not {target_delta}.")
-        if not max_grad_norm > 0 or (math.isinf(max_grad_norm) and noise_multiplier != 0):
-            raise ValueError(
-                f"max_grad_norm must be positive, and finite unless noise_multiplier is 0, not {max_grad_norm}."
-            )
-        if accountant not in ACCOUNTANTS:
-            raise ValueError(f"accountant must be one of {', '.join(ACCOUNTANTS)}, not {accountant!r}.")
-        if max_physical_batch_size is not None and max_physical_batch_size < 1:
-            raise ValueError(f"max_physical_batch_size must be at least 1, not {max_physical_batch_size}.")
+        check_dpsgd(target_epsilon, noise_multiplier, target_delta, max_grad_norm, accountant)
+        if max_physical_batch_size is not None:
+            check_integer("max_physical_batch_size", max_physical_batch_size, low=1)
+        for name, flag in (("ghost", ghost), ("fix", fix), ("from_scratch", from_scratch)):
+            check_flag(name, flag)
         # What the same module has spent before, under another attach, stays spent.
-        self._ledger = Ledger(accountant, getattr(self, "_ledger", None))
+        earlier = getattr(self, "_ledger", None)
+        self._ledger = Ledger(accountant, from_scratch=from_scratch, earlier=earlier)
+        trainer = getattr(self, "_trainer", None)
+        if from_scratch and trainer is not None and trainer.global_step > self._ledger.steps:
+            warn_of_plain_steps("module", trainer.global_step)
         if fix and isinstance(self, nn.Module):
             fix_layers(self)
         self._set_defense(
@@ -166,29 +162,36 @@ class DPSGDMixin(DefenseMixin):
         """The mean loss of a physical batch, which may be empty."""
         if self._engine is None:
             return super().defense_step(batch)
-        if _is_empty(batch):  # many models cannot reshape a batch of nothing
+        if is_empty(batch):  # many models cannot reshape a batch of nothing
             self._engine.losses = None
             return torch.zeros((), device=self.device, requires_grad=True), 0
+        if not self._engine.apart:
+            self._engine.apart = check_examples_apart(self, batch)
         self._engine.watch()
+        losses = self._engine.losses = self.losses_of(batch)
+        return losses.mean(), len(losses)
+
+    def losses_of(self, batch: Any) -> Tensor:
+        """:meth:`example_losses` of a batch, checked to be one for each example."""
         logits, targets = classification_step(self, batch)
-        losses = self._engine.losses = self.example_losses(logits, targets)
+        losses = self.example_losses(logits, targets)
         if losses.shape != targets.shape:
             raise ValueError(
                 f"example_losses must give one loss per example, shape {tuple(targets.shape)}, not "
                 f"{tuple(losses.shape)}: DP-SGD clips every example's own gradient."
             )
-        return losses.mean(), len(targets)
+        return losses
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
-            self._check_trainer(self.trainer)
+            check_trainer(self.trainer)
             self._draw_poisson_batches(self.trainer)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._check_layers()
-        self._check_optimizer(self.trainer.optimizers)
+        check_layers(self)
+        check_optimizer(self, self.trainer.optimizers)
         # Frozen weights of an earlier fit: GradientMaskCallback tells again.
         self._frozen = None
         given = self.defense_settings["noise_multiplier"]
@@ -244,12 +247,12 @@ class DPSGDMixin(DefenseMixin):
 
     def on_train_end(self) -> None:
         super().on_train_end()
-        self._end()
+        self._end_private_training()
         rank_zero_info(str(self.privacy_spent))
 
     def configure_callbacks(self) -> Any:
         callbacks = super().configure_callbacks()
-        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), _EndPrivateTraining()]
+        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), EndPrivateTraining()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -261,28 +264,8 @@ class DPSGDMixin(DefenseMixin):
         super().on_load_checkpoint(checkpoint)
         if _STATE_KEY in checkpoint:
             self._ledger.load_state_dict(checkpoint[_STATE_KEY])
-
-    def _check_trainer(self, trainer: Trainer) -> None:
-        strategy = trainer.strategy
-        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
-            raise MisconfigurationException(
-                f"DP-SGD works on one device or with DDP, not with {type(strategy).__name__}."
-            )
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            raise MisconfigurationException(
-                "DP-SGD clips gradients of its own, which the loss scaling of 16-mixed would change; use bf16-mixed."
-            )
-        for name, what in (("overfit_batches", "a few batches"), ("reload_dataloaders_every_n_epochs", "new loaders")):
-            if getattr(trainer, name):
-                raise MisconfigurationException(
-                    f"DP-SGD accounts for Poisson batches of one dataset; Trainer({name}={getattr(trainer, name)}) "
-                    f"would train on {what} instead. Leave it out."
-                )
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                "DP-SGD needs logical batches of one size; use Trainer(accumulate_grad_batches=...) instead of "
-                "GradientAccumulationScheduler."
-            )
+        elif self._ledger.from_scratch and checkpoint.get("global_step"):
+            warn_of_plain_steps("checkpoint", checkpoint["global_step"])
 
     def _draw_poisson_batches(self, trainer: Trainer) -> None:
         """Put Poisson batches in the place of the user's training loader."""
@@ -319,35 +302,6 @@ class DPSGDMixin(DefenseMixin):
                 f"target_delta={delta:g} is not below 1/n = {1 / examples:.2g} for {examples} training examples: such "
                 "a guarantee allows giving away a whole example. Lower it."
             )
-
-    def _check_layers(self) -> None:
-        wrong = unsupported_layers(self)
-        if wrong:
-            listed = "; ".join(f"{name} ({reason})" for name, reason in wrong.items())
-            raise MisconfigurationException(
-                f"DP-SGD cannot take per-example gradients through {listed}. Replace these layers (BatchNorm by "
-                "GroupNorm, for one), or pass fix=True to have it done."
-            )
-
-    def _check_optimizer(self, optimizers: list[Optimizer]) -> None:
-        if len(optimizers) != 1 or isinstance(optimizers[0], LBFGS):
-            found = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "none"
-            raise MisconfigurationException(
-                f"DP-SGD needs one optimizer that takes one gradient a step; configure_optimizers gave {found}."
-            )
-        names = {parameter: name for name, parameter in self.named_parameters()}
-        for group in optimizers[0].param_groups:
-            for parameter in group["params"]:
-                if parameter not in names:
-                    raise MisconfigurationException(
-                        f"the optimizer trains a parameter of shape {tuple(parameter.shape)} that the module does not "
-                        "have; with fix=True, make the optimizer in configure_optimizers from self.parameters()."
-                    )
-                if parameter.dtype not in (torch.float32, torch.float64):
-                    raise MisconfigurationException(
-                        f"DP-SGD adds its noise in float32 or float64, but {names[parameter]} is {parameter.dtype}; "
-                        "use precision bf16-mixed or 32."
-                    )
 
     def _choose_noise(self) -> float:
         steps = self.trainer.estimated_stepping_batches
@@ -403,33 +357,8 @@ class DPSGDMixin(DefenseMixin):
                 f"target_epsilon={target:g}. Train for fewer steps, or raise target_epsilon."
             )
 
-    def _end(self) -> None:
+    def _end_private_training(self) -> None:
         if self._engine is not None:
             self._ledger.noise_state = self._engine.noise.get_state()
             self._engine.remove()
             self._engine = None
-
-
-class _EndPrivateTraining(Callback):
-    """Takes everything back when a fit ends, however it ends."""
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._restore(trainer, pl_module)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore(trainer, pl_module)
-
-    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, DPSGDMixin):
-            pl_module._end()
-            trainer.accumulate_grad_batches = pl_module.__dict__.pop(
-                "_asked_accumulation", trainer.accumulate_grad_batches
-            )
-
-
-def _is_empty(batch: Any) -> bool:
-    """Whether nobody was drawn: no tensor of the batch has an example (one of them may have none for other reasons)."""
-    sizes: list[int] = []
-    apply_to_collection(batch, Tensor, lambda tensor: sizes.append(len(tensor)) if tensor.ndim else None)
-    return bool(sizes) and not any(sizes)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_targets, extract_logits
 from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.outputs import evaluating
 
 
 def hamp_loss(logits: Tensor, targets: Tensor, *, gamma: float = 0.95, alpha: float = 1.0) -> Tensor:
@@ -33,7 +35,7 @@ def hamp_loss(logits: Tensor, targets: Tensor, *, gamma: float = 0.95, alpha: fl
     tensor(0.)
     """
     check_hamp(gamma, alpha)
-    check_targets(logits, targets)
+    targets = check_targets(logits, targets)
     classes = logits.shape[-1]
     true = hamp_target_probability(classes, gamma)
     soft = torch.full_like(logits, (1 - true) / (classes - 1)).scatter_(-1, targets.unsqueeze(-1), true)
@@ -51,8 +53,8 @@ def hamp_target_probability(classes: int, gamma: float) -> float:
     >>> round(hamp_target_probability(2, 0.0), 6), round(hamp_target_probability(4, 1.0), 6)
     (1.0, 0.25)
     """
-    if classes < 2:
-        raise ValueError(f"HAMP needs at least 2 classes, not {classes}.")
+    check_integer("classes", classes, low=2)
+    check_number("gamma", gamma, low=0, high=1)
     goal, low, high = gamma * math.log(classes), 1 / classes, 1.0
     for _ in range(100):  # the entropy falls from ln K at 1/K to 0 at 1
         middle = (low + high) / 2
@@ -61,11 +63,9 @@ def hamp_target_probability(classes: int, gamma: float) -> float:
 
 
 def check_hamp(gamma: float, alpha: float) -> None:
-    """Raise a ValueError unless γ lies in [0, 1] and α is finite and not negative."""
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must lie in [0, 1], not {gamma}: it is the soft label's share of the largest entropy.")
-    if not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha must be finite and not negative, not {alpha}: it is the weight of the entropy bonus.")
+    """Raise unless γ lies in [0, 1] and α is finite and not negative."""
+    check_number("gamma", gamma, low=0, high=1, hint="It is the soft label's share of the largest entropy.")
+    check_number("alpha", alpha, low=0, hint="It is the weight of the entropy bonus.")
 
 
 class HAMPMixin(DefenseMixin):
@@ -76,8 +76,7 @@ class HAMPMixin(DefenseMixin):
     """
 
     def __init__(self, *args: Any, gamma: float = 0.95, alpha: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(gamma=gamma, alpha=alpha)
+        super().__init__(*args, gamma=gamma, alpha=alpha, **kwargs)
 
     def configure_defense(self, *, gamma: float = 0.95, alpha: float = 1.0) -> None:
         """Check and take the settings."""
@@ -93,37 +92,92 @@ class HAMPOutput(nn.Module):
     """HAMP's test-time part: each output is replaced by that of a random input, in the original's order of classes.
 
     The predicted class and the ranking of all classes stay; the confidences are those the model has on noise. Attacks
-    that read confidences see nothing else; label-only attacks are not affected.
+    that read confidences see nothing else; label-only attacks are not affected. The random input is a function of the
+    seed and of the example's own content (:func:`example_noise`): the same example is shown the same output in every
+    call, batch and order, so asking again tells nothing new. The model runs in eval mode and without gradients.
 
     Args:
         model: a finished classifier of float inputs.
         low: lowest value of the uniform random inputs.
         high: highest value.
-        seed: of the random inputs; the caller's random state is not touched.
+        seed: of the random inputs, an integer; the caller's random state is not touched.
 
     >>> model = nn.Linear(3, 4)
     >>> x = torch.rand(5, 3)
-    >>> bool((HAMPOutput(model)(x).argsort(-1) == model(x).argsort(-1)).all())
-    True
+    >>> shown = HAMPOutput(model)
+    >>> bool((shown(x).argsort(-1) == model(x).argsort(-1)).all()), torch.equal(shown(x), shown(x))
+    (True, True)
     """
 
     def __init__(self, model: nn.Module, low: float = 0.0, high: float = 1.0, seed: int = 0) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"HAMPOutput wraps a model, an nn.Module, not {model!r}.")
+        check_number("low", low)
+        check_number("high", high)
+        check_integer("seed", seed)
         if not low < high:
             raise ValueError(f"low must be below high, not {low} and {high}.")
         self.model = model
-        self.low, self.high = low, high
-        self._generator = torch.Generator().manual_seed(seed)
+        self.low, self.high, self.seed = low, high, seed
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of shape ``(n, K)`` with the values of random inputs' logits and the ranks of ``inputs``' own."""
-        if not inputs.is_floating_point():
-            raise TypeError(f"HAMPOutput draws random float inputs; {inputs.dtype} inputs have none.")
-        noise = torch.rand(inputs.shape, generator=self._generator).mul_(self.high - self.low).add_(self.low)
-        logits = extract_logits(self.model(inputs))
-        values = extract_logits(self.model(noise.to(inputs))).sort(-1).values
-        ranks = logits.argsort(stable=True, dim=-1)
-        return torch.empty_like(logits).scatter_(-1, ranks, values.to(logits.dtype))
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise TypeError(
+                f"HAMPOutput draws random float inputs, and has none for {kind}; it takes one float tensor."
+            )
+        noise = example_noise(inputs, self.seed) * (self.high - self.low) + self.low
+        with evaluating(self.model):
+            logits = extract_logits(self.model(inputs))
+            values = extract_logits(self.model(noise.to(inputs.dtype)))
+        values = values.to(logits.dtype).sort(-1, descending=True).values
+        # Stable: among equal logits the first class is the predicted one, as argmax has it.
+        order = logits.argsort(dim=-1, descending=True, stable=True)
+        # Where the two largest values are equal, argmax would go by the classes' numbers.
+        first, second = values[..., :1], values[..., 1:2]
+        values = torch.cat([torch.where(first == second, _next_above(first), first), values[..., 1:]], dim=-1)
+        return torch.empty_like(logits).scatter_(-1, order, values)
+
+
+def example_noise(inputs: Tensor, seed: int) -> Tensor:
+    """Uniform noise in [0, 1), float32 of the inputs' shape; each example's is a function of its content and the seed.
+
+    The bits of an example's values are hashed to a 64-bit key, and its numbers are SplitMix64 of key and position
+    (Steele, Lea & Flood 2014). All of it is integer arithmetic modulo 2^64, so it is the same on every device, and in
+    every batch and order.
+
+    >>> x = torch.rand(4, 3)
+    >>> bool((example_noise(x, 0)[2:] == example_noise(x[2:], 0)).all())
+    True
+    """
+    flat = inputs.detach().reshape(len(inputs), math.prod(inputs.shape[1:])).float() + 0.0  # -0.0 is 0.0
+    place = torch.arange(flat.shape[1], device=flat.device) * _GOLDEN
+    key = _mix(flat.contiguous().view(torch.int32) ^ _mix(place)).sum(-1, keepdim=True)
+    key = _mix(key ^ _mix(torch.tensor(_signed(seed), device=flat.device)))
+    return ((_mix(key + place) >> 40) & 0xFFFFFF).float().div(1 << 24).view(inputs.shape)
+
+
+def _next_above(x: Tensor) -> Tensor:
+    """The next larger number of the dtype (torch.nextafter does not know float16 on every device)."""
+    bits = (x + 0.0).contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+    return torch.where(x < 0, bits - 1, bits + 1).view(x.dtype)
+
+
+def _signed(number: int) -> int:
+    """``number`` modulo 2^64, as int64 holds it."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser, on int64 as if it were unsigned."""
+    x = (x ^ ((x >> 30) & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
+    return x ^ ((x >> 31) & (1 << 33) - 1)
 
 
 def _entropy(true: float, classes: int) -> float:

@@ -42,11 +42,23 @@ class PrivacySpent:
 
 
 class Ledger:
-    """What outlives a fit: the steps that were accounted for, the noise multiplier, and the state of the randomness."""
+    """What outlives a fit: the steps that were accounted for, the noise multiplier, and the state of the randomness.
 
-    def __init__(self, mechanism: str, earlier: Ledger | None = None) -> None:
+    Args:
+        mechanism: of the accountant.
+        from_scratch: whether the weights had seen no private data before the first step.
+        earlier: what the same weights have spent before.
+
+    Raises:
+        MisconfigurationException: ``from_scratch``, of weights whose earlier steps began from others.
+    """
+
+    def __init__(self, mechanism: str, *, from_scratch: bool = False, earlier: Ledger | None = None) -> None:
         from opacus.accountants import create_accountant
 
+        self.from_scratch = from_scratch
+        if earlier is not None:
+            self._check_origin(earlier.steps, earlier.from_scratch)
         self.accountant: IAccountant = create_accountant(mechanism)
         self.noise_multiplier: float | None = None
         self.sampling_seed: int | None = None
@@ -54,6 +66,13 @@ class Ledger:
         self.layout: dict[str, int] | None = None
         if earlier is not None:
             self.accountant.history = list(earlier.accountant.history)
+
+    def _check_origin(self, steps: int, from_scratch: bool) -> None:
+        if self.from_scratch and steps and not from_scratch:
+            raise MisconfigurationException(
+                f"from_scratch=True says that the start weights have seen no private data, but the first {steps} steps "
+                "of DP-SGD were taken without it. Leave it out: ε covers the fine-tuning phase alone."
+            )
 
     @property
     def steps(self) -> int:
@@ -104,10 +123,13 @@ class Ledger:
             "sampling_seed": self.sampling_seed,
             "noise_state": self.noise_state,
             "layout": self.layout,
+            "from_scratch": self.from_scratch,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.accountant.load_state_dict(state["accountant"])
+        history = [tuple(entry) for entry in state["accountant"]["history"]]
+        self._check_origin(sum(count for _, _, count in history), state.get("from_scratch", self.from_scratch))
+        self.accountant.history = history  # steps are steps, whichever accountant counted them
         self.noise_multiplier = state["noise_multiplier"]
         self.sampling_seed = state["sampling_seed"]
         self.noise_state = state["noise_state"]

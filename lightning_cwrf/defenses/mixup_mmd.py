@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_cwrf.checks import check_number
 from lightning_cwrf.classification import TARGET_KEYS, check_targets, classification_step
 from lightning_cwrf.data import Batches
 from lightning_cwrf.defenses.base import DefenseMixin
@@ -30,8 +30,9 @@ def mmd2(a: Tensor, b: Tensor, *, bandwidth: float = 1.0) -> Tensor:
     >>> mmd2(torch.zeros(2, 1), torch.ones(3, 1))  # 2 - 2 exp(-1/2)
     tensor(0.7869)
     """
-    if not 0 < bandwidth < math.inf:
-        raise ValueError(f"bandwidth must be positive and finite, not {bandwidth}.")
+    check_number("bandwidth", bandwidth, low=0, low_open=True)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
+        raise ValueError(f"mmd2 needs two samples (n, d) and (m, d), not {tuple(a.shape)} and {tuple(b.shape)}.")
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         squared = (x[:, None] - y[None]).square().sum(-1)
@@ -43,11 +44,17 @@ def mmd2(a: Tensor, b: Tensor, *, bandwidth: float = 1.0) -> Tensor:
 def mixup_loss(logits: Tensor, targets: Tensor, others: Tensor, weight: float) -> Tensor:
     """``w · ℓ(targets) + (1 − w) · ℓ(others)``: the loss of inputs mixed as ``w · x + (1 − w) · x_others``.
 
+    Args:
+        logits: of the mixed inputs, shape ``(n, K)``.
+        targets: class indices ``(n,)`` of the first inputs.
+        others: class indices ``(n,)`` of the others.
+        weight: w in [0, 1].
+
     >>> mixup_loss(torch.tensor([[0.0, 100.0]]), torch.tensor([0]), torch.tensor([1]), 0.25)
     tensor(25.)
     """
-    check_targets(logits, targets)
-    check_targets(logits, others)
+    check_number("weight", weight, low=0, high=1)
+    targets, others = check_targets(logits, targets), check_targets(logits, others)
     return weight * F.cross_entropy(logits, targets) + (1 - weight) * F.cross_entropy(logits, others)
 
 
@@ -76,12 +83,10 @@ def mix_batch(batch: Any, order: Tensor, weight: float) -> Any:
 
 
 def check_mixup_mmd(mixup_alpha: float, lam: float, bandwidth: float) -> None:
-    """Raise a ValueError unless the settings are in range."""
-    for name, value in (("mixup_alpha", mixup_alpha), ("bandwidth", bandwidth)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, not {value}.")
-    if not 0 <= lam < math.inf:
-        raise ValueError(f"lam must be finite and not negative, not {lam}.")
+    """Raise unless the settings are in range."""
+    check_number("mixup_alpha", mixup_alpha, low=0, low_open=True)
+    check_number("bandwidth", bandwidth, low=0, low_open=True)
+    check_number("lam", lam, low=0)
 
 
 class MixupMMDMixin(DefenseMixin):
@@ -89,7 +94,8 @@ class MixupMMDMixin(DefenseMixin):
 
     The weight of the mixture is drawn from Beta(a, a) for each batch. The discrepancy is that of the softmax outputs on
     the batch, unmixed, and on non-members of the same classes, one for each member, which are taken as constants. Li et
-    al. alternate an epoch of each; here every step has both.
+    al. alternate an epoch of each; here every step has both. The two passes that the discrepancy compares run in eval
+    mode, so BatchNorm's running statistics are those of the mixed member batches alone.
 
     Args:
         nonmembers: a dataset (or a loader of one) the model is not trained on, with every class of the members in it.
@@ -107,8 +113,7 @@ class MixupMMDMixin(DefenseMixin):
         bandwidth: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(nonmembers=nonmembers, mixup_alpha=mixup_alpha, lam=lam, bandwidth=bandwidth)
+        super().__init__(*args, nonmembers=nonmembers, mixup_alpha=mixup_alpha, lam=lam, bandwidth=bandwidth, **kwargs)
 
     def configure_defense(
         self,

@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
+from lightning_cwrf.checks import check_number
 from lightning_cwrf.classification import classification_step
 from lightning_cwrf.data import Batches
 from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.nonmembers import NonmemberBatches
+from lightning_cwrf.masks import WeightMask
 from lightning_cwrf.scores import trainable_parameters
 
 
-def past_weights(gap_gradients: Mapping[str, Tensor], *, alpha: float) -> dict[str, Tensor]:
+def past_weights(
+    gap_gradients: Mapping[str, Tensor], *, alpha: float, frozen: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """γ_i^α for every weight, with ``γ_i = |M(i)| · |∇_i G| / Σ_{j∈M(i)} |∇_j G|`` and M(i) the weight's own module.
 
-    γ is 1 on average in each module. A module whose gradients are all zero tells no weight from another: γ is 1 there.
+    M(i) holds the live weights alone, so γ is 1 on average over them in each module; a frozen weight cannot be tuned
+    and has the weight 0. A module whose gradients are all zero tells no weight from another: γ is 1 there.
 
     Args:
         gap_gradients: ∇G by parameter name; the module is what comes before the last dot.
         alpha: α ≥ 0; 0 makes every weight 1, so that the penalty is plain ℓ1.
+        frozen: bool masks by parameter name, True where a weight is frozen; a parameter without one is live.
 
     >>> past_weights({"a.weight": torch.tensor([3.0, -1.0])}, alpha=1.0)
     {'a.weight': tensor([1.5000, 0.5000])}
+    >>> gap = {"a.weight": torch.tensor([3.0, -1.0, 8.0])}
+    >>> past_weights(gap, alpha=1.0, frozen={"a.weight": torch.tensor([False, False, True])})
+    {'a.weight': tensor([1.5000, 0.5000, 0.0000])}
     """
+    check_number("alpha", alpha, low=0)
+    held = frozen or {}
     modules: dict[str, list[str]] = {}
     for name in gap_gradients:
         modules.setdefault(name.rpartition(".")[0], []).append(name)
     weights = {}
     for names in modules.values():
-        count = sum(gap_gradients[name].numel() for name in names)
-        mean = torch.stack([gap_gradients[name].abs().sum() for name in names]).sum() / count
-        for name in names:
-            gamma = gap_gradients[name].abs() / mean
-            weights[name] = torch.where(mean > 0, gamma, 1.0).pow_(alpha)
+        sizes = {
+            n: gap_gradients[n].abs().masked_fill(held[n], 0) if n in held else gap_gradients[n].abs() for n in names
+        }
+        live = sum(sizes[n].numel() - (held[n].count_nonzero() if n in held else 0) for n in names)
+        # A module of frozen weights alone has the mean 0/0, which is not above 0 either.
+        mean = torch.stack([size.sum() for size in sizes.values()]).sum() / live
+        for name, size in sizes.items():
+            weights[name] = torch.where(mean > 0, size / mean, 1.0).pow_(alpha)
+            if name in held:
+                weights[name].masked_fill_(held[name], 0)
     return {name: weights[name] for name in gap_gradients}
 
 
@@ -53,10 +70,9 @@ def past_penalty(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 
 
 def check_past(lam: float, alpha: float) -> None:
-    """Raise a ValueError unless λ and α are finite and not negative."""
-    for name, value in (("lam", lam), ("alpha", alpha)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be finite and not negative, not {value}.")
+    """Raise unless λ and α are finite and not negative."""
+    check_number("lam", lam, low=0)
+    check_number("alpha", alpha, low=0)
 
 
 class PASTMixin(DefenseMixin):
@@ -66,17 +82,23 @@ class PASTMixin(DefenseMixin):
     batches. γ is detached. A step costs the two forwards and backwards that G needs, and no third: the gradient of the
     members' loss, which γ needs, is used again for the update.
 
+    The paper leaves two things open. Weights that CWRF froze count neither in M(i) nor in the penalty: they cannot be
+    tuned, and would take their share of γ from those that can. The non-member batch runs in the member batch's mode
+    (its own batch statistics under BatchNorm, so that G compares like with like), but does not move the running
+    statistics of torch's norm layers: these describe the members alone, and are updated once a step.
+
     Args:
         nonmembers: a loader or a dataset the model is not trained on.
         lam: λ. Published: 1e-3 (CIFAR-10), 1e-4 (CIFAR-100), 1e-5 (others).
         alpha: α. Published: 2.5 alone, 1.5 on top of another defense.
     """
 
+    _frozen: Mapping[str, Tensor] | None = None
+
     def __init__(
         self, *args: Any, nonmembers: Batches | None = None, lam: float = 1e-3, alpha: float = 2.5, **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(nonmembers=nonmembers, lam=lam, alpha=alpha)
+        super().__init__(*args, nonmembers=nonmembers, lam=lam, alpha=alpha, **kwargs)
 
     def configure_defense(self, *, nonmembers: Batches | None = None, lam: float = 1e-3, alpha: float = 2.5) -> None:
         """Check and take the settings."""
@@ -95,14 +117,46 @@ class PASTMixin(DefenseMixin):
         logits, targets = classification_step(self, batch)
         member_loss = F.cross_entropy(logits, targets)
         member_gradients = torch.autograd.grad(member_loss, weights, materialize_grads=True)
-        other_loss = F.cross_entropy(*self._nonmembers.step(self, batch))
+        with running_statistics_kept(self):
+            other_loss = F.cross_entropy(*self._nonmembers.step(self, batch))
         other_gradients = torch.autograd.grad(other_loss, weights, materialize_grads=True)
         # The sign of the gap falls out of |∇G|.
         gap = {n: a - b for n, a, b in zip(parameters, member_gradients, other_gradients, strict=True)}
-        penalty = past_penalty(
-            parameters, past_weights(gap, alpha=self.defense_settings["alpha"]), lam=self.defense_settings["lam"]
-        )
+        gamma = past_weights(gap, alpha=self.defense_settings["alpha"], frozen=self._frozen)
+        penalty = past_penalty(parameters, gamma, lam=self.defense_settings["lam"])
         # Linear in θ around its present value, with the members' gradient as slope: the same value and the same
         # gradient as the loss, without a second backward through the network.
         slope = torch.stack([((p - p.detach()) * g).sum() for p, g in zip(weights, member_gradients, strict=True)])
         return member_loss.detach() + slope.sum() + penalty, len(targets)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._frozen = None  # of an earlier fit: GradientMaskCallback tells again
+
+    def on_weights_frozen(self, mask: WeightMask) -> None:
+        """Leave the frozen weights out of M(i) and of the penalty."""
+        self._frozen = {name: frozen.to(self.get_parameter(name).device) for name, frozen in mask.masks.items()}
+
+
+@contextmanager
+def running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Norm layers in training mode normalise by the batch as ever, and do not move their running statistics.
+
+    >>> layer = nn.BatchNorm1d(2)
+    >>> with running_statistics_kept(layer):
+    ...     out = layer(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    >>> out.mean(0), layer.running_mean, layer.num_batches_tracked
+    (tensor([0., 0.], grad_fn=<MeanBackward1>), tensor([0., 0.]), tensor(0))
+    """
+    # A layer in eval mode (a frozen backbone) normalises by its running statistics, and must go on doing so.
+    norms = [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.training]
+    tracking = [(layer, layer.momentum) for layer in norms if layer.track_running_stats]
+    try:
+        for layer, _ in tracking:
+            layer.track_running_stats = False
+            layer.momentum = 0.0  # InstanceNorm moves its statistics all the same
+        yield
+    finally:
+        for layer, momentum in tracking:
+            layer.track_running_stats = True
+            layer.momentum = momentum

@@ -7,8 +7,10 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -64,6 +66,7 @@ class PrivateStep:
         self.ghost: bool = settings["ghost"]
         self.distributed = trainer.world_size > 1
         self.arrived = 0
+        self.apart = False  # whether a batch has shown that its examples do not depend on one another
         if ledger.sampling_seed is None:
             ledger.sampling_seed = int(trainer.strategy.broadcast(int(torch.randint(2**62, ()))))
         self.batches.seed = ledger.sampling_seed
@@ -232,3 +235,29 @@ def fix_layers(module: nn.Module) -> None:
             f"fix=True replaced {'; '.join(replaced)}. Running statistics are gone. A checkpoint fits the class "
             "with the same layers (attach with fix=True before loading), and so must vanilla weights (a factory does)."
         )
+
+
+class EndPrivateTraining(Callback):
+    """Takes everything back when a fit ends, however it ends."""
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._restore(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore(trainer, pl_module)
+
+    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        end = getattr(pl_module, "_end_private_training", None)
+        if end is not None:
+            end()
+            trainer.accumulate_grad_batches = pl_module.__dict__.pop(
+                "_asked_accumulation", trainer.accumulate_grad_batches
+            )
+
+
+def is_empty(batch: Any) -> bool:
+    """Whether nobody was drawn: no tensor of the batch has an example (one of them may have none for other reasons)."""
+    sizes: list[int] = []
+    apply_to_collection(batch, Tensor, lambda tensor: sizes.append(len(tensor)) if tensor.ndim else None)
+    return bool(sizes) and not any(sizes)

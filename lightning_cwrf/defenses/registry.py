@@ -60,11 +60,15 @@ def create_defense(name: str, **settings: Any) -> Defense:
 
     Raises:
         ValueError: an unknown name (the known ones are listed), or a setting out of range.
-        TypeError: an unknown setting.
+        TypeError: an unknown setting, or a class in the place of a name.
 
     >>> create_defense("relaxloss", alpha=1.0).settings
     {'alpha': 1.0}
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"create_defense takes the name of a defense, such as 'relaxloss', not {name!r}; of a class call attach."
+        )
     if name not in _DEFENSES:
         raise ValueError(f"there is no defense {name!r}; known are {', '.join(available_defenses())}.")
     mixin = _DEFENSES[name]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_targets
 from lightning_cwrf.defenses.base import DefenseMixin
 
@@ -24,7 +25,7 @@ def relaxloss_loss(logits: Tensor, targets: Tensor, *, alpha: float, epoch: int,
         targets: class indices ``(n,)``.
         alpha: α ≥ 0, the loss level. Published: 1.0 (CIFAR-10, ResNet20), 0.4 (CIFAR-10, VGG11), 3.0 and 0.5
             (CIFAR-100), 0.8 (Purchase), 2.5 (Texas).
-        epoch: its parity chooses the branch.
+        epoch: the number of the epoch, from 0; its parity chooses the branch.
         upper: in (0, 1]; published: 1 (images), 0.3 (Purchase), 0.1 (Texas).
 
     Returns:
@@ -35,7 +36,8 @@ def relaxloss_loss(logits: Tensor, targets: Tensor, *, alpha: float, epoch: int,
     tensor(0.8731)
     """
     check_relaxloss(alpha, upper)
-    check_targets(logits, targets)
+    check_integer("epoch", epoch, low=0)
+    targets = check_targets(logits, targets)
     losses = F.cross_entropy(logits, targets, reduction="none")
     mean = losses.mean()
     if epoch % 2 == 0:
@@ -49,11 +51,9 @@ def relaxloss_loss(logits: Tensor, targets: Tensor, *, alpha: float, epoch: int,
 
 
 def check_relaxloss(alpha: float, upper: float) -> None:
-    """Raise a ValueError unless ``alpha`` ≥ 0 and 0 < ``upper`` ≤ 1."""
-    if not alpha >= 0:
-        raise ValueError(f"alpha must not be negative, not {alpha}: it is the level of the training loss.")
-    if not 0 < upper <= 1:
-        raise ValueError(f"upper must lie in (0, 1], not {upper}.")
+    """Raise unless ``alpha`` ≥ 0 and 0 < ``upper`` ≤ 1."""
+    check_number("alpha", alpha, low=0, hint="It is the level of the training loss.")
+    check_number("upper", upper, low=0, high=1, low_open=True)
 
 
 class RelaxLossMixin(DefenseMixin):
@@ -72,8 +72,7 @@ class RelaxLossMixin(DefenseMixin):
     """
 
     def __init__(self, *args: Any, alpha: float = 1.0, upper: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.configure_defense(alpha=alpha, upper=upper)
+        super().__init__(*args, alpha=alpha, upper=upper, **kwargs)
 
     def configure_defense(self, *, alpha: float = 1.0, upper: float = 1.0) -> None:
         """Check and take the settings."""

@@ -139,12 +139,20 @@ def entropy(p):
     return -sum(x * math.log(x) for x in p if x > 0)
 
 
+def hamp_t(k, gamma):
+    """The true class's share, where the soft label's entropy crosses the asked one (the authors step down by 0.01)."""
+    from scipy.optimize import brentq
+
+    def excess(t):
+        return entropy([t] + [(1 - t) / (k - 1)] * (k - 1)) - gamma * math.log(k)
+
+    return brentq(excess, 1 / k, 1.0, xtol=1e-14) if 0 < gamma < 1 else (1 / k if gamma else 1.0)
+
+
 def hamp(logits, targets, gamma, alpha):
-    """The soft label by stepping t down in tiny steps, as the authors do with 0.01."""
+    """KL to the soft label over N·K entries, minus α times the mean entropy."""
     k = logits.shape[1]
-    t = 1.0
-    while entropy([t] + [(1 - t) / (k - 1)] * (k - 1)) < gamma * math.log(k) - 1e-12 and t > 1 / k:
-        t -= 1e-5
+    t = hamp_t(k, gamma)
     total = 0.0
     for z, y in zip(logits, targets, strict=True):
         log_p = torch.log_softmax(z, 0)
@@ -166,6 +174,29 @@ def ccl(logits, targets, alpha, beta, kind):
     return total
 
 
+def label_smoothing(logits, targets, smoothing):
+    """The true class has 1 − s + s/K, every other one s/K."""
+    k, total = logits.shape[1], 0.0
+    for z, y in zip(logits, targets, strict=True):
+        log_p = torch.log_softmax(z, 0)
+        for c in range(k):
+            share = (1 - smoothing if c == int(y) else 0.0) + smoothing / k
+            total = total - share * log_p[c] / len(targets)
+    return total
+
+
+def weight_penalty(weights, l1, l2):
+    return sum(l1 * w.abs() + l2 * w * w for p in weights for w in p.flatten())
+
+
+def mixup(logits, targets, others, weight):
+    total = 0.0
+    for z, y, other in zip(logits, targets, others, strict=True):
+        log_p = torch.log_softmax(z, 0)
+        total = total - (weight * log_p[y] + (1 - weight) * log_p[other]) / len(targets)
+    return total
+
+
 def confidence_penalty(logits, targets, beta):
     total = 0.0
     for z, y in zip(logits, targets, strict=True):
@@ -174,29 +205,28 @@ def confidence_penalty(logits, targets, beta):
     return total
 
 
-def past_gradient(model, member, other, lam, alpha):
-    """The gradient of mean ℓ + λ Σ γ^α |θ| by .backward(), with γ from a loop over modules and weights."""
+def past(model, member, other, lam, alpha, frozen=None):
+    """mean ℓ + λ Σ γ^α |θ| as a loss to call .backward() on, with γ from a loop over modules and single weights.
 
-    def gradients(loss):
-        model.zero_grad()
-        loss.backward()
-        return {n: p.grad.clone() for n, p in model.named_parameters()}
+    Frozen weights are left out of a module's size, of its sum and of the penalty.
+    """
 
     def loss(batch):
-        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+        return sum(-torch.log_softmax(z, 0)[y] for z, y in zip(model(batch[0]), batch[1], strict=True)) / len(batch[1])
 
-    gap = gradients(abs(loss(member) - loss(other)))
-    plain = gradients(loss(member))
-    model.zero_grad()
-    result = {}
+    names = [n for n, _ in model.named_parameters()]
+    gap = torch.autograd.grad(abs(loss(member) - loss(other)), list(model.parameters()))
+    gap = {n: g.flatten().tolist() for n, g in zip(names, gap, strict=True)}
+    held = {n: frozen[n].flatten().tolist() if frozen else [False] * len(gap[n]) for n in names}
+    total = loss(member)
     for name, module in model.named_modules():
         own = {f"{name}.{n}" if name else n: p for n, p in module.named_parameters(recurse=False)}
-        size = sum(p.numel() for p in own.values())
-        total = sum(float(g) for n in own for g in gap[n].abs().flatten())
+        live = [abs(g) for n in own for g, h in zip(gap[n], held[n], strict=True) if not h]
         for n, p in own.items():
-            gamma = size * gap[n].abs() / total
-            result[n] = plain[n] + lam * gamma**alpha * p.detach().sign()
-    return result
+            for g, h, w in zip(gap[n], held[n], p.flatten(), strict=True):
+                if not h:
+                    total = total + lam * (len(live) * abs(g) / sum(live)) ** alpha * w.abs()
+    return total
 
 
 def adversarial(logits, targets, odds, lam):
