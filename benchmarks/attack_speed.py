@@ -1,6 +1,7 @@
 """Every vectorised attack on 50,000 examples and 256 shadow models: time, and peak memory beyond the signals.
 
-The attacks that train a network are timed on fewer; ``neural`` takes 30 epochs over all outputs of shadow models.
+The attacks that train a network are timed on fewer. LiRA is measured from logits too, of many classes and gathered from
+a pool: the logits themselves are the floor of its memory.
 
 The floor is one pass over the shadow models' signals that reads each once (their mean per example).
 
@@ -16,9 +17,12 @@ from common import Row, best_of, extra_memory, in_fresh_process, overhead, run, 
 from torch import Tensor
 
 from lightning_cwrf.attacks import (
+    Evidence,
+    PerModel,
     attack_r,
     bavaria,
     calibrated,
+    create_attack,
     lira,
     neural_attack,
     quantile_regression,
@@ -54,7 +58,7 @@ def calls() -> tuple[Tensor, dict[str, Callable[[], Tensor]]]:
 
 def learned() -> dict[str, Callable[[], Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    few, k = 2_000, 8
+    few, k = 5_000, 64
     logits = torch.randn(1 + k, few, CLASSES, generator=generator)
     labels = torch.randint(CLASSES, (few,), generator=generator)
     images = torch.randn(EXAMPLES + POPULATION, 64, generator=generator)
@@ -71,6 +75,27 @@ def memory(name: str) -> int:
     return extra_memory({**calls()[1], **learned()}[name])
 
 
+def by_logits() -> tuple[Tensor, Callable[[], Tensor]]:
+    """LiRA on 20,000 examples of a pool, 64 models and 100 classes, as an audit runs it."""
+    n, k, classes = 20_000, 64, 100
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.empty(k, n, classes)
+    for each in logits:  # no temporaries that the measure would find still free
+        each.normal_(generator=generator)
+    evidence = Evidence(
+        torch.randn(n, classes, generator=generator),
+        torch.randint(classes, (n,), generator=generator),
+        shadow_logits=PerModel(logits, torch.randperm(n, generator=generator)),
+        membership=balanced_membership(k, n, seed=0),
+    )
+    attack = create_attack("lira")
+    return logits, lambda: attack(evidence)
+
+
+def memory_by_logits() -> int:
+    return extra_memory(by_logits()[1])
+
+
 def benchmark() -> list[Row]:
     shadows, attacks = calls()
     *times, floor = best_of(3, *attacks.values(), lambda: shadows.mean(0))
@@ -80,6 +105,12 @@ def benchmark() -> list[Row]:
         peak = in_fresh_process(memory, name)
         rows.append(overhead(what, time, "one pass over the shadow signals", floor))
         rows.append(overhead(f"{what}: peak memory", peak, "the shadow signals", shadows.nbytes, show=size))
+    logits, call = by_logits()
+    what = "lira from logits: 20,000 × 64 × 100 classes"
+    rows.append(Row(what, seconds(best_of(1, call)[0])))
+    peak = in_fresh_process(memory_by_logits)
+    rows.append(overhead(f"{what}: peak memory", peak, "the logits", logits.nbytes, 0.2, show=size))
+    del logits, call
     for name, call in learned().items():
         (time,) = best_of(1, call)
         rows.append(Row(name, seconds(time)))

@@ -160,8 +160,8 @@ def test_too_few_shadow_models_says_how_many_are_needed():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gamma": 0.5}, "gamma must be at least 1"),
-        ({"offline_a": 1.5}, "offline_a must lie in"),
+        ({"gamma": 0.5}, "gamma must be a number of at least 1, not 0.5"),
+        ({"offline_a": 1.5}, r"offline_a must be a number in \[0, 1\], not 1.5"),
         ({"target": torch.full((9,), 1.2)}, "target must hold probabilities"),
         ({"population_target": torch.rand(0), "population_shadows": torch.rand(6, 0)}, "m >= 1"),
         ({"population_shadows": torch.rand(5, 4)}, "population_shadows must have shape"),

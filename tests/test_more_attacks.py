@@ -80,11 +80,37 @@ def test_bavaria_beats_lira_at_few_models_of_unequal_spread():
     assert min(auc["t"], auc["normal"]) > max(auc["pooled"], auc["own"]) + 0.01, auc
 
 
-@given(seeds)
-def test_lira_of_the_reference_code_against_loops(seed):
-    target, shadows, membership = shadowed(seed)
-    ours = lira(target, shadows, membership, variance="reference_code")
-    close(ours, formulas.lira_reference_code(target.tolist(), shadows.tolist(), membership.tolist()))
+@given(seeds, st.booleans(), st.sampled_from([1, 3]), st.booleans())
+def test_lira_of_the_reference_code_against_that_code(seed, online, queries, balanced):
+    torch.manual_seed(seed)
+    target, shadows = torch.randn(queries, 9).double(), torch.randn(queries, 7 + balanced, 9).double()
+    membership = balanced_membership(8, 9, seed)
+    if not balanced:  # some examples have more models of a side than others
+        membership = membership[:7]
+    expected = formulas.lira_reference_code(target.tolist(), shadows.tolist(), membership.tolist(), online)
+    close(lira(target, shadows, membership, online=online, variance="reference_code"), expected)
+    if queries == 1:
+        close(lira(target[0], shadows[0], membership, online=online, variance="reference_code"), expected)
+
+
+def test_offline_the_reference_code_is_two_sided():
+    """An example that the model is unusually unsure of scores as high as one it is unusually sure of."""
+    shadows, membership = torch.tensor([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]]), torch.zeros(2, 3, dtype=torch.bool)
+    target = torch.tensor([-2.0, 1.0, 4.0])  # around the median, 1, of deviation 1
+    scores = lira(target, shadows, membership, online=False, variance="reference_code")
+    at_median = math.log(2 * math.pi) / 2
+    assert scores.tolist() == pytest.approx([at_median + 4.5, at_median, at_median + 4.5])
+    assert lira(target, shadows, membership, online=False).diff().min() > 0
+
+
+def test_the_reference_code_takes_medians_and_one_spread_for_both_sides():
+    shadows = torch.tensor([[0.0, 9.0], [2.0, 0.0], [10.0, 0.0], [0.0, 1.0], [1.0, 3.0], [5.0, 8.0]])
+    membership = torch.tensor([[True, False]] * 3 + [[False, True]] * 3)
+    # IN: 0, 2, 10 and 1, 3, 8: medians 2 and 3, mean 4, squares 16 + 4 + 36 + 9 + 1 + 16. OUT: medians 1 and 0.
+    variance = 82 / 6
+    expected = [((4 - 1) ** 2 - (4 - 2) ** 2) / 2 / variance, ((1 - 0) ** 2 - (1 - 3) ** 2) / 2 / variance]
+    scores = lira(torch.tensor([4.0, 1.0]), shadows, membership, variance="reference_code")
+    assert scores.tolist() == pytest.approx(expected)
 
 
 def test_lira_over_several_queries_is_the_mean_of_their_log_ratios():
@@ -312,7 +338,7 @@ def test_the_registry():
     ("call", "message"),
     [
         (lambda: bavaria(*shadowed(), predictive="cauchy"), "predictive must be"),
-        (lambda: bavaria(*shadowed(), prior_models=0), "prior_models must be positive"),
+        (lambda: bavaria(*shadowed(), prior_models=0), "prior_models must be a number above 0, not 0"),
         (lambda: bavaria(*shadowed(k=2)), "train at least 4 shadow models"),
         (lambda: attack_p(torch.rand(3), torch.rand(0)), "m >= 1"),
         (lambda: quantile_regression(torch.rand(3), torch.rand(3, 2), torch.rand(5), torch.rand(5, 2)), "10 examples"),

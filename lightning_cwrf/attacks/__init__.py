@@ -4,15 +4,16 @@ A higher score means more likely a member. No attack is given the membership tha
 of the shadow models alone. :func:`create_attack` gives them by name, over one :class:`Evidence`.
 """
 
+from lightning_cwrf.attacks import named  # noqa: F401 - makes the package's attacks known by name
 from lightning_cwrf.attacks.augmentation import augmentation_attack
 from lightning_cwrf.attacks.bavaria import bavaria
+from lightning_cwrf.attacks.evidence import Evidence, PerModel
 from lightning_cwrf.attacks.learned import neural_attack, quantile_regression
 from lightning_cwrf.attacks.lira import lira
 from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
 from lightning_cwrf.attacks.reference import attack_p, attack_r
 from lightning_cwrf.attacks.registry import (
     Attack,
-    Evidence,
     available_attacks,
     create_attack,
     create_attacks,
@@ -26,6 +27,7 @@ from lightning_cwrf.attacks.threshold import loss_threshold
 __all__ = [
     "Attack",
     "Evidence",
+    "PerModel",
     "attack_p",
     "attack_r",
     "augmentation_attack",

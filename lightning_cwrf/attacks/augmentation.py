@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lightning_cwrf.attacks.signals import check_membership
+
 
 def augmentation_attack(
     correct: Tensor, shadow_correct: Tensor | None = None, membership: Tensor | None = None
@@ -33,6 +35,8 @@ def augmentation_attack(
     """
     if correct.dtype != torch.bool or correct.ndim != 2 or len(correct) == 0:
         raise ValueError(f"correct must be bool of shape (q, n), not {correct.dtype} of shape {tuple(correct.shape)}.")
+    if shadow_correct is not None and shadow_correct.dtype != torch.bool:
+        raise ValueError(f"shadow_correct must be bool, as correct is, not {shadow_correct.dtype}.")
     views = len(correct)
     right = correct.sum(0)
     if shadow_correct is None:
@@ -41,6 +45,7 @@ def augmentation_attack(
         raise ValueError(
             f"shadow_correct must have shape ({views}, k, {len(right)}), and membership (k, {len(right)})."
         )
+    check_membership(membership, tuple(membership.shape))
     counted = shadow_correct.sum(0)
     inside, outside = (
         torch.bincount(counted[chosen], minlength=views + 1).double() + 0.5 for chosen in (membership, ~membership)

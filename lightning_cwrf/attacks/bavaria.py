@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_cwrf.attacks.lira import VARIANCE_FLOOR, mean_and_squares, pooled_variance
 from lightning_cwrf.attacks.signals import check_coverage, check_shadows
+from lightning_cwrf.checks import check_choice, check_flag, check_number
 
 
 def bavaria(
@@ -53,11 +54,8 @@ def bavaria(
     >>> (bavaria(torch.tensor([3.1, 0.0]), shadows, membership) > 0).tolist()
     [True, False]
     """
+    check_bavaria(online=online, predictive=predictive, prior_models=prior_models)
     target, shadows, membership = check_shadows(target, shadows, membership)
-    if predictive not in ("t", "normal"):
-        raise ValueError(f"predictive must be 't' or 'normal', not {predictive!r}.")
-    if not 0 < prior_models < math.inf:
-        raise ValueError(f"prior_models must be positive and finite, not {prior_models}.")
     check_coverage(membership, least_in=int(online), least_out=1)
     outside = _posterior(shadows, ~membership, prior_models)
     if not online:
@@ -66,6 +64,13 @@ def bavaria(
         return offline
     inside = _posterior(shadows, membership, prior_models)
     return _log_density(target, inside, predictive) - _log_density(target, outside, predictive)
+
+
+def check_bavaria(*, online: bool = True, predictive: Literal["t", "normal"] = "t", prior_models: float = 2.0) -> None:
+    """Raise where a setting of :func:`bavaria` is wrong."""
+    check_flag("online", online)
+    check_choice("predictive", predictive, ("t", "normal"))
+    check_number("prior_models", prior_models, low=0, low_open=True)
 
 
 class _Predictive(NamedTuple):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_cwrf.attacks.signals import check_coverage, check_shadows
+from lightning_cwrf.attacks.signals import check_coverage, check_finite, check_membership, check_shadows
+from lightning_cwrf.checks import check_choice, check_flag
 
 Variance = Literal["auto", "pooled", "per_example", "reference_code"]
 
@@ -19,6 +20,12 @@ VARIANCE_FLOOR = 1e-12
 """Added to every variance, in squared units of φ, so that shadow models that all agree do not divide by zero."""
 
 _BLOCK = 4096
+
+
+def check_lira(*, online: bool = True, variance: Variance = "auto") -> None:
+    """Raise where a setting of :func:`lira` is wrong."""
+    check_flag("online", online)
+    check_choice("variance", variance, get_args(Variance))
 
 
 def lira(
@@ -36,32 +43,36 @@ def lira(
         membership: bool ``(k, n)``, True where that shadow model was trained with that example.
         online: use the IN models; else the OUT models alone.
         variance: ``"per_example"``; ``"pooled"``, one within-example variance for IN and one for OUT; ``"auto"``, the
-            first when every example has at least 32 IN and 32 OUT models, else the second; ``"reference_code"``, that
-            of the authors' code when it fixes the variance: one for both sides, of all IN signals (offline: of all OUT
-            signals) around their common mean, so the spread between examples is in it.
+            first when every example has at least 32 IN and 32 OUT models, else the second; ``"reference_code"``: all of
+            what the authors' code does with ``fix_variance=True``, see :func:`_reference_code`.
 
     Returns:
         float64 scores of shape ``(n,)``.
 
     Raises:
-        ValueError: wrong shapes; NaN or infinite signals (which examples); too few IN or OUT models.
+        TypeError: a setting, or a signal, of the wrong type.
+        ValueError: wrong shapes or settings; NaN or infinite signals (which examples); too few IN or OUT models.
 
     >>> shadows = torch.tensor([[3.0, 0.0], [3.2, 0.1], [1.0, 2.0], [1.2, 2.1]])
     >>> membership = torch.tensor([[True, False], [True, False], [False, True], [False, True]])
     >>> (lira(torch.tensor([3.1, 0.0]), shadows, membership) > 0).tolist()
     [True, False]
     """
+    check_lira(online=online, variance=variance)
+    target, shadows = check_finite("target", target), check_finite("shadows", shadows)
     if target.ndim == 2:
         if shadows.ndim != 3 or len(shadows) != len(target) or len(target) == 0:
             raise ValueError(
                 f"target must have shape (n,); or, with q queries, target (q, n) and shadows (q, k, n). They have "
                 f"{tuple(target.shape)} and {tuple(shadows.shape)}."
             )
+        if variance == "reference_code":
+            return _reference_code(target, shadows, membership, online)
         pairs = zip(target, shadows, strict=True)
         return torch.stack([lira(t, s, membership, online=online, variance=variance) for t, s in pairs]).mean(0)
     target, shadows, membership = check_shadows(target, shadows, membership)
-    if variance not in ("auto", "pooled", "per_example", "reference_code"):
-        raise ValueError(f"variance must be 'auto', 'pooled', 'per_example' or 'reference_code', not {variance!r}.")
+    if variance == "reference_code":
+        return _reference_code(target[None], shadows[None], membership, online)
     inside = membership.sum(0)
     outside = len(membership) - inside
     if variance == "auto":
@@ -74,8 +85,6 @@ def lira(
         offline: Tensor = torch.special.log_ndtr((target - mean_out) / var_out.sqrt())
         return offline
     mean_in, var_in = _moments(shadows, membership, inside, variance)
-    if variance == "reference_code":
-        var_out = var_in
     return _log_normal(target, mean_in, var_in) - _log_normal(target, mean_out, var_out)
 
 
@@ -109,9 +118,49 @@ def _moments(signals: Tensor, chosen: Tensor, count: Tensor, variance: Variance)
     mean, squares = mean_and_squares(signals, chosen, count)
     if variance == "per_example":
         return mean, squares / (count - 1) + VARIANCE_FLOOR
-    if variance == "reference_code":
-        return mean, signals[chosen].var(correction=0) + VARIANCE_FLOOR
     return mean, pooled_variance(squares, count)
+
+
+def _reference_code(target: Tensor, shadows: Tensor, membership: Tensor, online: bool) -> Tensor:
+    """LiRA as the authors' code computes it, up to the sign: ``privacy/research/mi_lira_2021/plot.py``.
+
+    Theirs are ``generate_ours`` and ``generate_ours_offline`` with ``fix_variance=True``. Each example has the median
+    of its signals for a mean. There is one standard deviation for all examples, queries and both sides: that of all IN
+    signals (offline: of all OUT signals) around their common mean, so the spread between examples is in it. Of each
+    example they take as many models as every example has, the first ones. Offline they score by ``−log N(φ)`` under
+    OUT, which is two-sided: an example that the model is unusually unsure of counts as a member too.
+
+    Args:
+        target: ``(q, n)``.
+        shadows: ``(q, k, n)``.
+        membership: bool ``(k, n)``.
+        online: with the IN models.
+    """
+    check_membership(membership, tuple(shadows.shape[1:]))
+    membership = membership.to(shadows.device)
+    check_coverage(membership, least_in=int(online), least_out=1)
+    outside = _first_models(shadows, ~membership)
+    fixed = (_first_models(shadows, membership) if online else outside).std(correction=0)
+    variance = (fixed + 1e-30).square()
+    log_out = _log_normal(target, _median(outside), variance)
+    if not online:
+        return -log_out.mean(0)
+    log_in = _log_normal(target, _median(_first_models(shadows, membership)), variance)
+    return (log_in - log_out).mean(0)
+
+
+def _first_models(shadows: Tensor, chosen: Tensor) -> Tensor:
+    """Signals ``(q, c, n)`` of the first c chosen models of each example; c is what every example has."""
+    least = int(chosen.sum(0).min())
+    rows = (~chosen).to(torch.uint8).sort(dim=0, stable=True).indices[:least]
+    return shadows.gather(1, rows.expand(len(shadows), -1, -1))
+
+
+def _median(signals: Tensor) -> Tensor:
+    """Over models, ``(q, n)``; of an even number the mean of the middle two, as NumPy has it."""
+    ordered = signals.sort(1).values
+    count = ordered.shape[1]
+    return (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
 
 
 def _log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

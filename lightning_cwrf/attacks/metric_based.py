@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lightning_cwrf.attacks.signals import check_finite, check_shadows
+from lightning_cwrf.attacks.signals import check_logits, check_shadows, example_losses, per_example
+from lightning_cwrf.checks import check_flag
 from lightning_cwrf.metrics.functional.roc import membership_roc
 
 
@@ -20,7 +20,8 @@ def correctness(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         float64 scores ``(..., n)``.
     """
-    return (check_finite("logits", logits).argmax(-1) == targets).double()
+    check_logits("logits", logits, targets)
+    return per_example(lambda z, y: (z.argmax(-1) == y.squeeze(-1)).double(), logits, targets)
 
 
 def confidence(logits: Tensor, targets: Tensor) -> Tensor:
@@ -31,8 +32,8 @@ def confidence(logits: Tensor, targets: Tensor) -> Tensor:
     >>> confidence(torch.zeros(1, 2), torch.tensor([0]))
     tensor([-0.6931], dtype=torch.float64)
     """
-    log_p = _log_probabilities(logits)
-    return log_p.gather(-1, targets.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    check_logits("logits", logits, targets)
+    return example_losses(logits, targets).neg_()
 
 
 def entropy(logits: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -41,8 +42,10 @@ def entropy(logits: Tensor, targets: Tensor | None = None) -> Tensor:
     >>> entropy(torch.zeros(1, 2))
     tensor([-0.6931], dtype=torch.float64)
     """
-    log_p = _log_probabilities(logits)
-    return (log_p.exp() * log_p).sum(-1)
+    if targets is None:
+        targets = torch.zeros(logits.shape[-2], dtype=torch.int64)
+    check_logits("logits", logits, targets)
+    return per_example(lambda z, y: (z.softmax(-1) * z.log_softmax(-1)).sum(-1), logits, targets)
 
 
 def modified_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -51,12 +54,16 @@ def modified_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     >>> modified_entropy(torch.zeros(1, 2), torch.tensor([0]))
     tensor([-0.6931], dtype=torch.float64)
     """
-    log_p = _log_probabilities(logits)
+    check_logits("logits", logits, targets)
+    return per_example(_modified_entropy, logits, targets)
+
+
+def _modified_entropy(logits: Tensor, index: Tensor) -> Tensor:
+    log_p = logits.log_softmax(-1)
     # log(1 - p_c). Only the largest p can be so near 1 that the difference is lost: there, the sum of the others.
     top = log_p.argmax(-1, keepdim=True)
     rest = log_p.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
     others = torch.log1p(-log_p.exp().scatter(-1, top, 0.0)).scatter(-1, top, rest)
-    index = targets.expand(log_p.shape[:-1]).unsqueeze(-1)
     own, own_others = log_p.gather(-1, index).squeeze(-1), others.gather(-1, index).squeeze(-1)
     every = -(log_p.exp() * others).sum(-1)
     value = -own_others.exp() * own + every + own.exp() * own_others
@@ -86,7 +93,10 @@ def calibrated(
     >>> calibrated(torch.tensor([2.0, 8.0]), torch.tensor([0, 1]), shadows, membership)
     tensor([ 0.5000, -0.5000], dtype=torch.float64)
     """
+    check_flag("per_class", per_class)
     signal, shadow_signals, membership = check_shadows(signal, shadow_signals, membership)
+    if targets.shape != signal.shape:
+        raise ValueError(f"targets must have shape {tuple(signal.shape)}, not {tuple(targets.shape)}.")
     thresholds = torch.full_like(signal, torch.nan)
     for c in set(targets.tolist()) if per_class else ():
         chosen = targets == c
@@ -108,7 +118,3 @@ def _best_threshold(signals: Tensor, inside: Tensor) -> float:
         return float(thresholds[1]) + 1.0
     below = thresholds[best + 1] if best + 1 < len(thresholds) else thresholds[best] - 1.0
     return float((thresholds[best] + below) / 2)
-
-
-def _log_probabilities(logits: Tensor) -> Tensor:
-    return F.log_softmax(check_finite("logits", logits), dim=-1)

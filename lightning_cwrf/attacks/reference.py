@@ -25,6 +25,8 @@ def attack_p(losses: Tensor, population_losses: Tensor) -> Tensor:
     tensor([0.9818, 0.4667], dtype=torch.float64)
     """
     losses, population = check_finite("losses", losses), check_finite("population_losses", population_losses)
+    if losses.ndim != 1:
+        raise ValueError(f"losses must have shape (n,), not {tuple(losses.shape)}.")
     if population.ndim != 1 or len(population) == 0:
         raise ValueError(f"population_losses must have shape (m,) with m >= 1, not {tuple(population.shape)}.")
     above = len(population) - torch.searchsorted(population.sort().values, losses)

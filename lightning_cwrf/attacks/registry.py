@@ -3,64 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lightning_cwrf.attacks.augmentation import augmentation_attack
-from lightning_cwrf.attacks.bavaria import bavaria
-from lightning_cwrf.attacks.learned import neural_attack, quantile_regression
-from lightning_cwrf.attacks.lira import lira
-from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
-from lightning_cwrf.attacks.reference import attack_p, attack_r
-from lightning_cwrf.attacks.rmia import rmia
-from lightning_cwrf.attacks.signals import check_finite, example_losses, logit_signal, true_class_probability
-from lightning_cwrf.attacks.threshold import loss_threshold
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What an attacker sees: outputs of the audited model, of shadow models, and on a population. No membership of it.
-
-    Attributes:
-        logits: of the audited model on the n examples, ``(n, K)``.
-        targets: class indices ``(n,)``.
-        shadow_logits: of the k shadow models, ``(k, n, K)``.
-        membership: of the shadow models, bool ``(k, n)``.
-        population_logits: of the audited model on m examples that no model was trained on, ``(m, K)``.
-        population_targets: ``(m,)``.
-        shadow_population_logits: ``(k, m, K)``.
-        inputs: flat features of the examples, ``(n, d)``.
-        population_inputs: ``(m, d)``.
-        view_logits: of the audited model on q augmented views of the examples, ``(q, n, K)``.
-        shadow_view_logits: of the shadow models on the same views, ``(k, q, n, K)``.
-    """
-
-    logits: Tensor
-    targets: Tensor
-    shadow_logits: Tensor | None = None
-    membership: Tensor | None = None
-    population_logits: Tensor | None = None
-    population_targets: Tensor | None = None
-    shadow_population_logits: Tensor | None = None
-    inputs: Tensor | None = None
-    population_inputs: Tensor | None = None
-    view_logits: Tensor | None = None
-    shadow_view_logits: Tensor | None = None
-
+from lightning_cwrf.attacks.evidence import Evidence
 
 Function: TypeAlias = Callable[..., Tensor]
 _NEEDS = {
-    "shadows": ("shadow_logits", "shadow models: pass shadows= (lightning_cwrf.train_shadows)"),
-    "population": ("population_logits", "a population: data that no model was trained on"),
-    "shadow_population": ("shadow_population_logits", "a population: pass population= to train_shadows"),
-    "inputs": ("inputs", "the examples' inputs"),
-    "views": ("view_logits", "the model's outputs on augmented views"),
-    "shadow_views": ("shadow_view_logits", "shadow models' outputs on views: pass views= to train_shadows"),
+    "shadows": (("shadow_logits", "membership"), "shadow models: pass shadows= (lightning_cwrf.train_shadows)"),
+    "population": (("population_logits", "population_targets"), "a population: data that no model was trained on"),
+    "shadow_population": (("shadow_population_logits",), "a population: pass population= to train_shadows"),
+    "inputs": (("inputs",), "the examples' inputs"),
+    "population_inputs": (("population_inputs",), "a population's inputs"),
+    "views": (("view_logits",), "the model's outputs on augmented views"),
+    "shadow_views": (("shadow_view_logits",), "shadow models' outputs on views: pass views= to train_shadows"),
 }
 
 
@@ -76,23 +36,32 @@ class Attack:
     def check(self, evidence: Evidence) -> None:
         """Raise a ValueError that names what the attack needs and the evidence lacks."""
         for need in self.needs:
-            attribute, what = _NEEDS[need]
-            if getattr(evidence, attribute) is None:
+            fields, what = _NEEDS[need]
+            if not evidence.has(*fields):
                 raise ValueError(f"the {self.name} attack needs {what}.")
 
     def __call__(self, evidence: Evidence) -> Tensor:
-        """Scores ``(n,)``, higher = more likely a member.
+        """float64 scores ``(n,)``, higher = more likely a member.
 
         Raises:
-            ValueError: the evidence lacks what the attack needs, or does not fit together.
+            TypeError: the attack gave no tensor of numbers.
+            ValueError: the evidence lacks what the attack needs, or does not fit together; scores that are NaN, or not
+                one per example.
         """
         self.check(evidence)
         scores = self.function(evidence, **self.settings)
+        if not isinstance(scores, Tensor) or scores.is_complex():
+            kind = scores.dtype if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+            raise TypeError(f"the {self.name} attack gave {kind}; it must give a tensor of one number per example.")
         if scores.shape != evidence.targets.shape:
             raise ValueError(
                 f"the {self.name} attack gave scores of shape {tuple(scores.shape)}; one per example is "
                 f"{tuple(evidence.targets.shape)}."
             )
+        scores = scores.detach().to(torch.float64)
+        lost = scores.isnan().nonzero().flatten().tolist()
+        if lost:
+            raise ValueError(f"the {self.name} attack gave NaN for {len(lost)} examples (first {lost[:10]}).")
         return scores
 
 
@@ -100,22 +69,27 @@ class _Registered(NamedTuple):
     function: Function
     needs: tuple[str, ...]
     settings: tuple[str, ...]
+    check: Callable[..., None] | None
 
 
 _ATTACKS: dict[str, _Registered] = {}
 
 
-def register_attack(name: str, *needs: str, settings_of: Function | None = None) -> Callable[[Function], Function]:
+def register_attack(
+    name: str, *needs: str, settings_of: Function | None = None, check: Callable[..., None] | None = None
+) -> Callable[[Function], Function]:
     """A decorator that makes ``function(evidence, **settings) -> scores`` known by a name.
 
     Args:
         name: of the attack.
-        needs: of ``"shadows"``, ``"population"``, ``"shadow_population"``, ``"inputs"``, ``"views"``,
-            ``"shadow_views"``; evidence without them is an error before the function is called.
+        needs: of ``"shadows"``, ``"population"``, ``"shadow_population"``, ``"inputs"``, ``"population_inputs"``,
+            ``"views"``, ``"shadow_views"``; evidence without them is an error before the function is called.
         settings_of: a function whose keyword-only arguments are the settings; None: the registered function's own
             arguments after the evidence.
+        check: a function of the settings that raises where one is wrong; :func:`create_attack` calls it.
 
     Raises:
+        TypeError: a name that is no text.
         ValueError: another attack has the name; an unknown need.
 
     >>> @register_attack("margin")
@@ -126,6 +100,8 @@ def register_attack(name: str, *needs: str, settings_of: Function | None = None)
     'margin'
     >>> _ = _ATTACKS.pop("margin")
     """
+    if not isinstance(name, str):
+        raise TypeError(f'an attack\'s name must be text, not {name!r}; write @register_attack("my_attack").')
     unknown = sorted(set(needs) - set(_NEEDS))
     if unknown:
         raise ValueError(f"unknown needs {', '.join(unknown)}; known are {', '.join(_NEEDS)}.")
@@ -133,7 +109,7 @@ def register_attack(name: str, *needs: str, settings_of: Function | None = None)
     def register(function: Function) -> Function:
         parameters = list(inspect.signature(settings_of or function).parameters.values())
         own = [p for p in parameters if p.kind is p.KEYWORD_ONLY] if settings_of else parameters[1:]
-        known = _Registered(function, needs, tuple(p.name for p in own))
+        known = _Registered(function, needs, tuple(p.name for p in own), check)
         if _ATTACKS.setdefault(name, known).function is not function:
             raise ValueError(f"there is an attack {name!r} already.")
         return function
@@ -145,30 +121,42 @@ def create_attack(name: str, **settings: Any) -> Attack:
     """The attack of that name with these settings.
 
     Raises:
-        ValueError: an unknown name; the known ones are listed.
-        TypeError: an unknown setting; the known ones are listed.
+        ValueError: an unknown name; the known ones are listed. A setting out of range.
+        TypeError: an unknown setting; the known ones are listed. A setting of the wrong type.
 
     >>> create_attack("lira", online=False).settings
     {'online': False}
     """
     if name not in _ATTACKS:
         raise ValueError(f"there is no attack {name!r}; known are {', '.join(available_attacks())}.")
-    function, needs, known = _ATTACKS[name]
+    function, needs, known, check = _ATTACKS[name]
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise TypeError(f"the {name} attack has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
+    if check is not None:
+        check(**settings)
     return Attack(name, function, needs, settings)
 
 
-def create_attacks(attacks: Sequence[str | Attack]) -> list[Attack]:
+def create_attacks(attacks: Collection[str | Attack]) -> list[Attack]:
     """Attacks of which some are given by name.
 
     Raises:
-        TypeError: one name in the place of a list.
+        TypeError: one attack in the place of a list; what is neither a name nor an attack.
         ValueError: an unknown name, the same attack twice, or none.
     """
-    if isinstance(attacks, str):
-        raise TypeError(f"attacks must be a list of names, such as [{attacks!r}].")
+    given: Any = attacks
+    if isinstance(given, str):
+        raise TypeError(f"attacks must be a list of names, such as [{given!r}].")
+    if not isinstance(given, Collection):
+        example = f"create_attack({given.name!r})" if isinstance(given, Attack) else "'loss', 'lira'"
+        raise TypeError(f"attacks must be a list, such as [{example}], not {_said(given)}.")
+    for attack in given:
+        if not isinstance(attack, (str, Attack)):
+            raise TypeError(
+                f"attacks must be names or what create_attack gives, not {_said(attack)}; known names are "
+                f"{', '.join(available_attacks())}. Make a function of your own known by register_attack."
+            )
     chosen = [create_attack(attack) if isinstance(attack, str) else attack for attack in attacks]
     names = [attack.name for attack in chosen]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -182,105 +170,6 @@ def available_attacks() -> list[str]:
     return sorted(_ATTACKS)
 
 
-@register_attack("loss")
-def _loss(evidence: Evidence) -> Tensor:
-    return loss_threshold(example_losses(evidence.logits, evidence.targets))
-
-
-def _register_signal_attacks(name: str, function: Function) -> None:
-    @register_attack(name, "shadows", settings_of=function)
-    def attack(evidence: Evidence, **settings: Any) -> Tensor:
-        targets = evidence.targets
-        own, shadows = logit_signal(evidence.logits, targets), logit_signal(_given(evidence.shadow_logits), targets)
-        return function(own, shadows, evidence.membership, **settings)
-
-
-_register_signal_attacks("lira", lira)
-_register_signal_attacks("bavaria", bavaria)
-
-
-@register_attack("rmia", "shadows", "shadow_population", "population", settings_of=rmia)
-def _rmia(evidence: Evidence, **settings: Any) -> Tensor:
-    targets, others = evidence.targets, _given(evidence.population_targets)
-    return rmia(
-        true_class_probability(evidence.logits, targets),
-        true_class_probability(_given(evidence.shadow_logits), targets),
-        _given(evidence.membership),
-        true_class_probability(_given(evidence.population_logits), others),
-        true_class_probability(_given(evidence.shadow_population_logits), others),
-        **settings,
-    )
-
-
-@register_attack("attack_p", "population")
-def _attack_p(evidence: Evidence) -> Tensor:
-    population = example_losses(_given(evidence.population_logits), _given(evidence.population_targets))
-    return attack_p(example_losses(evidence.logits, evidence.targets), population)
-
-
-@register_attack("attack_r", "shadows")
-def _attack_r(evidence: Evidence) -> Tensor:
-    shadows = example_losses(_given(evidence.shadow_logits), evidence.targets)
-    return attack_r(example_losses(evidence.logits, evidence.targets), shadows, _given(evidence.membership))
-
-
-def _register_metric(name: str, signal: Function) -> None:
-    @register_attack(name)
-    def attack(evidence: Evidence, per_class: bool = True) -> Tensor:
-        own = signal(evidence.logits, evidence.targets)
-        if evidence.shadow_logits is None:
-            return own
-        shadows = signal(evidence.shadow_logits, evidence.targets)
-        return calibrated(own, evidence.targets, shadows, _given(evidence.membership), per_class=per_class)
-
-
-for _name, _signal in {
-    "correctness": correctness,
-    "confidence": confidence,
-    "entropy": entropy,
-    "modified_entropy": modified_entropy,
-}.items():
-    _register_metric(_name, _signal)
-
-
-@register_attack("neural", "shadows", settings_of=neural_attack)
-def _neural(evidence: Evidence, **settings: Any) -> Tensor:
-    shadows, membership = _given(evidence.shadow_logits), _given(evidence.membership)
-    return neural_attack(evidence.logits, evidence.targets, shadows, membership, **settings)
-
-
-@register_attack("quantile_regression", "population", "inputs", settings_of=quantile_regression)
-def _quantile_regression(evidence: Evidence, **settings: Any) -> Tensor:
-    sides = (
-        (evidence.logits, evidence.targets, _given(evidence.inputs)),
-        (_given(evidence.population_logits), _given(evidence.population_targets), _given(evidence.population_inputs)),
-    )
-    # Beside its input, an example's label is known.
-    own, known = (
-        (logit_signal(logits, labels), torch.cat([x, F.one_hot(labels, logits.shape[-1]).to(x.dtype)], 1))
-        for logits, labels, x in sides
-    )
-    return quantile_regression(*own, *known, **settings)
-
-
-@register_attack("augmentation", "views")
-def _augmentation(evidence: Evidence) -> Tensor:
-    logits, targets = _given(evidence.view_logits), evidence.targets
-    check_finite("view_logits", logits.sum(-1))
-    own = logits.argmax(-1) == targets
-    if evidence.shadow_view_logits is None:
-        return augmentation_attack(own)
-    shadows = evidence.shadow_view_logits.argmax(-1).transpose(0, 1) == targets
-    return augmentation_attack(own, shadows, evidence.membership)
-
-
-@register_attack("lira_views", "shadows", "views", "shadow_views", settings_of=lira)
-def _lira_views(evidence: Evidence, **settings: Any) -> Tensor:
-    own = logit_signal(_given(evidence.view_logits), evidence.targets)
-    shadows = logit_signal(_given(evidence.shadow_view_logits).transpose(0, 1), evidence.targets)
-    return lira(own, shadows, _given(evidence.membership), **settings)
-
-
-def _given(value: Tensor | None) -> Tensor:
-    assert value is not None  # Attack.__call__ has checked what the attack needs
-    return value
+def _said(value: object) -> str:
+    name = getattr(value, "__name__", None)
+    return f"the {type(value).__name__} {name}" if name else f"a {type(value).__name__}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_cwrf.attacks.registry import Evidence
+from lightning_cwrf.attacks.evidence import Evidence, PerModel
 
 FEWEST_PAIRS = 4
 """Complementary pairs of shadow models below which drawing among them tells nothing of others."""
@@ -115,7 +115,7 @@ def _draw_models(pairs: int, generator: torch.Generator) -> Tensor:
 
 
 def _with_models(evidence: Evidence, rows: Tensor) -> Evidence:
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for name, value in _of_shadows(evidence).items():
         if len(value) != len(rows):
             raise ValueError(f"the evidence's {name} must have the {len(rows)} shadow models along its first axis.")
@@ -123,11 +123,11 @@ def _with_models(evidence: Evidence, rows: Tensor) -> Evidence:
     return replace(evidence, **chosen)
 
 
-def _of_shadows(evidence: Evidence) -> dict[str, Tensor]:
+def _of_shadows(evidence: Evidence) -> dict[str, Tensor | PerModel]:
     """The fields that shadow models gave."""
-    named = {f.name: getattr(evidence, f.name) for f in fields(evidence)}
+    # Not by getattr: a PerModel is drawn from without a copy of its outputs.
     return {
         name: value
-        for name, value in named.items()
+        for name, value in vars(evidence).items()
         if value is not None and (name == "membership" or name.startswith("shadow_"))
     }

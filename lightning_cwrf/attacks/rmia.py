@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_cwrf.attacks.signals import check_coverage, check_finite, check_shadows
+from lightning_cwrf.checks import check_flag, check_integer, check_number
 from lightning_cwrf.metrics.functional.roc import membership_auroc
 
 
@@ -56,6 +57,7 @@ def rmia(
     >>> rmia(torch.tensor([0.9, 0.1]), shadows, membership, *population, gamma=1.0, break_ties=False)
     tensor([1., 0.], dtype=torch.float64)
     """
+    check_rmia(online=online, gamma=gamma, offline_a=offline_a, break_ties=break_ties)
     target, shadows, membership = check_shadows(target, shadows, membership)
     population_target = check_finite("population_target", population_target)
     population_shadows = check_finite("population_shadows", population_shadows)
@@ -66,10 +68,6 @@ def rmia(
             f"population_shadows must have shape {(len(shadows), len(population_target))}, "
             f"not {tuple(population_shadows.shape)}."
         )
-    if not gamma >= 1.0:
-        raise ValueError(f"gamma must be at least 1, not {gamma}.")
-    if offline_a is not None and not 0.0 <= offline_a <= 1.0:
-        raise ValueError(f"offline_a must lie in [0, 1], not {offline_a}.")
     for name, values in (("target", target), ("shadows", shadows)):
         _check_probabilities(name, values)
         _check_probabilities(f"population_{name}", population_target if name == "target" else population_shadows)
@@ -91,6 +89,17 @@ def rmia(
     return (below + ratio_x / (1 + ratio_x)) / (len(bounds) + 1)
 
 
+def check_rmia(
+    *, online: bool = True, gamma: float = 2.0, offline_a: float | None = 0.3, break_ties: bool = True
+) -> None:
+    """Raise where a setting of :func:`rmia` is wrong."""
+    check_flag("online", online)
+    check_number("gamma", gamma, low=1)
+    if offline_a is not None:
+        check_number("offline_a", offline_a, low=0, high=1, hint="None tunes it on the shadow models.")
+    check_flag("break_ties", break_ties)
+
+
 def tune_offline_a(
     shadows: Tensor, membership: Tensor, population_shadows: Tensor, *, gamma: float = 2.0, models: int = 4
 ) -> float:
@@ -107,8 +116,10 @@ def tune_offline_a(
         models: how many shadow models play the audited one.
 
     Raises:
-        ValueError: too few shadow models to take one away.
+        TypeError: a setting of the wrong type.
+        ValueError: a setting out of range; too few shadow models to take one away.
     """
+    check_integer("models", models, low=1)
     best, best_auc = 0.0, -1.0
     for a in torch.linspace(0, 1, 11, dtype=torch.float64).tolist():
         aucs = []

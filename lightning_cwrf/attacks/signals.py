@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+_BLOCK = 1 << 17
+"""Logits that become signals at a time: their float64 copies take a few MB, whatever the number of models."""
 
 
 def logit_signal(logits: Tensor, targets: Tensor) -> Tensor:
@@ -17,57 +22,122 @@ def logit_signal(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         float64 of shape ``(..., n)``; finite for finite logits (Carlini et al. 2022, §IV-C).
 
+    Raises:
+        TypeError: logits that are no floats, targets that are no integers.
+        ValueError: shapes that do not fit; targets that are no class.
+
     >>> logit_signal(torch.tensor([[0.0, 0.0], [1000.0, 0.0]]), torch.tensor([0, 0]))
     tensor([   0., 1000.], dtype=torch.float64)
     """
-    logits, index = _float64(logits), _index(logits, targets)
-    others = logits.scatter(-1, index, -torch.inf)
-    return logits.gather(-1, index).squeeze(-1) - others.logsumexp(-1)
+
+    def signal(z: Tensor, y: Tensor) -> Tensor:
+        return z.gather(-1, y).squeeze(-1) - z.scatter(-1, y, -torch.inf).logsumexp(-1)
+
+    return per_example(signal, logits, targets)
 
 
 def true_class_probability(logits: Tensor, targets: Tensor) -> Tensor:
-    """RMIA's signal p_y, the softmax probability of the true class; shapes as in :func:`logit_signal`.
+    """RMIA's signal p_y, the softmax probability of the true class; shapes and errors as in :func:`logit_signal`.
 
     >>> true_class_probability(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     tensor([0.5000], dtype=torch.float64)
     """
-    return torch.exp(-example_losses(logits, targets))
+    return example_losses(logits, targets).neg_().exp_()
 
 
 def example_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy ℓ of each example; shapes as in :func:`logit_signal`.
+    """Cross-entropy ℓ of each example; shapes and errors as in :func:`logit_signal`.
 
     >>> example_losses(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     tensor([0.6931], dtype=torch.float64)
     """
-    return -F.log_softmax(_float64(logits), dim=-1).gather(-1, _index(logits, targets)).squeeze(-1)
+    return per_example(lambda z, y: -z.log_softmax(-1).gather(-1, y).squeeze(-1), logits, targets)
+
+
+def per_example(signal: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor) -> Tensor:
+    """``signal`` of every example, in blocks of examples, so that memory does not grow with the number of classes.
+
+    Args:
+        signal: of logits ``(b, K)`` in float64 and targets ``(b, 1)``; gives ``(b,)``.
+        logits: ``(..., n, K)``.
+        targets: ``(n,)``.
+
+    Returns:
+        float64 ``(..., n)``.
+    """
+    targets = check_targets(logits, targets).unsqueeze(-1)
+    logits = logits.detach()
+    found = torch.empty(logits.shape[:-1], dtype=torch.float64, device=logits.device)
+    rows = max(1, _BLOCK // logits.shape[-1])
+    for place in product(*map(range, logits.shape[:-2])):
+        blocks = zip(*(torch.split(part, rows) for part in (found[place], logits[place], targets)), strict=True)
+        for into, z, y in blocks:
+            into.copy_(signal(z.to(torch.float64), y))
+    return found
+
+
+def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return ``targets`` in int64 on the device of ``logits``.
+
+    Raises:
+        TypeError: logits that are no floats, targets that are no integers.
+        ValueError: shapes other than ``(..., n, K)`` and ``(n,)`` with K ≥ 2; a target that is no class (which
+            examples).
+    """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(f"logits must be a tensor of floats, not {_kind(logits)}.")
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise TypeError(f"targets must be a tensor of class indices (integers), not {_kind(targets)}.")
+    if logits.ndim < 2 or logits.shape[-1] < 2:
+        raise ValueError(f"logits must have shape (..., n, K) with K >= 2 classes, not {tuple(logits.shape)}.")
+    if targets.shape != logits.shape[-2:-1]:
+        raise ValueError(
+            f"targets must have shape {tuple(logits.shape[-2:-1])}, one per example of logits of shape "
+            f"{tuple(logits.shape)}, not {tuple(targets.shape)}."
+        )
+    classes = logits.shape[-1]
+    wrong = ((targets < 0) | (targets >= classes)).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"targets must be classes from 0 to {classes - 1}; {_listed(wrong)} have others (the first is "
+            f"{int(targets[wrong[0]])})."
+        )
+    return targets.to(logits.device, torch.int64)
 
 
 def check_finite(name: str, values: Tensor) -> Tensor:
     """Return ``values`` in float64, or raise a ValueError that names the examples whose value is NaN or infinite."""
-    values = _float64(values)
+    if not isinstance(values, Tensor) or values.dtype == torch.bool or values.is_complex():
+        raise TypeError(f"{name} must be a tensor of numbers, not {_kind(values)}.")
+    values = values.detach().to(torch.float64)
     bad = ~torch.isfinite(values)
     if bad.any():
         examples = torch.unique(bad.nonzero()[:, -1]).tolist()
-        more = ", …" if len(examples) > 10 else ""
-        raise ValueError(
-            f"{name} has NaN or infinite values at examples {examples[:10]}{more} ({len(examples)} in all)."
-        )
+        raise ValueError(f"{name} has NaN or infinite values at {_listed(examples)}.")
     return values
+
+
+def check_logits(name: str, logits: Tensor, targets: Tensor) -> None:
+    """Raise a ValueError that names the examples of which a logit is NaN or infinite."""
+    check_finite(name, per_example(lambda z, y: z.sum(-1), logits, targets))
+
+
+def check_membership(membership: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless ``membership`` is bool and of that shape."""
+    if not isinstance(membership, Tensor) or membership.shape != shape or membership.dtype != torch.bool:
+        of = f" of shape {tuple(membership.shape)}" if isinstance(membership, Tensor) else ""
+        raise ValueError(f"membership must be bool of shape {tuple(shape)}, not {_kind(membership)}{of}.")
 
 
 def check_shadows(target: Tensor, shadows: Tensor, membership: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Check the signals of one attack: shapes ``(n,)``, ``(k, n)``, ``(k, n)`` bool; return them in float64."""
+    target, shadows = check_finite("target", target), check_finite("shadows", shadows)
     if target.ndim != 1:
         raise ValueError(f"target must have shape (n,), not {tuple(target.shape)}.")
     if shadows.ndim != 2 or shadows.shape[1] != len(target):
         raise ValueError(f"shadows must have shape (k, {len(target)}), not {tuple(shadows.shape)}.")
-    if membership.shape != shadows.shape or membership.dtype != torch.bool:
-        raise ValueError(
-            f"membership must be bool of shape {tuple(shadows.shape)}, not {membership.dtype} of shape "
-            f"{tuple(membership.shape)}."
-        )
-    return check_finite("target", target), check_finite("shadows", shadows), membership.to(shadows.device)
+    check_membership(membership, tuple(shadows.shape))
+    return target, shadows, membership.to(shadows.device)
 
 
 def check_coverage(membership: Tensor, *, least_in: int, least_out: int) -> None:
@@ -83,9 +153,10 @@ def check_coverage(membership: Tensor, *, least_in: int, least_out: int) -> None
             )
 
 
-def _float64(values: Tensor) -> Tensor:
-    return values.detach().to(torch.float64)
+def _listed(examples: list[int]) -> str:
+    more = ", …" if len(examples) > 10 else ""
+    return f"examples {examples[:10]}{more} ({len(examples)} in all)"
 
 
-def _index(logits: Tensor, targets: Tensor) -> Tensor:
-    return targets.to(logits.device).expand(logits.shape[:-1]).unsqueeze(-1)
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else f"a {type(value).__name__}"

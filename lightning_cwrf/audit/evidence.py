@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cwrf.attacks import Evidence
+from lightning_cwrf.attacks import Evidence, PerModel
 from lightning_cwrf.audit.sides import Sides
 from lightning_cwrf.shadows.train import ShadowSignals
 
@@ -35,12 +35,12 @@ def evidence_of(sides: Sides, shadows: ShadowSignals | None, extra: dict[str, Te
         if others is not None and "population" in sides.kept:
             others = others[:, sides.kept["population"]]
         given |= {
-            "shadow_logits": shadows.logits[:, columns],
+            "shadow_logits": PerModel(shadows.logits, columns),
             "membership": shadows.membership[:, columns],
             "shadow_population_logits": others,
         }
         if shadows.view_logits is not None:
-            given["shadow_view_logits"] = shadows.view_logits[:, :, columns]
+            given["shadow_view_logits"] = PerModel(shadows.view_logits, columns)
     if population is not None:
         given |= {"population_logits": population.logits, "population_targets": population.targets}
     return Evidence(logits, targets, **given)

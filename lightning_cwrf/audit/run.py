@@ -292,10 +292,10 @@ def _run(chosen: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict
     for attack in chosen:
         try:
             scores[attack.name] = attack(evidence)
-        except ValueError as error:
+        except Exception as error:  # an attack of the user's own raises what it likes
             if len(chosen) == 1:
                 raise
-            failures[attack.name] = str(error)
+            failures[attack.name] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     return scores, failures
 
 

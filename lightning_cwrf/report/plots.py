@@ -11,18 +11,29 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_cwrf.audit import AuditResult
+from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics.functional import membership_roc
-from lightning_cwrf.report.table import ATTACK_NAMES
+from lightning_cwrf.report.table import ATTACK_NAMES, check_results, check_tradeoff
 
 
 def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], attack: str = "lira") -> Path:
     """Save the ROC of one attack on several models, with logarithmic axes (Carlini et al. 2022).
 
     The axes begin at half a false positive, below which the sample shows nothing.
+
+    Args:
+        results: audits by the name of the model.
+        path: of the image; without an ending it is a PNG.
+        attack: whose ROC to show.
+
+    Returns:
+        The path of the image.
+
+    Raises:
+        TypeError: no mapping from names to audits.
+        ValueError: no audit, or one without that attack.
     """
-    for name, result in results.items():
-        if attack not in result.scores:
-            raise ValueError(f"{name!r} was not audited with {attack!r}; it has {', '.join(result.scores)}.")
+    check_results(results, attack)
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
     floor = min(0.5 / int((~result.is_member).sum()) for result in results.values())
@@ -41,7 +52,22 @@ def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], atta
 
 
 def plot_losses(results: Mapping[str, AuditResult], path: str | PathLike[str], bins: int = 40) -> Path:
-    """Save histograms of the members' and non-members' losses, one panel per model, on one logarithmic axis."""
+    """Save histograms of the members' and non-members' losses, one panel per model, on one logarithmic axis.
+
+    Args:
+        results: audits by the name of the model.
+        path: of the image; without an ending it is a PNG.
+        bins: of each histogram.
+
+    Returns:
+        The path of the image.
+
+    Raises:
+        TypeError: no mapping from names to audits; bins that are no integer.
+        ValueError: no audit; no bin.
+    """
+    check_results(results)
+    check_integer("bins", bins, low=1)
     figure = Figure(figsize=(4 * len(results), 3.2), layout="constrained")
     panels = figure.subplots(1, len(results), sharex=True, sharey=True, squeeze=False)[0]
     tiny = 1e-6  # a loss of 0 has no place on a logarithmic axis
@@ -65,19 +91,23 @@ def plot_tradeoff(
 
     Args:
         results: audits by the way a model was trained (a marker) and then by its defense (a colour).
-        path: of the PNG.
+        path: of the image; without an ending it is a PNG.
         attack: whose AUC to show.
+
+    Returns:
+        The path of the image.
+
+    Raises:
+        TypeError: no audits by way and defense.
+        ValueError: no audit, or one without that attack.
     """
+    check_tradeoff(results, attack)
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()
     defenses = list(dict.fromkeys(defense for audits in results.values() for defense in audits))
     colours = {defense: f"C{i}" if i < 10 else "black" for i, defense in enumerate(defenses)}
-    for (way, audits), marker in zip(results.items(), cycle("osD^vPX"), strict=False):
+    for audits, marker in zip(results.values(), cycle("osD^vPX"), strict=False):
         for defense, result in audits.items():
-            if attack not in result.estimates:
-                raise ValueError(
-                    f"{defense!r} ({way}) was not audited with {attack!r}; it has {', '.join(result.scores)}."
-                )
             x, y = result.model["test_accuracy"], result.estimates[attack]["auroc"]
             axes.errorbar(
                 x.value,
@@ -101,6 +131,8 @@ def plot_tradeoff(
 
 def _save(figure: Figure, path: str | PathLike[str]) -> Path:
     path = Path(path)
+    if not path.suffix:
+        path = path.with_suffix(".png")  # as matplotlib would, but said
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning_cwrf.audit import FPR, AuditResult, aligned
 
@@ -24,7 +25,15 @@ def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, f
 
     Returns:
         The table, and under it a line for each thing the numbers cannot show.
+
+    Raises:
+        TypeError: no mapping from names to audits.
+        ValueError: no audit; intervals of different confidence; a model without seconds.
     """
+    check_results(results)
+    _check_confidence(results)
+    if seconds is not None and (missing := [name for name in results if name not in seconds]):
+        raise ValueError(f"seconds must have one number for each model; {', '.join(missing)} has none.")
     rows: list[list[str]] = [["", *results]]
     for key, label in _MODEL_ROWS.items():
         rows.append([label, *(str(result.model[key]) for result in results.values())])
@@ -49,7 +58,13 @@ def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
 
     Returns:
         The table, with a defense's rows together, and under it a line for each thing the numbers cannot show.
+
+    Raises:
+        TypeError: no audits by way and defense.
+        ValueError: no audit; intervals of different confidence.
     """
+    check_tradeoff(results)
+    _check_confidence({f"{d} ({way})": r for way, audits in results.items() for d, r in audits.items()})
     every = [result for audits in results.values() for result in audits.values()]
     attacks = list(dict.fromkeys(attack for result in every for attack in result.estimates))
     tpr = f"tpr_at_fpr_{FPR:g}"
@@ -70,9 +85,55 @@ def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
     return _laid_out(rows, every)
 
 
+def check_results(results: Any, attack: str | None = None) -> None:
+    """Raise unless ``results`` are audits by name, one at least, all with that attack (None: whichever they have)."""
+    if not isinstance(results, Mapping):
+        raise TypeError(
+            f"results must be audits by the name of the model, such as {{'before': result}}, not a "
+            f"{type(results).__name__}."
+        )
+    if not results:
+        raise ValueError("there is no audit to show: results is empty.")
+    for name, result in results.items():
+        if isinstance(result, Mapping):
+            raise TypeError(
+                f"{name!r} is a {type(result).__name__} of audits, not an AuditResult: results by way and defense are "
+                "for tradeoff_table and plot_tradeoff."
+            )
+        if not isinstance(result, AuditResult):
+            raise TypeError(f"{name!r} must be an AuditResult, not a {type(result).__name__}.")
+        if attack is not None and attack not in result.estimates:
+            raise ValueError(
+                f"{name!r} was not audited with {attack!r}; it has {', '.join(result.estimates) or 'none'}."
+            )
+
+
+def check_tradeoff(results: Any, attack: str | None = None) -> None:
+    """Raise unless ``results`` are audits by way and defense, one at least, all with that attack."""
+    if not isinstance(results, Mapping) or any(isinstance(audits, AuditResult) for audits in results.values()):
+        kind = "audits by one name" if isinstance(results, Mapping) else f"a {type(results).__name__}"
+        raise TypeError(
+            f"results must be audits by the way a model was trained and then by its defense, such as "
+            f"{{'from scratch': {{'relaxloss': result}}}}, not {kind}."
+        )
+    if not any(results.values()):
+        raise ValueError("there is no audit to show: results is empty.")
+    for audits in results.values():
+        if audits or not isinstance(audits, Mapping):
+            check_results(audits, attack)
+
+
+def _check_confidence(results: Mapping[str, AuditResult]) -> None:
+    levels = {f"{result.confidence:.6g}": name for name, result in results.items()}
+    if len(levels) > 1:
+        raise ValueError(
+            "the audits have intervals of different confidence, which are not to be compared: "
+            f"{', '.join(f'{level} ({name})' for level, name in levels.items())}. Audit them at one confidence."
+        )
+
+
 def _laid_out(rows: list[list[str]], results: Sequence[AuditResult]) -> str:
     rule = ["─" * max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = aligned([rows[0], rule, *rows[1:]])
-    confidence = {f"{result.confidence:.0%}" for result in results}
     notes = dict.fromkeys(note for result in results for note in result.notes(_SHOWN))
-    return "\n".join([*lines, "", f"In brackets: {'/'.join(sorted(confidence))} confidence interval.", *notes])
+    return "\n".join([*lines, "", f"In brackets: {100 * results[0].confidence:.4g}% confidence interval.", *notes])

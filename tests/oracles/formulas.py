@@ -317,15 +317,91 @@ def bavaria(target, shadows, membership, online, predictive, prior_models):
     return [float(predict(i, True).logpdf(target[i]) - predict(i, False).logpdf(target[i])) for i in range(n)]
 
 
-def lira_reference_code(target, shadows, membership):
-    """LiRA with one variance for both sides, that of all IN signals around their common mean."""
-    n, k = len(target), len(shadows)
-    inside = [shadows[j][i] for j in range(k) for i in range(n) if membership[j][i]]
-    variance = mean([(v - mean(inside)) ** 2 for v in inside])
+def lira_reference_code(target, shadows, membership, online):
+    """LiRA of Carlini et al.'s ``privacy/research/mi_lira_2021/plot.py`` (generate_ours, generate_ours_offline).
+
+    Statement by statement, with fix_variance=True and lower = member turned around. Lists ``(q, n)``, ``(q, k, n)``,
+    ``(k, n)``; their ``scores`` has the shape (k, n, q).
+    """
+    import numpy as np
+    from scipy import stats
+
+    scores, keep = np.array(shadows).transpose(1, 2, 0), np.array(membership)
+    sc = np.array(target).T
+    dat_in, dat_out = [], []
+    for j in range(scores.shape[1]):
+        dat_in.append(scores[keep[:, j], j, :])
+        dat_out.append(scores[~keep[:, j], j, :])
+    in_size, out_size = min(map(len, dat_in)), min(map(len, dat_out))
+    dat_in = np.array([x[:in_size] for x in dat_in])
+    dat_out = np.array([x[:out_size] for x in dat_out])
+    mean_out = np.median(dat_out, 1)
+    if not online:
+        std_out = np.std(dat_out)
+        score = stats.norm.logpdf(sc, mean_out, std_out + 1e-30)
+        return (-score.mean(1)).tolist()
+    mean_in = np.median(dat_in, 1)
+    std_in = std_out = np.std(dat_in)
+    pr_in = -stats.norm.logpdf(sc, mean_in, std_in + 1e-30)
+    pr_out = -stats.norm.logpdf(sc, mean_out, std_out + 1e-30)
+    score = pr_in - pr_out
+    return (-score.mean(1)).tolist()
+
+
+def augmentation(correct, shadow_correct, membership):
+    """The log odds of membership given the number of right views, made to rise with it. Lists (q, n), (q, k, n)."""
+    views, k, n = len(correct), len(membership), len(membership[0])
+    inside, outside = [0.5] * (views + 1), [0.5] * (views + 1)
+    for j in range(k):
+        for i in range(n):
+            count = sum(shadow_correct[q][j][i] for q in range(views))
+            (inside if membership[j][i] else outside)[count] += 1
+    odds = [math.log(a / sum(inside)) - math.log(b / sum(outside)) for a, b in zip(inside, outside, strict=True)]
+    risen = [max(odds[: c + 1]) for c in range(views + 1)]
+    counts = [sum(correct[q][i] for q in range(views)) for i in range(n)]
+    return [risen[c] + c / (views + 1) * 1e-6 for c in counts]
+
+
+def log_t_cdf(t, nu):
+    """Hill (1970), algorithm 395: Student's t as a normal deviate."""
+    a = nu - 0.5
+    b = 48 * a**2
+    y = a * math.log(1 + t**2 / nu)
+    z = math.sqrt(y)
+    u = (((-0.4 * y - 3.3) * y - 24) * y - 85.5) / (0.8 * y**2 + 100 + b)
+    deviate = math.copysign(((u + y + 3) / b + 1) * z, t)
+    return math.log(math.erfc(-deviate / math.sqrt(2)) / 2)
+
+
+def tuned_offline_a(shadows, membership, population, gamma, models):
+    """Every a in turn, with every one of the first models in turn as the audited one."""
+    best = (-1.0, 0.0)
+    for a in [i / 10 for i in range(11)]:
+        aucs = []
+        for j in range(min(models, len(shadows))):
+            rest = [i for i in range(len(shadows)) if i != j]
+            scores = rmia_with_ties_broken(
+                shadows[j],
+                [shadows[i] for i in rest],
+                [membership[i] for i in rest],
+                population[j],
+                [population[i] for i in rest],
+                gamma,
+                a,
+            )
+            aucs.append(auc_by_pairs(scores, membership[j]))
+        if mean(aucs) > best[0] + 1e-12:
+            best = (mean(aucs), a)
+    return best[1]
+
+
+def rmia_with_ties_broken(target, shadows, membership, population_target, population_shadows, gamma, a):
+    """Offline: the share of the population, and the ratio's place within a step."""
+    m = len(population_target)
+    shares = rmia(target, shadows, membership, population_target, population_shadows, False, gamma, a)
     scores = []
-    for i in range(n):
-        means = [mean([shadows[j][i] for j in range(k) if membership[j][i] == flag]) for flag in (True, False)]
-        scores.append(
-            normal_log_density(target[i], means[0], variance) - normal_log_density(target[i], means[1], variance)
-        )
+    for i, share in enumerate(shares):
+        out = mean([row[i] for row, inside in zip(shadows, membership, strict=True) if not inside[i]])
+        ratio = target[i] / (((1 + a) * out + 1 - a) / 2)
+        scores.append((m * share + ratio / (1 + ratio)) / (m + 1))
     return scores

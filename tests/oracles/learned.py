@@ -1,0 +1,75 @@
+"""The learned attacks again, written out: features one example at a time, AdamW and its schedule by their formulas."""
+
+import math
+
+import torch
+
+
+def trained(x, y, asked, outputs, loss, hidden, epochs, seed):
+    """What the network says of ``asked``, with the weights' update of AdamW (Loshchilov & Hutter 2019) by hand."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        first, last = torch.nn.Linear(x.shape[1], hidden), torch.nn.Linear(hidden, outputs)
+        weights = [*first.parameters(), *last.parameters()]
+        means, squares = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+        size, step = max(256, math.ceil(len(x) / 64)), 0
+        for epoch in range(epochs):
+            rate = 0.01 * (1 + math.cos(math.pi * epoch / epochs)) / 2
+            order = torch.randperm(len(x))
+            for begin in range(0, len(x), size):
+                rows = order[begin : begin + size]
+                gradients = torch.autograd.grad(loss(last(first(x[rows]).relu()), y[rows]), weights)
+                step += 1
+                with torch.no_grad():
+                    for w, g, m, v in zip(weights, gradients, means, squares, strict=True):
+                        w *= 1 - rate * 0.01
+                        m += 0.1 * (g - m)
+                        v += 0.001 * (g * g - v)
+                        w -= rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+        with torch.no_grad():
+            return last(first(asked).relu()).double()
+
+
+def features(row, y):
+    """Log-probabilities, the largest first, and that of the true class; none below −50."""
+    log_p = [max(z - math.log(sum(math.exp(v - max(row)) for v in row)) - max(row), -50.0) for z in row]
+    return [*sorted(log_p, reverse=True), log_p[y]]
+
+
+def scaled(known, asked):
+    mean, deviation = known.mean(0), known.std(0)
+    return (known - mean) / deviation, (asked - mean) / deviation
+
+
+def neural(logits, targets, shadow_logits, membership, drawn, hidden, epochs, seed):
+    """``drawn`` are pairs of a model and an example."""
+
+    def loss(odds, inside):
+        p = torch.sigmoid(odds[:, 0])
+        return -(inside * p.log() + (1 - inside) * (1 - p).log()).mean()
+
+    known = torch.tensor([features(shadow_logits[j][i], targets[i]) for j, i in drawn])
+    own = torch.tensor([features(row, y) for row, y in zip(logits, targets, strict=True)])
+    inside = torch.tensor([float(membership[j][i]) for j, i in drawn])
+    known, own = scaled(known, own)
+    return trained(known, inside, own, 1, loss, hidden, epochs, seed)[:, 0]
+
+
+def quantile_regression(signal, inputs, population_signal, population_inputs, hidden, epochs, seed):
+    """The inputs are within the population's range, and no feature is constant."""
+
+    def loss(predicted, y):
+        total = 0.0
+        for (location, log_scale), value in zip(predicted, y, strict=True):
+            scale = torch.exp(torch.clamp(log_scale, -5, 5))
+            total = total + (((value - location) / scale) ** 2 / 2 + scale.log()) / len(y)
+        return total
+
+    centre, spread = population_signal.mean(), population_signal.std()
+    known, own = scaled(population_inputs, inputs)
+    y = ((population_signal - centre) / spread).float()
+    predicted = trained(known, y, own, 2, loss, hidden, epochs, seed)
+    return [
+        float(((s - centre) / spread - location) / math.exp(min(max(log_scale, -5), 5)))
+        for s, (location, log_scale) in zip(signal, predicted, strict=True)
+    ]
