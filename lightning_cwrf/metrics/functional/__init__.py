@@ -1,7 +1,16 @@
 """Membership metrics as functions of (score, is_member); see :mod:`lightning_cwrf.metrics` for the classes."""
 
 from lightning_cwrf.metrics.functional.epsilon import epsilon_lower_bound, one_run_epsilon, one_run_p_value
-from lightning_cwrf.metrics.functional.intervals import Interval, clopper_pearson
+from lightning_cwrf.metrics.functional.intervals import (
+    Interval,
+    auroc_interval,
+    clopper_pearson,
+    fewest_nonmembers,
+    mean_difference_interval,
+    mean_interval,
+    tpr_interval,
+)
+from lightning_cwrf.metrics.functional.maxima import advantage_interval
 from lightning_cwrf.metrics.functional.roc import (
     attack_advantage,
     balanced_accuracy,
@@ -21,14 +30,19 @@ from lightning_cwrf.metrics.functional.significance import (
 
 __all__ = [
     "Interval",
+    "advantage_interval",
     "advantage_p_value",
     "attack_advantage",
+    "auroc_interval",
     "auroc_p_value",
     "balanced_accuracy",
     "clopper_pearson",
     "epsilon_lower_bound",
+    "fewest_nonmembers",
     "loss_gap",
     "loss_gap_p_value",
+    "mean_difference_interval",
+    "mean_interval",
     "membership_auroc",
     "membership_roc",
     "one_run_epsilon",
@@ -36,5 +50,6 @@ __all__ = [
     "p1_score",
     "resolvable_auc",
     "tpr_at_fpr",
+    "tpr_interval",
     "tpr_p_value",
 ]
