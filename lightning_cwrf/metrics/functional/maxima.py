@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cwrf.checks import check_confidence
-from lightning_cwrf.metrics.functional.intervals import _z
+from lightning_cwrf.metrics.functional.intervals import normal_quantile
 from lightning_cwrf.metrics.functional.roc import ScoreCounts
 
 
@@ -32,7 +32,7 @@ def advantage_interval(counts: ScoreCounts, confidence: float = 0.95) -> tuple[T
     check_confidence(confidence)
     tail = (1 - confidence) / 2
     found, false = (_steps(part.cpu().double()) for part in (counts.members, counts.nonmembers))
-    high = _newcombe_bounds(found, false, _z(confidence) * torch.ones_like(found[..., :1]))[1].amax(-1)
+    high = _newcombe_bounds(found, false, normal_quantile(confidence) * torch.ones_like(found[..., :1]))[1].amax(-1)
     lengths = _lengths(found, false)
     low, reach = _newcombe_bounds(found, false, _crossing(lengths.sum(-1, keepdim=True), tail))
     best = reach >= low.amax(-1, keepdim=True)  # thresholds that can be the best
