@@ -19,6 +19,7 @@ from lightning_cwrf.audit.estimates import (
     with_shadow_intervals,
 )
 from lightning_cwrf.audit.result import AuditResult
+from lightning_cwrf.checks import check_confidence, check_integer
 from lightning_cwrf.data import Batches, check_disjoint
 from lightning_cwrf.outputs import ModelOutputs, collect_inputs, collect_outputs, collect_view_logits
 from lightning_cwrf.shadows.train import ShadowSignals
@@ -55,9 +56,9 @@ def audit(
         views: for the attacks that query augmented views: functions of a batch of inputs. None: those of the shadow
             models, else small rotations and translations.
         confidence: of the intervals.
-        seed: of the bootstraps.
-        shadow_resamples: replicates, better 100 or more, of a bootstrap over the choice of shadow models and examples
-            for :attr:`Estimate.shadow_interval`; each runs every attack with shadow models once more. 0: none.
+        seed: of what is drawn at random: the split behind the bound on ε, and the draws of shadow models.
+        shadow_resamples: replicates, better 100 or more, of a bootstrap over the choice of shadow models for
+            :attr:`Estimate.shadow_interval`; each runs every attack with shadow models once more. 0: none.
 
     Raises:
         ValueError: an unknown attack, or one that lacks what it needs; members and non-members overlap; an audited
@@ -73,7 +74,7 @@ def audit(
     """
     if shadows is not None and not isinstance(shadows, ShadowSignals):
         raise TypeError(f"shadows takes what train_shadows gave, not a {type(shadows).__name__}.")
-    _check_resamples(shadow_resamples, shadows)
+    _check_numbers(confidence, seed, shadow_resamples, shadows)
     chosen = _attacks(attacks, shadows)
     if population is not None and shadows is not None and shadows.population is not None:
         raise ValueError("the shadow models have a population of their own, which is used; leave population out.")
@@ -128,7 +129,7 @@ def audit_outputs(
         population: the audited model's outputs on ``shadows.population``.
         attacks: names or attacks; None: as above.
         confidence: of the intervals.
-        seed: of the bootstraps.
+        seed: of what is drawn at random: the split behind the bound on ε, and the draws of shadow models.
         extra: further fields of :class:`~lightning_cwrf.attacks.Evidence`, members before non-members.
         shadow_resamples: as for :func:`audit`.
 
@@ -136,7 +137,7 @@ def audit_outputs(
         ValueError: members and non-members overlap; an audited example is not in the shadow models' pool; an attack
             that was asked for by name lacks what it needs; ``shadow_resamples`` as for :func:`audit`.
     """
-    _check_resamples(shadow_resamples, shadows)
+    _check_numbers(confidence, seed, shadow_resamples, shadows)
     evidence = _evidence(members, nonmembers, shadows, population, extra)
     chosen = _attacks(attacks, shadows)
     scores, failures = _run(chosen, evidence, asked=attacks is not None)
@@ -144,18 +145,18 @@ def audit_outputs(
     losses = torch.cat([example_losses(part.logits, part.targets) for part in (members, nonmembers)])
     unseen = [nonmembers] if population is None else [nonmembers, population]
     model = model_estimates(members, unseen, losses, is_member, confidence, seed)
-    accuracy = model["test_accuracy"].value
+    accuracy, measured_on = model["test_accuracy"].value, sum(map(len, unseen))
     estimates = {
         attack: {
             name: estimate(metric, score, is_member, confidence)
-            for name, metric in attack_metrics(accuracy, seed, confidence).items()
+            for name, metric in attack_metrics(accuracy, seed, confidence, accuracy_examples=measured_on).items()
         }
         for attack, score in scores.items()
     }
     if shadow_resamples:
         for run in chosen:
             if run.name in scores and hangs_on_shadows(run, evidence, scores[run.name]):
-                measured = attack_metrics(accuracy, seed, confidence)
+                measured = attack_metrics(accuracy, seed, confidence, accuracy_examples=measured_on)
                 estimates[run.name] = with_shadow_intervals(
                     estimates[run.name], run, evidence, is_member, measured, confidence, shadow_resamples, seed
                 )
@@ -257,6 +258,9 @@ def _columns(outputs: ModelOutputs, shadows: ShadowSignals) -> Tensor:
     return torch.tensor(columns)
 
 
-def _check_resamples(resamples: int, shadows: ShadowSignals | None) -> None:
+def _check_numbers(confidence: float, seed: int, resamples: int, shadows: ShadowSignals | None) -> None:
+    check_confidence(confidence)
+    check_integer("seed", seed)
+    check_integer("shadow_resamples", resamples)
     if resamples:
         check_pairs(None if shadows is None else shadows.membership, resamples)

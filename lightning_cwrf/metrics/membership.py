@@ -158,8 +158,8 @@ class TPRAtFPR(MembershipMetric):
     >>> metric.update(torch.tensor([0.9, 0.2, 0.8, 0.1]), torch.tensor([True, True, False, False]))
     >>> metric.compute()
     tensor(0.5000, dtype=torch.float64)
-    >>> metric.note
-    '2 non-members cannot show an FPR of 0.001: this is the TPR at zero false positives; its interval bounds the TPR at that FPR from above alone'
+    >>> metric.note.partition(";")[0]
+    '2 non-members cannot show an FPR of 0.001: this is the TPR at zero false positives'
     """
 
     higher_is_better = False
@@ -288,9 +288,7 @@ class P1Score(MembershipMetric):
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
     correct: list[Tensor]
 
-    def __init__(
-        self, accuracy: float | None = None, *, accuracy_examples: int | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, accuracy: float | None = None, *, accuracy_examples: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if accuracy is not None:
             check_number("accuracy", accuracy, low=0, high=1)

@@ -8,6 +8,7 @@ from lightning_cwrf.metrics.functional.intervals import (
     fewest_nonmembers,
     mean_difference_interval,
     mean_interval,
+    proportion_interval,
     tpr_interval,
 )
 from lightning_cwrf.metrics.functional.maxima import advantage_interval
@@ -48,6 +49,7 @@ __all__ = [
     "one_run_epsilon",
     "one_run_p_value",
     "p1_score",
+    "proportion_interval",
     "resolvable_auc",
     "tpr_at_fpr",
     "tpr_interval",

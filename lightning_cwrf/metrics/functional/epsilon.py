@@ -98,8 +98,8 @@ def one_run_epsilon(
     ``guesses / 2`` highest scores and "out" for the as many lowest, and abstains on the rest. Were the training
     (ε, δ)-DP, v right guesses of r or more would have at most the probability
     ``P(B ≥ v) + 2mδ · max_i {P(v − i ≤ B < v) / i}`` with B ~ Binomial(r, e^ε / (1 + e^ε)) (their main theorem); the
-    bound is the largest ε that this rejects. Equal scores are ordered at random, so that no order of the canaries can
-tell what the scores do not.
+    bound is the largest ε that this rejects. Equal scores are ordered at random: the order of the canaries must not
+    tell what the scores do not.
 
     Args:
         scores: of the m canaries, ``(m,)``, higher = more likely included.

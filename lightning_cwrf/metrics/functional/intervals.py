@@ -40,11 +40,21 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> In
     >>> round(low, 4), round(high, 4)
     (0.0, 0.3085)
     """
-    check_confidence(confidence)
     check_integer("trials", trials, low=1)
     check_integer("successes", successes, low=0, high=trials)
-    tail, found = (1 - confidence) / 2, np.array(float(successes))
-    return Interval(float(_at_least(found, trials, tail)), float(_at_most(found, trials, tail)))
+    low, high = proportion_interval(torch.tensor(float(successes)), trials, confidence)
+    return Interval(float(low), float(high))
+
+
+def proportion_interval(successes: Tensor, trials: int, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+    """:func:`clopper_pearson` of many counts of successes in as many trials; float64 of their shape.
+
+    >>> proportion_interval(torch.tensor([0, 10]), 10)[0]
+    tensor([0.0000, 0.6915], dtype=torch.float64)
+    """
+    check_confidence(confidence)
+    tail, found = (1 - confidence) / 2, successes.double().cpu().numpy()
+    return torch.from_numpy(_at_least(found, trials, tail)), torch.from_numpy(_at_most(found, trials, tail))
 
 
 def tpr_interval(counts: ScoreCounts, max_fpr: float, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -80,16 +90,17 @@ def tpr_interval(counts: ScoreCounts, max_fpr: float, confidence: float = 0.95) 
     too_many[0] = -np.inf  # no non-member above is never too many
     too_few = special.ndtri(special.bdtrc(ks.astype(float), n, max_fpr))
 
-    def bounds(chosen: NDArray[np.int_], scores: NDArray[np.float64], shift: int) -> tuple[NDArray, NDArray]:
-        tails = special.ndtr(-np.sqrt(radius**2 - np.clip(scores[chosen], 0, None) ** 2))
-        return _members_above(above, seen, torch.from_numpy(chosen) + shift, m), tails
+    def left(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The tail that the first test leaves to the second."""
+        return np.asarray(special.ndtr(-np.sqrt(radius**2 - np.clip(scores, 0, None) ** 2)))
 
+    # Of thresholds whose first score is 0, only the one with the most members (the fewest) can be the extreme.
     usable = ks[(too_many < radius) & (ks >= ks[too_many <= 0].max())]
-    found, tails = bounds(usable, too_many, 1)
-    high = _at_most(found, m, tails).max(-1)
+    found = _members_above(above, seen, torch.from_numpy(usable) + 1, m)
+    high = _at_most(found, m, left(too_many[usable])).max(-1)
     usable = ks[(too_few < radius) & (ks <= ks[too_few <= 0].min())]
-    found, tails = bounds(usable, too_few, 0)
-    low = _at_least(found, m, tails).min(-1)
+    found = _members_above(above, seen, torch.from_numpy(usable), m)
+    low = _at_least(found, m, left(too_few[usable])).min(-1)
     return torch.from_numpy(np.asarray(low)), torch.from_numpy(np.asarray(high))
 
 
@@ -205,9 +216,7 @@ def _moments(values: Tensor) -> _Moments:
     size = values.shape[-1]
     mean = values.mean(-1)
     centred = values - mean[..., None]
-    return _Moments(
-        mean, centred.square().sum(-1) / max(size - 1, 1) / size, centred.pow(3).mean(-1) / size**2, size
-    )
+    return _Moments(mean, centred.square().sum(-1) / max(size - 1, 1) / size, centred.pow(3).mean(-1) / size**2, size)
 
 
 def _t_interval(parts: list[_Moments], signs: list[float], confidence: float) -> tuple[Tensor, Tensor]:
@@ -246,12 +255,12 @@ def _members_above(above: Tensor, seen: Tensor, ks: Tensor, m: int) -> NDArray[n
 def _at_least(successes: NDArray[np.float64], trials: int, tail: float | NDArray[np.float64]) -> NDArray[np.float64]:
     """The rate at which so many successes or more have the chance ``tail``."""
     bound = special.betaincinv(np.maximum(successes, 1), trials - np.maximum(successes, 1) + 1, tail)
-    return np.where(successes == 0, 0.0, bound)
+    return np.asarray(np.where(successes == 0, 0.0, bound))
 
 
 def _at_most(successes: NDArray[np.float64], trials: int, tail: float | NDArray[np.float64]) -> NDArray[np.float64]:
     """The rate at which so many successes or fewer have the chance ``tail``."""
-    return 1 - _at_least(trials - successes, trials, tail)
+    return np.asarray(1 - _at_least(trials - successes, trials, tail))
 
 
 def _newcombe(auc: Tensor, m: Tensor, n: Tensor) -> Tensor:

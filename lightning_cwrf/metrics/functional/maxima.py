@@ -27,7 +27,7 @@ def advantage_interval(counts: ScoreCounts, confidence: float = 0.95) -> tuple[T
 
     >>> perfect = ScoreCounts(torch.arange(2.0), torch.tensor([50.0, 0.0]), torch.tensor([0.0, 50.0]))
     >>> [round(float(bound), 2) for bound in advantage_interval(perfect)]
-    [0.83, 1.0]
+    [0.65, 1.0]
     """
     check_confidence(confidence)
     tail = (1 - confidence) / 2

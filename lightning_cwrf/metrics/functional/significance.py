@@ -8,7 +8,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from lightning_cwrf.checks import check_confidence, check_integer, check_number
+from lightning_cwrf.checks import check_confidence, check_integer
 from lightning_cwrf.metrics.functional.intervals import welch_freedom
 from lightning_cwrf.metrics.functional.roc import (
     advantage_of,
