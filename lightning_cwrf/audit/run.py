@@ -67,9 +67,9 @@ def audit(
         views: for the attacks that query augmented views: functions of a batch of inputs. None: those of the shadow
             models, else small rotations and translations.
         confidence: of the intervals.
-        seed: of the bootstraps.
-        shadow_resamples: replicates, better 100 or more, of a bootstrap over the choice of shadow models and examples
-            for :attr:`Estimate.shadow_interval`; each runs every attack with shadow models once more. 0: none.
+        seed: of what is drawn at random: the split behind the bound on ε, and the draws of shadow models.
+        shadow_resamples: replicates, better 100 or more, of a bootstrap over the choice of shadow models for
+            :attr:`Estimate.shadow_interval`; each runs every attack with shadow models once more. 0: none.
         key: gives the id of one example, which comes as it stands in its batch: ``(x[i], y[i])``, or
             ``{"ids": ids[i], "label": y[i]}``. None: examples are known by the content of their inputs and their label.
         overlap: what to do with a non-member or an example of the population that is a member too, or that the model
@@ -90,8 +90,8 @@ def audit(
     >>> sorted(result.estimates)
     ['entropy', 'loss']
     """
-    _check_arguments(model, shadows, confidence, seed, overlap)
-    _check_resamples(shadow_resamples, shadows)
+    _check_arguments(model, shadows, overlap)
+    _check_numbers(confidence, seed, shadow_resamples, shadows)
     chosen = _attacks(attacks, shadows)
     if population is not None and shadows is not None and shadows.population is not None:
         raise ValueError("the shadow models have a population of their own, which is used; leave population out.")
@@ -147,7 +147,7 @@ def check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None =
         )
 
 
-def _check_arguments(model: Any, shadows: Any, confidence: Any, seed: Any, overlap: Any) -> None:
+def _check_arguments(model: Any, shadows: Any, overlap: Any) -> None:
     if not isinstance(model, nn.Module):
         what = (
             f"the class {model.__name__}; make one, and train it" if isinstance(model, type) else type(model).__name__
@@ -155,8 +155,6 @@ def _check_arguments(model: Any, shadows: Any, confidence: Any, seed: Any, overl
         raise TypeError(f"audit needs a finished module, not {what}.")
     if shadows is not None and not isinstance(shadows, ShadowSignals):
         raise TypeError(f"shadows takes what train_shadows gave, not a {type(shadows).__name__}.")
-    check_confidence(confidence)
-    check_integer("seed", seed, low=0)
     check_choice("overlap", overlap, OVERLAPS)
 
 
@@ -212,7 +210,7 @@ def audit_outputs(
         population: the audited model's outputs on ``shadows.population``.
         attacks: names or attacks; None: as above.
         confidence: of the intervals.
-        seed: of the bootstraps.
+        seed: of what is drawn at random: the split behind the bound on ε, and the draws of shadow models.
         extra: further fields of :class:`~lightning_cwrf.attacks.Evidence`, members before non-members.
         shadow_resamples: as for :func:`audit`.
         seen: what the model has seen besides its members (:func:`~lightning_cwrf.seen.seen_by`).
@@ -222,7 +220,7 @@ def audit_outputs(
         ValueError: sides that overlap; an audited example is not in the shadow models' pool, or has another label
             there; an attack that was asked for by name lacks what it needs; ``shadow_resamples`` as for :func:`audit`.
     """
-    _check_resamples(shadow_resamples, shadows)
+    _check_numbers(confidence, seed, shadow_resamples, shadows)
     sides = apart(members, nonmembers, population, seen=seen or {}, overlap=overlap)
     members, nonmembers, population = sides.members, sides.nonmembers, sides.population
     evidence = evidence_of(sides, shadows, extra)
@@ -232,18 +230,18 @@ def audit_outputs(
     losses = torch.cat([example_losses(part.logits, part.targets) for part in (members, nonmembers)])
     unseen = [nonmembers] if population is None else [nonmembers, population]
     model = model_estimates(members, unseen, losses, is_member, confidence, seed)
-    accuracy = model["test_accuracy"].value
+    accuracy, measured_on = model["test_accuracy"].value, sum(map(len, unseen))
     estimates = {
         attack: {
             name: estimate(metric, score, is_member, confidence)
-            for name, metric in attack_metrics(accuracy, seed, confidence).items()
+            for name, metric in attack_metrics(accuracy, seed, confidence, accuracy_examples=measured_on).items()
         }
         for attack, score in scores.items()
     }
     if shadow_resamples:
         for run in chosen:
             if run.name in scores and hangs_on_shadows(run, evidence, scores[run.name]):
-                measured = attack_metrics(accuracy, seed, confidence)
+                measured = attack_metrics(accuracy, seed, confidence, accuracy_examples=measured_on)
                 estimates[run.name] = with_shadow_intervals(
                     estimates[run.name], run, evidence, is_member, measured, confidence, shadow_resamples, seed
                 )
@@ -305,7 +303,9 @@ def _attacks(attacks: Sequence[str | Attack] | None, shadows: ShadowSignals | No
     return create_attacks(attacks)
 
 
-def _check_resamples(resamples: int, shadows: ShadowSignals | None) -> None:
+def _check_numbers(confidence: float, seed: int, resamples: int, shadows: ShadowSignals | None) -> None:
+    check_confidence(confidence)
+    check_integer("seed", seed, low=0)
     check_integer("shadow_resamples", resamples, low=0)
     if resamples:
         check_pairs(None if shadows is None else shadows.membership, resamples)
