@@ -48,7 +48,9 @@ NET = """
 """
 
 
-@pytest.mark.parametrize("change", [("width=16", "width=256"), ("Adam", "SGD"), ("1e-3", "1e-2"), ("Linear", "Bilinear")])
+@pytest.mark.parametrize(
+    "change", [("width=16", "width=256"), ("Adam", "SGD"), ("1e-3", "1e-2"), ("Linear", "Bilinear")]
+)
 def test_a_class_defined_anew_in_a_notebook(change):
     names = cell(NET)
     before = [identity(names["recipe"]), identity(names["Net"]), identity(functools.partial(names["Net"]))]
@@ -194,7 +196,7 @@ def test_what_a_recipe_reads(kind):
         "S = DataLoader(TensorDataset(torch.ones(2, 2)))\ndef recipe(m, s): return S",
         "import torch, torchvision\nS = torchvision.transforms.Compose([torchvision.transforms.RandomCrop(3)])\n"
         "def recipe(m, s): return S",
-        "import tqdm, numpy as np, sys\nS = np.random.default_rng(0)\ndef recipe(m, s): return S, tqdm.tqdm, sys.stdout",
+        "import tqdm, numpy, sys\nS = numpy.random.default_rng(0)\ndef recipe(m, s): return S, tqdm.tqdm, sys.stdout",
         "import os\ndef recipe(m, s): os.environ['CWRF_SET'] = '1'; return os.path.join('a')",
         "try:\n    import nowhere_at_all\nexcept ImportError:\n    nowhere_at_all = None\n"
         "def recipe(m, s):\n    try:\n        import nowhere_at_all\n    except ImportError:\n        return 1\n",
@@ -373,5 +375,5 @@ def test_values_as_arguments():
     said = [identity(value) for value in values]
     assert len(set(said)) == len(said)
     assert said == [identity(value) for value in values]
-    with pytest.raises(TypeError, match="a tensor of layout torch.sparse_coo"):
+    with pytest.raises(TypeError, match=r"a tensor of layout torch\.sparse_coo"):
         identity(torch.ones(2).to_sparse())

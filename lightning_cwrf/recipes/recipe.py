@@ -18,7 +18,7 @@ from lightning_cwrf.callbacks import CriticalRewindCallback, GradientMaskCallbac
 from lightning_cwrf.data import Batches, OverlapCheck, SeededOrder, isolated_rng
 from lightning_cwrf.defenses.registry import Defense
 from lightning_cwrf.recipes.stacked import check_stackable, train_stack
-from lightning_cwrf.shadows.train import seed_all
+from lightning_cwrf.shadows.jobs import seed_all
 from lightning_cwrf.vanilla import capture
 
 _QUIET = {
@@ -223,7 +223,9 @@ class ShadowRecipe:
                 self.defense.attach(model)
         return model
 
-    def check(self, pool: Dataset[Any], *, start: bool, stack: int) -> None:
+    def check(
+        self, pool: Dataset[Any], *, population: Dataset[Any] | None = None, start: bool = False, stack: int = 1
+    ) -> None:
         """What can be known to be wrong before any shadow model is trained; ``train_shadows`` asks for it.
 
         Raises:

@@ -135,7 +135,13 @@ class _Teller:
         if isinstance(value, ModuleType):
             return self._module(value, None) if is_users(value.__name__) else ["module", value.__name__]
         if isinstance(value, DataLoader) and not read:
-            return ["loader", value.batch_size, value.drop_last, type(value.sampler).__name__, self.plain(value.dataset)]
+            return [
+                "loader",
+                value.batch_size,
+                value.drop_last,
+                type(value.sampler).__name__,
+                self.plain(value.dataset),
+            ]
         if dataclasses.is_dataclass(value):
             return ["dataclass", self.plain(type(value), read=read), self._fields(value, read)]
         if isinstance(value, Dataset) and not read:
@@ -237,7 +243,9 @@ class _Teller:
     def _object(self, value: Any, read: bool) -> Any:
         """An object by its class and its state, as a copy would be made of it."""
         if isinstance(value, _C_FUNCTIONS):
-            owner = getattr(value, "__module__", None) or getattr(getattr(value, "__objclass__", None), "__module__", "")
+            owner = getattr(value, "__module__", None) or getattr(
+                getattr(value, "__objclass__", None), "__module__", ""
+            )
             if owner and owner != "__main__" and is_users(owner):
                 raise _Untold(f"{value!r}, which is compiled")
             bound = getattr(value, "__self__", None)
