@@ -2,6 +2,7 @@
 
 from lightning_cwrf.examples import (
     Key,
+    all_digests,
     all_ids,
     check_reads_alike,
     example_digests,
@@ -29,6 +30,7 @@ __all__ = [
     "Overlap",
     "OverlapCheck",
     "SeededOrder",
+    "all_digests",
     "all_ids",
     "as_loader",
     "bring_to",

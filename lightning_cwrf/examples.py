@@ -216,5 +216,11 @@ def all_ids(data: Batches, key: Key | None = None) -> list[ExampleId] | None:
         return ids_of(as_loader(data, shuffle=False), key)
 
 
+def all_digests(data: Batches) -> set[bytes] | None:
+    """Digests of every example's inputs; None where the data cannot be read whole and again."""
+    ids = all_ids(data)
+    return None if ids is None else {digest for digest, _ in ids if isinstance(digest, bytes)}
+
+
 def ids_of(batches: Iterable[Any], key: Key | None = None) -> list[ExampleId]:
     return list(itertools.chain.from_iterable(example_ids(batch, key) for batch in batches))

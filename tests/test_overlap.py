@@ -355,12 +355,12 @@ def test_recipes_tell_pool_and_population_from_what_their_models_see():
     base = {"module": Classifier, "trainer": {"max_epochs": 1}, "batch_size": 16}
     for recipe, what in (
         (ShadowRecipe(**base, cwrf=CWRF(part(200, 220))), "CWRF's nonmembers"),
-        (ShadowRecipe(**base, defense=create_defense("past", nonmembers=part(200, 220))), "the defense's nonmembers"),
+        (ShadowRecipe(**base, defense=create_defense("past", nonmembers=part(200, 220))), "PASTMixin's nonmembers"),
     ):
         recipe.check(part(0, 100), start=True, stack=1, population=part(300, 320))
         with pytest.raises(ValueError, match=f"20 of the 20 examples of {what} are members"):
             recipe.check(part(190, 290), start=True, stack=1)
-        with pytest.raises(ValueError, match=f"5 of the 20 examples of {what} are in the population"):
+        with pytest.raises(ValueError, match=f"5 examples of the population are among {what}"):
             recipe.check(part(0, 100), start=True, stack=1, population=part(215, 320))
 
 
