@@ -86,9 +86,9 @@ class AuditResult:
     model: dict[str, Estimate]
     confidence: float
     failures: dict[str, str] = field(default_factory=dict)
-    overlap: dict[str, list[int]] = field(default_factory=dict)
-    overlap_policy: str = "error"
-    remarks: list[str] = field(default_factory=list)
+    overlap: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    overlap_policy: str = field(default="error", repr=False)
+    remarks: list[str] = field(default_factory=list, repr=False)
 
     def values(self) -> dict[str, float]:
         """Every value under ``<attack>/<metric>``, and the model's own under their names."""
