@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_cwrf"
 ROOMS = ("attacks", "audit", "metrics", "metrics/functional", "shadows")
 FILES = (
-    "canaries", "checks", "classification", "data", "descent", "examples", "files", "frozen", "loading", "masks", "outputs",
-    "overlap", "rng", "sampling", "scores", "seen", "top_share", "vanilla",
+    "canaries", "checks", "classification", "data", "descent", "examples", "files", "frozen", "loading", "masks",
+    "outputs", "overlap", "rng", "sampling", "scores", "seen", "top_share", "vanilla",
 )  # fmt: skip
 PURE = [path for room in ROOMS for path in PACKAGE.glob(f"{room}/*.py")] + [PACKAGE / f"{name}.py" for name in FILES]
 
