@@ -50,7 +50,7 @@ def _named(thing: Any) -> str:
 
 def accumulate(
     model: nn.Module,
-    objective: Callable[[nn.Module], Tensor],
+    begin: Callable[[], Callable[[nn.Module], Tensor]],
     steps: int,
     lr: float,
     on_step: Callable[[int], Any] | None,
@@ -59,12 +59,20 @@ def accumulate(
 
     Each gradient is used and freed as soon as the backward pass has it, so that they never stand in memory together.
     A model that still needs a weight's old value afterwards (because it uses the weight detached somewhere) makes
-    autograd say so; then all gradients of a step are kept until its backward pass is over.
+    autograd say so; then it begins anew, and all gradients of a step are kept until its backward pass is over.
+
+    Args:
+        model: it is copied.
+        begin: gives an objective, a function of the copy that takes the next batches. Called once more where the
+            descent begins anew.
+        steps: T.
+        lr: η_e.
+        on_step: called with the number of steps done.
     """
     try:
-        return _descend(model, objective, steps, lr, on_step, at_once=True)
+        return _descend(model, begin(), steps, lr, on_step, at_once=True)
     except _OldValueNeeded:
-        return _descend(model, objective, steps, lr, on_step, at_once=False)
+        return _descend(model, begin(), steps, lr, on_step, at_once=False)
 
 
 class _OldValueNeeded(Exception):

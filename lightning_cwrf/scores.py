@@ -12,7 +12,8 @@ KL(vanilla ‖ θ'), with the vanilla model's outputs as the target. Both models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,18 @@ def learnability_scores(
     """
     check_scoring(0.0, steps, lr)
     with undisturbed(model):
-        batches = cycle(as_loader(members, shuffle=True), "members")
         bring = transfer or bring_to(model)
 
-        def objective(work: nn.Module) -> Tensor:
-            logits, targets = classification_step(work, bring(next(batches)))
-            return F.cross_entropy(logits.float(), targets)
+        def begin() -> Callable[[nn.Module], Tensor]:
+            batches = cycle(as_loader(members, shuffle=True), "members")
 
-        return accumulate(model, objective, steps, lr, on_step)
+            def objective(work: nn.Module) -> Tensor:
+                logits, targets = classification_step(work, bring(next(batches)))
+                return F.cross_entropy(logits.float(), targets)
+
+            return objective
+
+        return accumulate(model, begin, steps, lr, on_step)
 
 
 def privacy_vulnerability_scores(
@@ -129,23 +134,59 @@ def privacy_vulnerability_scores(
     """
     check_scoring(lam, steps, lr)
     with undisturbed(model):
-        start = copied(model, load_vanilla(vanilla, model)).eval()
-        member_batches = cycle(as_loader(members, shuffle=True), "members")
-        reference_batches = cycle(as_loader(nonmembers, shuffle=True), "nonmembers")
-        bring = transfer or bring_to(model)
         overlap = OverlapCheck(members, nonmembers, "nonmembers")
+        bring = transfer or bring_to(model)
 
-        def objective(work: nn.Module) -> Tensor:
-            member, reference = next(member_batches), next(reference_batches)
-            overlap.see(member, reference)
-            logits, targets = classification_step(work, bring(member))
-            check_no_probabilities(logits, "members")
-            reference = bring(reference)
-            with torch.no_grad():
-                vanilla_logits, _ = classification_step(start, reference)
-            return pve_loss(logits, targets, classification_step(work, reference)[0], vanilla_logits, lam=lam)
+        def begin() -> Callable[[nn.Module], Tensor]:
+            answered = _vanilla_outputs(vanilla, model, nonmembers, bring, steps)
+            member_batches = cycle(as_loader(members, shuffle=True), "members")
 
-        return accumulate(model, objective, steps, lr, on_step)
+            def objective(work: nn.Module) -> Tensor:
+                member, (reference, vanilla_logits) = next(member_batches), next(answered)
+                overlap.see(member, reference)
+                logits, targets = classification_step(work, bring(member))
+                check_no_probabilities(logits, "members")
+                reference_logits, _ = classification_step(work, bring(reference))
+                return pve_loss(logits, targets, reference_logits, vanilla_logits, lam=lam)
+
+            return objective
+
+        return accumulate(model, begin, steps, lr, on_step)
+
+
+def _vanilla_outputs(
+    vanilla: VanillaSource, model: nn.Module, nonmembers: Batches, bring: Callable[[Any], Any], steps: int
+) -> Iterator[tuple[Any, Tensor]]:
+    """Reference batches with the vanilla model's logits, for ever.
+
+    Where the batches of all steps are smaller than the weights, they are read first and the vanilla model's weights
+    are given up, because gradients and scores come to stand in memory beside them.
+    """
+    batches = cycle(as_loader(nonmembers, shuffle=True), "nonmembers")
+    start = copied(model, load_vanilla(vanilla, model)).eval()
+
+    @torch.no_grad()
+    def answer(batch: Any) -> tuple[Any, Tensor]:
+        return batch, classification_step(start, bring(batch))[0]
+
+    first = answer(next(batches))
+    if steps * _bytes(first) < sum(p.numel() * p.element_size() for p in model.parameters()):
+        held = [first, *(answer(next(batches)) for _ in range(steps - 1))]
+        del start, answer
+        yield from held
+        return
+    yield first
+    for batch in batches:
+        yield answer(batch)
+
+
+def _bytes(nest: Any) -> float:
+    """The memory of a nest of tensors; infinite where something else may be large."""
+    if isinstance(nest, Tensor):
+        return nest.numel() * nest.element_size()
+    if isinstance(nest, (Mapping, tuple, list)):
+        return sum(map(_bytes, nest.values() if isinstance(nest, Mapping) else nest))
+    return 0 if nest is None or isinstance(nest, (str, int, float)) else math.inf
 
 
 def pve_loss(
