@@ -1,16 +1,12 @@
 """Run by test_memory.py: the peak memory of a step of the hardening, in multiples of the weights."""
 
-import io
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
 from lightning_cwrf.scores import privacy_vulnerability_scores
 from lightning_cwrf.vanilla import save_vanilla
-from tests.helpers import trainer
 
 WIDTH, DEPTH = 1024, 24  # 25 million weights: 100 MB
 
