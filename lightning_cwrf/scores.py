@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
 from lightning_cwrf.data import Batches, OverlapCheck, as_loader, bring_to, cycle
-from lightning_cwrf.descent import accumulate, undisturbed
+from lightning_cwrf.descent import TwoBatches, accumulate, undisturbed
 from lightning_cwrf.descent import trainable_parameters as trainable_parameters  # it has always been here too
 from lightning_cwrf.files import load_tensors, save_tensors
 from lightning_cwrf.vanilla import VanillaSource, copied, load_vanilla
@@ -140,13 +140,13 @@ def privacy_vulnerability_scores(
         def begin() -> Callable[[nn.Module], Tensor]:
             answered = _vanilla_outputs(vanilla, model, nonmembers, bring, steps)
             member_batches = cycle(as_loader(members, shuffle=True), "members")
+            run = TwoBatches()
 
             def objective(work: nn.Module) -> Tensor:
                 member, (reference, vanilla_logits) = next(member_batches), next(answered)
                 overlap.see(member, reference)
-                logits, targets = classification_step(work, bring(member))
+                logits, targets, reference_logits = run(work, bring(member), bring(reference))
                 check_no_probabilities(logits, "members")
-                reference_logits, _ = classification_step(work, bring(reference))
                 return pve_loss(logits, targets, reference_logits, vanilla_logits, lam=lam)
 
             return objective

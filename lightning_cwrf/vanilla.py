@@ -96,6 +96,11 @@ def check_source(source: Any) -> None:
         )
 
 
+def is_file(source: VanillaSource) -> bool:
+    """Whether a source is a path."""
+    return isinstance(source, (str, PathLike)) and source != "redraw"
+
+
 def identity(source: VanillaSource) -> str | None:
     """What weights can be told by later, in a resumed run; None where nothing tells, as of a file that is gone.
 

@@ -1,5 +1,6 @@
-"""Run by test_memory.py: the peak memory of a step of the hardening, in multiples of the weights."""
+"""Run by test_memory.py: the peak memory of scoring, the model included, in multiples of the weights."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -38,5 +39,9 @@ def main(folder: Path) -> None:
     privacy_vulnerability_scores(small, nn.Linear(WIDTH, 10), *data, steps=1)  # what is loaded and set up once
     reset()
     scores = privacy_vulnerability_scores(model, vanilla, *data, steps=3)
-    print("scoring", (resident(peak=True) - before) / weights)
+    print((resident(peak=True) - before) / weights)
     assert scores
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
