@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_cwrf.classification import classification_step, split_batch
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.vanilla import copied
 
@@ -50,7 +51,7 @@ def _named(thing: Any) -> str:
 
 def accumulate(
     model: nn.Module,
-    objective: Callable[[nn.Module], Tensor],
+    begin: Callable[[], Callable[[nn.Module], Tensor]],
     steps: int,
     lr: float,
     on_step: Callable[[int], Any] | None,
@@ -59,12 +60,69 @@ def accumulate(
 
     Each gradient is used and freed as soon as the backward pass has it, so that they never stand in memory together.
     A model that still needs a weight's old value afterwards (because it uses the weight detached somewhere) makes
-    autograd say so; then all gradients of a step are kept until its backward pass is over.
+    autograd say so; then it begins anew, and all gradients of a step are kept until its backward pass is over.
+
+    Args:
+        model: it is copied.
+        begin: gives an objective, a function of the copy that takes the next batches. Called once more where the
+            descent begins anew.
+        steps: T.
+        lr: η_e.
+        on_step: called with the number of steps done.
     """
     try:
-        return _descend(model, objective, steps, lr, on_step, at_once=True)
+        return _descend(model, begin(), steps, lr, on_step, at_once=True)
     except _OldValueNeeded:
-        return _descend(model, objective, steps, lr, on_step, at_once=False)
+        return _descend(model, begin(), steps, lr, on_step, at_once=False)
+
+
+class TwoBatches:
+    """Runs two batches through a model, as one where that gives the same.
+
+    In one forward pass autograd has each weight's gradient whole. In two, the gradients of one pass wait in memory,
+    as large as the weights, for those of the other. Whether a model takes both batches as one is tried the first time.
+    """
+
+    def __init__(self) -> None:
+        self._as_one: bool | None = None
+
+    def __call__(self, model: nn.Module, first: Any, second: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The first batch's logits and targets, and the second one's logits."""
+        joined = _joined(model, first, second) if self._as_one is not False else None
+        if joined is not None and self._as_one is None:
+            self._as_one = _alike(model, joined, first, second)
+        if joined is not None and self._as_one:
+            logits, targets = classification_step(model, joined)
+            size = len(split_batch(first)[1])
+            return logits[:size], targets[:size], logits[size:]
+        logits, targets = classification_step(model, first)
+        return logits, targets, classification_step(model, second)[0]
+
+
+def _joined(model: nn.Module, *batches: Any) -> tuple[Tensor, Tensor] | None:
+    """The batches as one; None where they are no pairs of plain tensors that fit, or the module has its own step."""
+    if hasattr(model, "classification_step"):
+        return None
+    pairs = [split_batch(batch) for batch in batches]
+    for parts in zip(*pairs, strict=True):
+        if not all(isinstance(part, Tensor) and part.ndim > 0 and part.layout == torch.strided for part in parts):
+            return None
+        if len({(part.dtype, part.device, part.shape[1:]) for part in parts}) > 1:
+            return None
+    if any(len(inputs) != len(targets) for inputs, targets in pairs):
+        return None
+    inputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return inputs, targets
+
+
+@torch.no_grad()
+def _alike(model: nn.Module, joined: Any, first: Any, second: Any) -> bool:
+    apart = torch.cat([classification_step(model, batch)[0] for batch in (first, second)])
+    try:
+        together = classification_step(model, joined)[0]
+    except Exception:  # a model may take batches of one size alone
+        return False
+    return bool(torch.allclose(together, apart, rtol=1e-3, atol=1e-4 * float(apart.abs().max())))
 
 
 class _OldValueNeeded(Exception):

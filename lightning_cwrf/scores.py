@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
 from lightning_cwrf.data import Batches, OverlapCheck, as_loader, bring_to, cycle
-from lightning_cwrf.descent import accumulate, undisturbed
+from lightning_cwrf.descent import TwoBatches, accumulate, undisturbed
 from lightning_cwrf.descent import trainable_parameters as trainable_parameters  # it has always been here too
 from lightning_cwrf.files import load_tensors, save_tensors
 from lightning_cwrf.vanilla import VanillaSource, copied, load_vanilla
@@ -75,14 +75,18 @@ def learnability_scores(
     check_scoring(0.0, steps, lr)
     check_integer("batch_size", batch_size, low=1)
     with undisturbed(model):
-        batches = cycle(as_loader(members, shuffle=True, batch_size=batch_size), "members")
         bring = transfer or bring_to(model)
 
-        def objective(work: nn.Module) -> Tensor:
-            logits, targets = classification_step(work, bring(next(batches)))
-            return F.cross_entropy(logits.float(), targets)
+        def begin() -> Callable[[nn.Module], Tensor]:
+            batches = cycle(as_loader(members, shuffle=True, batch_size=batch_size), "members")
 
-        return accumulate(model, objective, steps, lr, on_step)
+            def objective(work: nn.Module) -> Tensor:
+                logits, targets = classification_step(work, bring(next(batches)))
+                return F.cross_entropy(logits.float(), targets)
+
+            return objective
+
+        return accumulate(model, begin, steps, lr, on_step)
 
 
 def privacy_vulnerability_scores(
@@ -139,27 +143,67 @@ def privacy_vulnerability_scores(
     check_scoring(lam, steps, lr)
     check_integer("batch_size", batch_size, low=1)
     with undisturbed(model):
-        start = copied(model, load_vanilla(vanilla, model)).eval()
-        member_batches = cycle(as_loader(members, shuffle=True, batch_size=batch_size), "members")
-        reference_batches = cycle(as_loader(nonmembers, shuffle=True, batch_size=batch_size), "nonmembers")
-        bring = transfer or bring_to(model)
         overlap = OverlapCheck(members, nonmembers, "nonmembers")
-        first = iter([True])
+        bring = transfer or bring_to(model)
 
-        def objective(work: nn.Module) -> Tensor:
-            member, reference = next(member_batches), next(reference_batches)
-            overlap.see(member, reference)
-            logits, targets = classification_step(work, bring(member))
-            check_no_probabilities(logits, "members")
-            reference = bring(reference)
-            with torch.no_grad():
-                vanilla_logits, _ = classification_step(start, reference)
-            reference_logits, reference_targets = classification_step(work, reference)
-            if next(first, False):  # the copy's weights are still the model's
-                _warn_if_swapped(logits, targets, reference_logits, reference_targets)
-            return pve_loss(logits, targets, reference_logits, vanilla_logits, lam=lam)
+        def begin() -> Callable[[nn.Module], Tensor]:
+            answered = _vanilla_outputs(vanilla, model, nonmembers, bring, steps, batch_size)
+            member_batches = cycle(as_loader(members, shuffle=True, batch_size=batch_size), "members")
+            run = TwoBatches()
+            first = iter([True])
 
-        return accumulate(model, objective, steps, lr, on_step)
+            def objective(work: nn.Module) -> Tensor:
+                member, (reference, vanilla_logits, reference_targets) = next(member_batches), next(answered)
+                overlap.see(member, reference)
+                logits, targets, reference_logits = run(work, bring(member), bring(reference))
+                check_no_probabilities(logits, "members")
+                if next(first, False):  # the copy's weights are still the model's
+                    _warn_if_swapped(logits, targets, reference_logits, reference_targets)
+                return pve_loss(logits, targets, reference_logits, vanilla_logits, lam=lam)
+
+            return objective
+
+        return accumulate(model, begin, steps, lr, on_step)
+
+
+def _vanilla_outputs(
+    vanilla: VanillaSource,
+    model: nn.Module,
+    nonmembers: Batches,
+    bring: Callable[[Any], Any],
+    steps: int,
+    batch_size: int,
+) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    """Reference batches with the vanilla model's logits and the targets, for ever.
+
+    Where the batches of all steps are smaller than the weights, they are read first and the vanilla model's weights
+    are given up, because gradients and scores come to stand in memory beside them.
+    """
+    batches = cycle(as_loader(nonmembers, shuffle=True, batch_size=batch_size), "nonmembers")
+    start = copied(model, load_vanilla(vanilla, model)).eval()
+
+    @torch.no_grad()
+    def answer(batch: Any) -> tuple[Any, Tensor, Tensor]:
+        return batch, *classification_step(start, bring(batch))
+
+    first = answer(next(batches))
+    if steps * _bytes(first) < sum(p.numel() * p.element_size() for p in model.parameters()):
+        held = [first, *(answer(next(batches)) for _ in range(steps - 1))]
+        del start, answer
+        yield from held
+        return
+    yield first
+    for batch in batches:
+        yield answer(batch)
+
+
+def _bytes(nest: Any) -> float:
+    """The memory of a nest of tensors; infinite where something else may be large."""
+    if isinstance(nest, Tensor):
+        return nest.numel() * nest.element_size()
+    if isinstance(nest, (Mapping, tuple, list)):
+        return sum(map(_bytes, nest.values() if isinstance(nest, Mapping) else nest))
+    return 0 if nest is None or isinstance(nest, (str, int, float)) else math.inf
 
 
 def pve_loss(

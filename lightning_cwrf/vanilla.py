@@ -96,6 +96,11 @@ def check_source(source: Any) -> None:
         )
 
 
+def is_file(source: VanillaSource) -> bool:
+    """Whether a source is a path."""
+    return isinstance(source, (str, PathLike)) and source != "redraw"
+
+
 def identity(source: VanillaSource) -> str | None:
     """What weights can be told by later, in a resumed run; None where nothing tells, as of a file that is gone.
 
@@ -245,7 +250,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _unpickled(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path, PyTorch judges by its end
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader fail in many ways
         # PyTorch's own message advises to run what the file says; that is no advice for a file of weights.
         found = re.search(r"GLOBAL ([\w.]+)", str(error))

@@ -17,7 +17,7 @@ from lightning_cwrf.data import Batches, all_ids, bring_to, isolated_rng
 from lightning_cwrf.scores import check_scoring, learnability_scores, privacy_vulnerability_scores, save_scores
 from lightning_cwrf.seen import record_seen
 from lightning_cwrf.transfer import transfer_of
-from lightning_cwrf.vanilla import VanillaSource, check_source, identity, load_vanilla
+from lightning_cwrf.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
 
 
 class PrivacyScoringCallback(OncePerModule):
@@ -104,19 +104,24 @@ class PrivacyScoringCallback(OncePerModule):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.done_with is not None or self.scores is not None:
             return
-        self.vanilla_weights = trainer.strategy.broadcast(load_vanilla(self.vanilla, pl_module))
+        # A file is read again after the scoring, which needs the memory; what is drawn or built is kept.
+        vanilla: Any = load_vanilla(self.vanilla, pl_module)
+        if is_file(self.vanilla):
+            vanilla = self.vanilla
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
         with tqdm(total=self.steps, desc="scoring weights", leave=False, disable=not shown) as bar:
-            scores = self._score(trainer, pl_module, self.vanilla_weights, lambda _: bar.update())
+            scores = self._score(trainer, pl_module, vanilla, lambda _: bar.update())
         # Every rank scored by itself; the mask must be one and the same on all.
         self.scores = trainer.strategy.broadcast({name: score.cpu() for name, score in scores.items()})
+        vanilla = load_vanilla(vanilla, pl_module) if is_file(self.vanilla) else vanilla
+        self.vanilla_weights = trainer.strategy.broadcast(vanilla)
         self.done_with = self.settings()
 
     def _score(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        vanilla: dict[str, Tensor],
+        vanilla: VanillaSource,
         on_step: Callable[[int], Any],
     ) -> dict[str, Tensor]:
         members = self.members if self.members is not None else training_data(trainer, self)
