@@ -1,5 +1,6 @@
 """Settings and inputs of the wrong kind are told when they are given, for the functions and for the mixins."""
 
+import inspect
 import math
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_cwrf.classification import check_targets, classification_step
 from lightning_cwrf.defenses import (
     DefenseMixin,
+    HAMPOutput,
     RelaxLossMixin,
     adversarial_regularization_loss,
     attack_gain,
@@ -23,10 +25,14 @@ from lightning_cwrf.defenses import (
     label_smoothing_loss,
     mixup_loss,
     mmd2,
+    past_penalty,
     past_weights,
     relaxloss_loss,
     weight_penalty,
 )
+from lightning_cwrf.defenses.adversarial import AttackNetwork
+from lightning_cwrf.defenses.base import _settings_of
+from lightning_cwrf.defenses.registry import _DEFENSES
 from tests.helpers import Classifier, part, trainer
 
 Z, Y = torch.zeros(3, 4), torch.tensor([0, 1, 3])
@@ -135,9 +141,6 @@ def test_choices_integers_and_flags(name, setting, error, values):
 
 
 def test_every_number_that_a_defense_takes_is_tested():
-    from lightning_cwrf.defenses.base import _settings_of
-    from lightning_cwrf.defenses.registry import _DEFENSES
-
     tested = {*NUMBERS, ("ccl", "kind"), ("adversarial_regularization", "attack_steps")}
     tested |= {("dpsgd", s) for s in ("accountant", "max_physical_batch_size", "ghost", "fix", "from_scratch")}
     taken = {(name, s) for name, mixin in _DEFENSES.items() for s in _settings_of(mixin) if s != "nonmembers"}
@@ -151,6 +154,7 @@ FUNCTIONS = {
     ("hamp", "alpha"): lambda v: hamp_loss(Z, Y, alpha=v),
     ("ccl", "alpha"): lambda v: ccl_loss(Z, Y, alpha=v),
     ("ccl", "beta"): lambda v: ccl_loss(Z, Y, beta=v),
+    ("past", "lam"): lambda v: past_penalty({"a.w": torch.ones(2)}, {"a.w": torch.ones(2)}, lam=v),
     ("past", "alpha"): lambda v: past_weights({"a.w": torch.ones(2)}, alpha=v),
     ("label_smoothing", "smoothing"): lambda v: label_smoothing_loss(Z, Y, smoothing=v),
     ("confidence_penalty", "beta"): lambda v: confidence_penalty_loss(Z, Y, beta=v),
@@ -197,6 +201,8 @@ def test_other_numbers_of_the_functions():
         attack_gain(torch.zeros(0), torch.zeros(2))
     with pytest.raises(ValueError, match="no gain of 2 members and 0 non-members"):
         attack_gain(torch.zeros(2), torch.zeros(0))
+    with pytest.raises(ValueError, match="classes must be an integer of at least 2"):
+        AttackNetwork(1)
     for a, b in ((Z, torch.zeros(3, 1)), (Z[0], Z[0]), (Z, Z[:0]), (Z[:0], Z)):
         with pytest.raises(ValueError, match="mmd2 needs two samples"):
             mmd2(a, b)
@@ -292,3 +298,50 @@ def test_a_class_in_the_place_of_a_name_or_a_module():
         RelaxLossMixin.attach(Classifier)
     with pytest.raises(TypeError, match="needs a LightningModule, not str"):
         RelaxLossMixin.attach("Classifier")
+
+
+def _defaults(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+DEFAULTS = {
+    "relaxloss": {"alpha": 1.0, "upper": 1.0},
+    "hamp": {"gamma": 0.95, "alpha": 1.0},
+    "ccl": {"alpha": 0.5, "beta": 1.0, "kind": "ccel"},
+    "label_smoothing": {"smoothing": 0.1},
+    "confidence_penalty": {"beta": 0.1},
+    "weight_penalty": {"l1": 0.0, "l2": 0.0},
+    "past": {"nonmembers": None, "lam": 1e-3, "alpha": 2.5},
+    "adversarial_regularization": {"nonmembers": None, "lam": 1.0, "attack_steps": 1, "attack_lr": 1e-3},
+    "mixup_mmd": {"nonmembers": None, "mixup_alpha": 1.0, "lam": 3.0, "bandwidth": 1.0},
+    "dpsgd": {
+        "target_epsilon": None,
+        "noise_multiplier": None,
+        "target_delta": 1e-5,
+        "max_grad_norm": 1.0,
+        "accountant": "prv",
+        "max_physical_batch_size": None,
+        "ghost": False,
+        "fix": False,
+        "from_scratch": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_are_those_of_the_pages(name):
+    mixin = _DEFENSES[name]
+    assert _defaults(mixin.configure_defense) == _defaults(mixin.__init__) == DEFAULTS[name]
+
+
+def test_defaults_of_the_functions():
+    assert _defaults(relaxloss_loss) == {"upper": 1.0}
+    assert _defaults(hamp_loss) == DEFAULTS["hamp"]
+    assert _defaults(ccl_loss) == DEFAULTS["ccl"]
+    assert _defaults(label_smoothing_loss) == DEFAULTS["label_smoothing"]
+    assert _defaults(confidence_penalty_loss) == DEFAULTS["confidence_penalty"]
+    assert _defaults(weight_penalty) == DEFAULTS["weight_penalty"]
+    assert _defaults(adversarial_regularization_loss) == {"lam": 1.0}
+    assert _defaults(mmd2) == {"bandwidth": 1.0}
+    assert _defaults(HAMPOutput.__init__) == {"low": 0.0, "high": 1.0, "seed": 0}

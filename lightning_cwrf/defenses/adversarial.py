@@ -81,6 +81,7 @@ class AttackNetwork(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
+        check_integer("classes", classes, low=2)
         self.classes = classes
         self.prediction = _dense(classes, 1024, 512, 64)
         self.label = _dense(classes, 512, 64)

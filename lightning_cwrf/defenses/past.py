@@ -66,6 +66,7 @@ def past_penalty(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]
     >>> past_penalty({"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([1.5, 0.5])}, lam=2.0)
     tensor(5.)
     """
+    check_number("lam", lam, low=0)
     return lam * torch.stack([(weights[name] * p.abs()).sum() for name, p in parameters.items()]).sum()
 
 
