@@ -45,7 +45,7 @@ _Z = stats.norm.ppf((1 + CONFIDENCE) / 2)
 
 
 class Measured(NamedTuple):
-    """Intervals of one measure in one cell: the truth, the bounds ``(r,)``, and an oracle's width (None: there is none)."""
+    """Intervals of one measure in one cell: the truth, the bounds ``(r,)``, and an oracle's width, where there is one."""
 
     truth: float
     low: Tensor
@@ -203,7 +203,7 @@ def shadow_coverage(
 ) -> dict[str, tuple[float, float]]:
     """The share of worlds whose interval over examples, and over shadow models too, holds the mean over worlds."""
     attack, held = create_attack("lira"), {name: [0, 0] for name in shadow_metrics()}
-    truth = {name: 0.0 for name in held}
+    truth = dict.fromkeys(held, 0.0)
     many = max(40, worlds // 4)
     for seed in range(many):  # large ones: the measures' own bias fades with the number of examples
         evidence, is_member = shadow_world(1_000_000 + seed, models, 8000, common)
