@@ -1,5 +1,6 @@
 """The confidence intervals again, the slow and obvious way: loops over thresholds, scipy's distributions and roots."""
 
+import itertools
 import math
 
 from scipy import optimize, stats
@@ -99,7 +100,7 @@ def advantage(members, nonmembers, confidence):
 
     lengths = [
         ((b[0] - a[0]) / m**2 + (b[1] - a[1]) / n**2) / ((variance(*a) + variance(*b)) / 2)
-        for a, b in zip(steps, steps[1:], strict=False)
+        for a, b in itertools.pairwise(steps)
     ]
 
     def crossing(length):
