@@ -211,7 +211,7 @@ def test_replicates_over_shadow_models_alone_keep_the_examples():
 
 
 def test_shadow_intervals_cover_the_mean_over_worlds():
-    """Of 100 intervals at 95 %, at least a binomial quantile; where shadow models share errors, those over examples fail."""
+    """Of 100 intervals at 95 %, at least a binomial quantile. Shadow models share errors; those over examples fail."""
     least = stats.binom.ppf(0.001, 100, 0.94)
     held = coverage.shadow_coverage(8, 1.5, 100, resamples=20)
     for name, (_, wide) in held.items():
