@@ -45,7 +45,7 @@ _Z = stats.norm.ppf((1 + CONFIDENCE) / 2)
 
 
 class Measured(NamedTuple):
-    """Intervals of one measure in one cell: the truth, the bounds ``(r,)``, and an oracle's width (None: there is none)."""
+    """Intervals of one measure in one cell: the truth, the bounds ``(r,)``, and an oracle's width if there is one."""
 
     truth: float
     low: Tensor
