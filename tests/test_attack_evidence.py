@@ -135,6 +135,19 @@ def test_signals_are_computed_once_for_all_attacks_and_replicates():
     assert torch.equal(other.shadow_signals(signal), logit_signal(seen.shadow_logits, other.targets))
 
 
+def test_a_pool_in_order_is_not_copied_and_the_beginning_of_one_is_no_pool():
+    outputs = torch.randn(2, 5, 3)
+    assert PerModel(outputs).tensor() is outputs
+    assert PerModel(outputs, torch.arange(5)).tensor() is outputs
+    assert torch.equal(PerModel(outputs, torch.arange(4)).tensor(), outputs[:, :4])
+    assert torch.equal(PerModel(outputs, torch.tensor([1, 0, 2, 3, 4])).tensor(), outputs[:, [1, 0, 2, 3, 4]])
+    drawn = PerModel(outputs, torch.tensor([4, 1]))[torch.tensor([1])]
+    assert len(drawn) == 1
+    assert torch.equal(drawn.tensor(), outputs[1:, [4, 1]])
+    assert drawn.device == outputs.device
+    assert len(PerModel(outputs)) == 2
+
+
 def test_signals_of_the_population_and_of_views():
     seen, _ = evidence(n=20, k=4, m=30)
     population = logit_signal(seen.shadow_population_logits, seen.population_targets)

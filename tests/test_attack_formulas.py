@@ -122,6 +122,18 @@ def test_bavaria_of_one_example_and_of_models_that_agree():
     assert torch.equal(default, bavaria(tensor(2), shadows, membership, online=True, predictive="t", prior_models=2.0))
 
 
+@given(seeds, st.sampled_from(["t", "normal"]))
+@settings(max_examples=15)
+def test_bavaria_with_more_models_on_one_side(seed, predictive):
+    """The densities' constants, which depend on the number of models, do not cancel."""
+    torch.manual_seed(seed)
+    target, shadows = torch.randn(4).double(), torch.randn(7, 4).double()
+    inside = torch.tensor([2, 3, 5, 5])  # of seven
+    membership = torch.stack([torch.randperm(7) < count for count in inside], 1)
+    expected = formulas.bavaria(target.tolist(), shadows.tolist(), membership.tolist(), True, predictive, 2.0)
+    assert bavaria(target, shadows, membership, predictive=predictive).tolist() == pytest.approx(expected, rel=1e-6)
+
+
 def test_rmia_by_hand():
     """Pr(x) = .5 and .4; ratios 1.6 and .5. The population's ratios are 1/2, 1 and 2."""
     shadows, membership = tensor([0.7, 0.2], [0.3, 0.6]), torch.tensor([[True, False], [False, True]])

@@ -237,3 +237,34 @@ def test_an_auc_below_chance_asks_whether_the_sides_were_swapped(auc, high, said
     assert not any(note.startswith("loss: an AUC") for note in notes)
     assert not any("below chance" in note for note in made(estimates=estimates).notes(["advantage"]))
     assert not any("below chance" in note for note in replace(made(), estimates={"x": {}}).notes())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"count": "5"}, TypeError, "count must be an integer"),
+        ({"count": -1}, ValueError, "count must be an integer of at least 0"),
+        ({"target": True}, TypeError, "target must be an integer"),
+        ({"attack": "nn"}, ValueError, "this audit has no attack 'nn'; it has loss, lira"),
+    ],
+)
+def test_wrong_questions_to_a_result(settings, error, message):
+    with pytest.raises(error, match=message):
+        made().exposed(**settings)
+
+
+def test_the_most_exposed_by_hand():
+    scores = torch.tensor([3.0, 1.0, 3.0, 2.0, 2.0, 0.0])
+    result = AuditResult(
+        scores={"loss": scores},
+        is_member=torch.tensor([True, True, True, False, False, False]),
+        targets=torch.tensor([0, 1, 1, 0, 1, 0]),
+        losses=scores,
+        estimates={},
+        model={},
+        confidence=0.95,
+    )
+    assert result.exposed("loss") == [(0, 0, 3.0, 0.0), (2, 1, 3.0, 0.0), (1, 1, 1.0, 2 / 3)]
+    assert result.exposed("loss", count=1, target=1) == [(2, 1, 3.0, 0.0)]
+    assert result.exposed("loss", count=0) == []
+    assert result.auc_by_class("loss") == {0: 1.0, 1: 0.5}

@@ -92,6 +92,14 @@ def test_a_feature_beyond_the_population_counts_as_the_nearest_that_was_seen():
     )
 
 
+def test_what_no_shadow_model_says_counts_as_the_nearest_that_one_says():
+    """The shadow models give every class the same; the audited model is sure."""
+    shadow_logits, membership = torch.zeros(4, 6, 3), balanced_membership(4, 6)
+    targets = torch.arange(6) % 3
+    sure = neural_attack(torch.eye(3)[targets] * 9, targets, shadow_logits, membership, epochs=2)
+    assert torch.equal(sure, neural_attack(torch.zeros(6, 3), targets, shadow_logits, membership, epochs=2))
+
+
 def test_a_class_that_the_population_lacks_is_refused_with_counts():
     seen, is_member = evidence(n=400, m=200)
     assert float(membership_auroc(create_attack("quantile_regression")(seen), is_member)) > 0.55

@@ -30,7 +30,8 @@ def neural_attack(
     """The neural-network attack (Shokri et al. 2017): a classifier trained to tell shadow models' IN from OUT outputs.
 
     It sees the sorted log-probabilities of an example and the one of its true class; never the audited model's
-    membership.
+    membership. What of the audited model's lies outside of what the shadow models have counts as the nearest that they
+    have.
 
     Args:
         logits: of the audited model, ``(n, K)``.
@@ -71,13 +72,12 @@ def neural_attack(
         raise ValueError("the neural attack needs shadow outputs of both kinds, IN and OUT.")
     own = _features(logits, targets)
     known = _features(shadow_logits[models, examples], targets[examples])
-    mean, deviation = known.mean(0), known.std(0).clamp_min(1e-6)
 
     def loss(odds: Tensor, inside: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(odds.squeeze(-1), inside)
 
-    scaled = (known - mean) / deviation, inside, (own - mean) / deviation
-    return _learned(*scaled, 1, loss, hidden=hidden, epochs=epochs, seed=seed).squeeze(-1)
+    known, own = _scaled(known, own)
+    return _learned(known, inside, own, 1, loss, hidden=hidden, epochs=epochs, seed=seed).squeeze(-1)
 
 
 def quantile_regression(
@@ -141,9 +141,6 @@ def quantile_regression(
         check_finite("inputs", inputs.T).T.float(),
         check_finite("population_inputs", population_inputs.T).T.float(),
     )
-    least, most = known.aminmax(dim=0)
-    mean, deviation = known.mean(0), known.std(0).masked_fill(least == most, 1.0)
-    x = x.clamp(least, most)
     centre, spread = population_signal.mean(), population_signal.std().clamp_min(1e-6)
 
     def loss(predicted: Tensor, y: Tensor) -> Tensor:
@@ -153,8 +150,8 @@ def quantile_regression(
         return likelihood
 
     y = ((population_signal - centre) / spread).float()
-    scaled = (known - mean) / deviation, y, (x - mean) / deviation
-    predicted = _learned(*scaled, 2, loss, hidden=hidden, epochs=epochs, seed=seed)
+    known, x = _scaled(known, x)
+    predicted = _learned(known, y, x, 2, loss, hidden=hidden, epochs=epochs, seed=seed)
     location, log_scale = predicted.unbind(-1)
     scores: Tensor = ((signal - centre) / spread - location) / log_scale.clamp(-5, 5).exp()
     return scores
@@ -188,6 +185,13 @@ def _features(logits: Tensor, targets: Tensor) -> Tensor:
     log_p = F.log_softmax(check_finite("logits", logits), -1)
     own = -example_losses(logits, targets)
     return torch.cat([log_p.sort(-1, descending=True).values, own.unsqueeze(-1)], -1).clamp_min(-50).float()
+
+
+def _scaled(known: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """Both standardised by what is known; what is asked is brought into its range first, feature by feature."""
+    least, most = known.aminmax(dim=0)
+    mean, deviation = known.mean(0), known.std(0).masked_fill(least == most, 1.0)
+    return (known - mean) / deviation, (asked.clamp(least, most) - mean) / deviation
 
 
 def _learned(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_cwrf._version import __version__
 from lightning_cwrf.audit.saved import read_json, write_json
+from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics import Interval
 from lightning_cwrf.metrics.functional import membership_auroc, resolvable_auc
 
@@ -118,8 +119,12 @@ class AuditResult:
             target: of this class alone; None: of all. False positive rates are over all non-members either way.
 
         Raises:
-            ValueError: the audit has no such attack.
+            TypeError: a count or class that is no integer.
+            ValueError: the audit has no such attack; a negative count.
         """
+        check_integer("count", count, low=0)
+        if target is not None:
+            check_integer("target", target)
         scores = self._scores(attack)
         members, nonmembers = scores[self.is_member], scores[~self.is_member].sort().values
         order = members.argsort(descending=True, stable=True)

@@ -37,7 +37,11 @@ def features(row, y):
 
 
 def scaled(known, asked):
+    """By what is known; what is asked is brought into its range."""
     mean, deviation = known.mean(0), known.std(0)
+    asked = torch.stack(
+        [torch.stack([max(min(v, k.max()), k.min()) for v in a]) for k, a in zip(known.T, asked.T, strict=True)]
+    ).T
     return (known - mean) / deviation, (asked - mean) / deviation
 
 
