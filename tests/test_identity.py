@@ -120,6 +120,14 @@ READS = {
         "@functools.lru_cache\ndef S(): return 256",
         "S()",
     ),
+    "dispatched": (
+        "import functools\n@functools.singledispatch\ndef S(x): return x",
+        "S.register(int, lambda x: 3)",
+        "S(1)",
+    ),
+    "with a mark": ("S = {'w': 16, 'missing': object()}", "S['w'] = 256", "S['w']"),
+    "compiled": ("import torch\n@torch.compile\ndef S(): return 16", "@torch.compile\ndef S(): return 256", "S"),
+    "torch function": ("from torch.nn.functional import relu as S", "from torch.nn.functional import gelu as S", "S"),
     "decorated": ("import torch\n@torch.no_grad()\ndef S(): return 16", "@torch.no_grad()\ndef S(): return 256", "S()"),
     "decorated by one's own": (
         "import functools\ndef deco(f):\n    @functools.wraps(f)\n    def g(): return f()\n    return g\n"
@@ -272,6 +280,14 @@ def test_the_environment_that_a_recipe_reads(use, monkeypatch):
     assert changed != before
     monkeypatch.delenv("CWRF_TEST")
     assert identity(recipe) != changed
+
+
+def test_how_much_of_a_machine_a_process_may_use_is_no_part_of_a_recipe(monkeypatch):
+    """Worker processes are given GPUs and threads by these variables."""
+    recipe = cell("import os\ndef recipe(m, s): return os.environ.get('CUDA_VISIBLE_DEVICES')")["recipe"]
+    before = identity(recipe)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert identity(recipe) == before
 
 
 def test_what_a_recipe_sets_in_the_environment_is_not_what_it_reads(monkeypatch):
