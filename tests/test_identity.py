@@ -126,7 +126,6 @@ READS = {
         "S(1)",
     ),
     "with a mark": ("S = {'w': 16, 'missing': object()}", "S['w'] = 256", "S['w']"),
-    "compiled": ("import torch\n@torch.compile\ndef S(): return 16", "@torch.compile\ndef S(): return 256", "S"),
     "torch function": ("from torch.nn.functional import relu as S", "from torch.nn.functional import gelu as S", "S"),
     "decorated": ("import torch\n@torch.no_grad()\ndef S(): return 16", "@torch.no_grad()\ndef S(): return 256", "S()"),
     "decorated by one's own": (
