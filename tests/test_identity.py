@@ -332,6 +332,15 @@ def test_an_import_inside_a_function_and_modules_read_by_attribute(recipe, tmp_p
             sys.modules.pop(name, None)
 
 
+def test_an_installed_module_that_only_the_recipe_imports(monkeypatch):
+    recipe = cell("def recipe(m, s):\n    import wave\n    import lightning.pytorch.demos\n    return wave")["recipe"]
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    before = identity(recipe)
+    assert "wave" not in sys.modules
+    recipe(None, 0)
+    assert identity(recipe) == before
+
+
 def test_the_same_in_every_process_and_under_every_hash_seed():
     """The script comes by standard input; its small recipe is known in this process by the same digest."""
     script = textwrap.dedent(

@@ -93,7 +93,7 @@ def _imported(name: str, level: int, wanted: tuple[str, ...] | None, scope: Mapp
         if top not in sys.modules and importlib.util.find_spec(top) is None:
             return {whole: None}
         if not is_users(top):
-            return {whole: sys.modules.get(whole)}
+            return {whole: os} if whole == "os" else {}  # os for what it tells of the environment
         module = importlib.import_module(whole)
         if not wanted:
             return {whole: module}
