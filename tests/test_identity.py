@@ -120,6 +120,13 @@ READS = {
         "@functools.lru_cache\ndef S(): return 256",
         "S()",
     ),
+    "dispatched": (
+        "import functools\n@functools.singledispatch\ndef S(x): return x",
+        "S.register(int, lambda x: 3)",
+        "S(1)",
+    ),
+    "with a mark": ("S = {'w': 16, 'missing': object()}", "S['w'] = 256", "S['w']"),
+    "torch function": ("from torch.nn.functional import relu as S", "from torch.nn.functional import gelu as S", "S"),
     "decorated": ("import torch\n@torch.no_grad()\ndef S(): return 16", "@torch.no_grad()\ndef S(): return 256", "S()"),
     "decorated by one's own": (
         "import functools\ndef deco(f):\n    @functools.wraps(f)\n    def g(): return f()\n    return g\n"
@@ -274,6 +281,14 @@ def test_the_environment_that_a_recipe_reads(use, monkeypatch):
     assert identity(recipe) != changed
 
 
+def test_how_much_of_a_machine_a_process_may_use_is_no_part_of_a_recipe(monkeypatch):
+    """Worker processes are given GPUs and threads by these variables."""
+    recipe = cell("import os\ndef recipe(m, s): return os.environ.get('CUDA_VISIBLE_DEVICES')")["recipe"]
+    before = identity(recipe)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert identity(recipe) == before
+
+
 def test_what_a_recipe_sets_in_the_environment_is_not_what_it_reads(monkeypatch):
     monkeypatch.delenv("CWRF_TEST", raising=False)
     recipe = cell("import os\ndef recipe(m, s):\n    os.environ['CWRF_TEST'] = '1'")["recipe"]
@@ -315,6 +330,15 @@ def test_an_import_inside_a_function_and_modules_read_by_attribute(recipe, tmp_p
     finally:
         for name in ("cwrf_settings", "cwrf_package", "cwrf_package.inner"):
             sys.modules.pop(name, None)
+
+
+def test_an_installed_module_that_only_the_recipe_imports(monkeypatch):
+    recipe = cell("def recipe(m, s):\n    import wave\n    import lightning.pytorch.demos\n    return wave")["recipe"]
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    before = identity(recipe)
+    assert "wave" not in sys.modules
+    recipe(None, 0)
+    assert identity(recipe) == before
 
 
 def test_the_same_in_every_process_and_under_every_hash_seed():

@@ -17,6 +17,9 @@ from types import CodeType, ModuleType
 from typing import Any
 
 _ENVIRONMENT = ("environ", "environb", "getenv", "getenvb")
+_OF_THE_MACHINE = {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+"""What a process may use; worker processes are given their share by these."""
+
 _GLOBAL_LOADS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _BETWEEN = {"PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG"}
 
@@ -69,7 +72,8 @@ def reads_of(code: CodeType, scope: Mapping[str, Any]) -> Reads:
                 found.values[step.argval] = scope[step.argval]
             elif step.opname == "IMPORT_NAME":
                 found.values.update(_imported(step.argval, steps[i - 2].argval, steps[i - 1].argval, scope))
-        found.environment.update(_environment(steps, scope, found.values))
+        read = _environment(steps, scope, found.values)
+        found.environment.update((name, value) for name, value in read if name not in _OF_THE_MACHINE)
     for name, value in list(found.values.items()):
         if value is os.environ or value is getattr(os, "environb", None):  # not all of it
             del found.values[name]
@@ -89,7 +93,7 @@ def _imported(name: str, level: int, wanted: tuple[str, ...] | None, scope: Mapp
         if top not in sys.modules and importlib.util.find_spec(top) is None:
             return {whole: None}
         if not is_users(top):
-            return {whole: sys.modules.get(whole)}
+            return {whole: os} if whole == "os" else {}  # os for what it tells of the environment
         module = importlib.import_module(whole)
         if not wanted:
             return {whole: module}
@@ -164,7 +168,7 @@ def is_users(module: str | None) -> bool:
     source = getattr(found, "__file__", None) or getattr(spec, "origin", None)
     source = source or next(iter(getattr(spec, "submodule_search_locations", None) or ()), None)
     if source is None:
-        return True
+        return top == module or is_users(top)
     path = Path(source).resolve()
     installed = {"site-packages", "dist-packages"}.intersection(path.parts)
     return not installed and Path(sysconfig.get_path("stdlib")).resolve() not in path.parents

@@ -11,7 +11,6 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
-from pathlib import PurePath
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -22,14 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.data import as_loader, isolated_rng, reads_alike, tensors_of
 from lightning_cwrf.shadows.code import Reads, instructions, is_users, reads_of
-
-_MADE_BY_PYTHON = {
-    "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
-    "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__match_args__",
-    "__module__", "__orig_bases__", "__parameters__", "__qualname__", "__slotnames__", "__static_attributes__",
-    "__weakref__", "_abc_impl",
-}  # fmt: skip
-"""Attributes of a class that do not tell what it does, or tell it again."""
+from lightning_cwrf.shadows.values import cells, descriptor, is_given, is_made, simple
 
 _NAMED_ONLY = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
 _C_FUNCTIONS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.ClassMethodDescriptorType, np.ufunc)
@@ -91,9 +83,9 @@ class _Teller:
 
     def plain(self, value: Any, *, read: bool = False) -> Any:
         """The content of a value; ``read``: it is not the recipe's own, but what its code reads."""
-        simple = _simple(value)
-        if simple is not None:
-            return simple[0]
+        told = simple(value)
+        if told is not None:
+            return told[0]
         if id(value) in self.inside:
             return ["again", len(self.inside) - self.inside.index(id(value))]
         self.inside.append(id(value))
@@ -184,16 +176,17 @@ class _Teller:
 
     def _function(self, value: FunctionType) -> Any:
         name = value.__qualname__
-        cells = dict(zip(value.__code__.co_freevars, _cells(value), strict=True))
+        closed = dict(zip(value.__code__.co_freevars, cells(value), strict=True))
         module = value.__globals__.get("__name__")  # a decorator's wrapper bears the name of what it wraps
         if not is_users(module):
-            # Of an installed decorator, what it was given.
-            given = {n: cell for n, cell in cells.items() if _is_given(cell)}
+            # Of an installed decorator, what it was given; the rest is taken as it is.
+            closed["__wrapped__"] = vars(value).get("__wrapped__")
+            given = {n: cell for n, cell in closed.items() if is_given(cell)}
             return ["installed", module, value.__code__.co_name, self._read_all(given, name)]
         code = value.__code__
         own = {"defaults": value.__defaults__, "keyword defaults": value.__kwdefaults__, **vars(value)}
         reads = self._reads(reads_of(code, value.__globals__), name)
-        return ["function", name, self.plain(instructions(code)), self._read_all({**own, **cells}, name), reads]
+        return ["function", name, self.plain(instructions(code)), self._read_all({**own, **closed}, name), reads]
 
     def _reads(self, reads: Reads, name: str) -> Any:
         if None in reads.environment:
@@ -212,7 +205,7 @@ class _Teller:
         told = []
         for name, value in sorted(values.items()):
             with self._at(reader), self._at(name):
-                told.append([name, ["object"] if type(value) is object else self.plain(value, read=True)])
+                told.append([name, self.plain(value, read=True)])
         return told
 
     def _module(self, module: ModuleType, names: frozenset[str] | None) -> Any:
@@ -237,7 +230,7 @@ class _Teller:
             methods = {n: v for n, v in vars(value).items() if isinstance(v, FunctionType) and n[:2] != "__"}
             return ["enum", name, self._read_all(members, name), self._read_all(methods, name)]
         bases = [self.plain(base, read=True) for base in (type(value), *value.__bases__)]
-        attributes = {n: v for n, v in vars(value).items() if n not in _MADE_BY_PYTHON}
+        attributes = {n: v for n, v in vars(value).items() if not is_made(n)}
         return ["class", name, bases, self._read_all(attributes, name)]
 
     def _object(self, value: Any, read: bool) -> Any:
@@ -253,10 +246,12 @@ class _Teller:
             return ["built in", owner, value.__name__, bound]
         if isinstance(value, _NAMED_ONLY):
             return ["named", value.__name__]
-        parts = _descriptor(value)
+        parts = descriptor(value)
         if parts is not None:
             return [type(value).__name__, *(self.plain(part, read=True) for part in parts)]
         if type(value) is object:
+            if read:  # a mark, as for a missing argument
+                return ["object"]
             raise _Untold("a object")
         try:
             registered = copyreg.dispatch_table.get(type(value))
@@ -294,27 +289,6 @@ class _Refused(_Untold):
     """What cannot be told, with the message that the caller sees."""
 
 
-def _simple(value: Any) -> tuple[Any] | None:
-    """A plain value in a tuple; None: it is no plain value."""
-    if isinstance(value, Enum):
-        return None
-    if value is None or isinstance(value, (bool, int, str)):
-        return (value,)
-    if isinstance(value, float):
-        return (["float", value.hex()],)
-    if isinstance(value, complex):
-        return (["complex", value.real.hex(), value.imag.hex()],)
-    if isinstance(value, (bytes, bytearray)):
-        return (["bytes", value.hex()],)
-    if value is Ellipsis or value is NotImplemented:
-        return ([repr(value)],)
-    if isinstance(value, (PurePath, torch.dtype, torch.device)):
-        return ([type(value).__name__, str(value)],)
-    if isinstance(value, np.generic) and not value.dtype.hasobject:
-        return (["array", value.dtype.str, [], hashlib.sha256(value.tobytes()).hexdigest()],)
-    return None
-
-
 def _sorted(contents: Iterable[Any]) -> list[Any]:
     return sorted(contents, key=_text)
 
@@ -327,32 +301,3 @@ def _check_named(value: FunctionType) -> None:
         )
     if value.__name__ == "<lambda>":
         raise _Refused("a lambda has no name to be known by; write it as a function (def).")
-
-
-def _cells(value: FunctionType) -> list[Any]:
-    contents = []
-    for cell in value.__closure__ or ():
-        try:
-            contents.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            contents.append(None)
-    return contents
-
-
-def _is_given(value: Any) -> bool:
-    return _simple(value) is not None or isinstance(value, (FunctionType, types.MethodType, type, functools.partial))
-
-
-def _descriptor(value: Any) -> tuple[Any, ...] | None:
-    """What a descriptor or a wrapper holds; None: it is something else."""
-    if isinstance(value, property):
-        return (value.fget, value.fset, value.fdel)
-    if isinstance(value, (staticmethod, classmethod)):
-        return (value.__func__,)
-    if isinstance(value, functools.cached_property):
-        return (value.func,)
-    if isinstance(value, functools.partialmethod):
-        return (value.func, value.args, value.keywords)
-    if hasattr(value, "__wrapped__") and callable(value) and type(value).__module__ in ("functools", "builtins"):
-        return (value.__wrapped__,)  # lru_cache
-    return None

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.outputs import collect_outputs, collect_view_logits
 from lightning_cwrf.shadows.identity import identity
+from lightning_cwrf.shadows.pool import in_short
 from lightning_cwrf.shadows.store import ShadowStore
 from lightning_cwrf.shadows.workers import Share
 from lightning_cwrf.vanilla import capture
@@ -46,7 +47,7 @@ class Job:
 
     Attributes:
         told: identity of recipe and views in the parent; None: a worker need not compare it with its own.
-        read: identity of the pool's examples as the parent read them.
+        read: a digest of the pool's examples as the parent read them.
     """
 
     model: int
@@ -136,7 +137,7 @@ def _store(job: Job, model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"the recipe returned a {type(model).__name__}; it must return the trained module.")
     outputs = collect_outputs(model, job.pool, name="pool")
-    if identity(outputs.digests) != job.read:
+    if in_short(outputs.digests) != job.read:
         raise ValueError("the pool gave other examples after this training than before: its reading is not repeatable.")
     logits = {"logits": outputs.logits}
     if job.population is not None:

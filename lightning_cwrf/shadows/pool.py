@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,11 @@ def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
     elif common:
         raise ValueError(f"{common} examples of the population are in the pool; no shadow model may see it.")
     return PoolData(digests, targets, others)
+
+
+def in_short(digests: list[bytes]) -> str:
+    """One digest of all examples, in their order."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _read(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:

@@ -19,7 +19,7 @@ from lightning_cwrf._version import __version__
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.jobs import OTHER_CODE, Job, Recipe, View, names, told, train
-from lightning_cwrf.shadows.pool import PoolData, membership_of, read_data
+from lightning_cwrf.shadows.pool import PoolData, in_short, membership_of, read_data
 from lightning_cwrf.shadows.store import ShadowStore
 from lightning_cwrf.shadows.workers import ATTEMPTS, end_workers, run
 
@@ -133,7 +133,8 @@ def train_shadows(
     views = tuple(views)
     training = told(recipe, views, version)
     origin = None if start is None else start.store.key
-    key = identity([__version__, training, data.digests, data.targets, data.population, dtype, seed, origin])[:32]
+    content = [in_short(data.digests), data.targets, in_short(data.population), population is not None]
+    key = identity([__version__, training, *content, dtype, seed, origin])[:32]
     # Absolute: worker processes are used again, and keep the working directory they began in.
     kept = ShadowStore(Path(store).resolve(), key)
     jobs = [
@@ -150,7 +151,7 @@ def train_shadows(
             start=None if start is None else start.store,
             keep_weights=keep_weights,
             told=training if version is None else None,
-            read=identity(data.digests),
+            read=in_short(data.digests),
         )
         for i in range(n)
     ]
