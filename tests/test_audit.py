@@ -368,7 +368,7 @@ def test_table_and_plots(audited, tmp_path):
     assert "95% confidence" in table
     with pytest.raises(ValueError, match="'plain' was not audited with 'nn'; it has loss, lira, rmia"):
         plot_roc(results, tmp_path / "x.png", attack="nn")
-    assert len(repr(audited[1].result)) < 5000
+    assert "tensor(" not in repr(audited[1].result)  # no raw scores
     for path in (plot_roc(results, tmp_path / "a" / "roc.png"), plot_losses(results, tmp_path / "b" / "l.png")):
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
