@@ -540,7 +540,7 @@ def test_what_is_wrong_is_told_before_any_training(tmp_path, monkeypatch, recipe
 
 
 def test_bad_settings_are_told_at_once():
-    with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"rate must be a number in \[0, 1\]"):
         CWRF(part(0, 10), rate=5)
     with pytest.raises(ValueError, match="a Trainer has no argument max_epoch"):
         ShadowRecipe(Plain, {"max_epoch": 3}, batch_size=8)
