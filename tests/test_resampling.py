@@ -235,7 +235,6 @@ def test_what_cannot_be_resampled_is_told(settings, message):
         ({"shadow_resamples": 10.0}, "shadow_resamples must be an integer, not the float 10.0"),
         ({"shadow_resamples": "10"}, "shadow_resamples must be an integer"),
         ({"shadow_resamples": True}, "shadow_resamples must be an integer"),
-        ({"seed": 0.5}, "seed must be an integer"),
         ({"confidence": "0.95"}, "confidence must be a number"),
     ],
 )
@@ -245,5 +244,7 @@ def test_numbers_of_the_wrong_type_are_told(settings, message):
     evidence, is_member = world(0, examples=40)
     with pytest.raises(TypeError, match="resamples must be an integer"):
         shadow_bootstrap(toy, evidence, is_member, {}, 2.0)
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        shadow_bootstrap(toy, evidence, is_member, {}, 2, seed=0.5)
     with pytest.raises(TypeError, match="examples must be True or False"):
         shadow_bootstrap(toy, evidence, is_member, {}, 2, examples="no")
