@@ -1,5 +1,6 @@
 """Wrong uses of attacks: each is an error that states the problem, when the attack is made or when it is given data."""
 
+import inspect
 import math
 from dataclasses import replace
 
@@ -87,6 +88,23 @@ def test_a_wrong_setting_is_an_error_when_the_attack_is_made_and_in_its_function
         create_attack(name, **settings)
     with pytest.raises(error, match=message):
         call_of(name)(**settings)
+
+
+@pytest.mark.parametrize(
+    ("function", "defaults"),
+    [
+        (lira, {"online": True, "variance": "auto"}),
+        (bavaria, {"online": True, "predictive": "t", "prior_models": 2.0}),
+        (rmia, {"online": True, "gamma": 2.0, "offline_a": 0.3, "break_ties": True}),
+        (tune_offline_a, {"gamma": 2.0, "models": 4}),
+        (calibrated, {"per_class": True}),
+        (neural_attack, {"hidden": 64, "epochs": 30, "seed": 0, "outputs": 50_000}),
+        (quantile_regression, {"hidden": 64, "epochs": 60, "seed": 0}),
+    ],
+)
+def test_the_defaults_are_those_of_the_docs(function, defaults):
+    parameters = inspect.signature(function).parameters.values()
+    assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == defaults
 
 
 def test_every_setting_of_every_attack_is_checked():
