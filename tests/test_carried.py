@@ -268,3 +268,21 @@ def test_wrong_fields_of_a_recipe():
     ):
         with pytest.raises(error, match=message):
             ShadowRecipe(**{"module": Classifier, "trainer": {}, "batch_size": 8, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"trainer": "trainer"}, TypeError, "like reads a Trainer of lightning.pytorch, not a str"),
+        ({"trainer": type(trainer())}, TypeError, "like reads a Trainer of lightning.pytorch, not Trainer"),
+        ({"model": Classifier}, TypeError, "of a LightningModule, not of a"),
+        ({"defense": "hamp"}, TypeError, "defense must be what"),
+        ({"callbacks": []}, TypeError, "callbacks must be a function"),
+        ({"augment": 3}, TypeError, "augment must be a function"),
+        ({"loader": part(0, 64)}, ValueError, "no DataLoader that takes a whole dataset"),
+    ],
+)
+def test_wrong_arguments_of_like(arguments, error, message):
+    given = {"trainer": trainer(), "model": Classifier(width=4), "loader": loader(0, 64), **arguments}
+    with pytest.raises(error, match=message):
+        ShadowRecipe.like(given.pop("trainer"), given.pop("model"), **given)

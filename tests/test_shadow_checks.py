@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, TensorData
 
 from lightning_cwrf.shadows import balanced_membership, train_shadows
 from lightning_cwrf.shadows.jobs import OTHER_CODE
+from lightning_cwrf.shadows.workers import Share
 from tests import recipes
 from tests.helpers import digits, part
 from tests.recipes import quick
@@ -246,20 +247,35 @@ def test_a_version_is_part_of_the_key(tmp_path, monkeypatch):
     assert len(set(keys)) == 3
 
 
-def test_workers_do_not_train_what_the_key_does_not_say(tmp_path, monkeypatch):
-    """A worker imports the recipe's module by itself, and keeps the environment that it began with."""
+def test_workers_begin_anew_with_a_changed_environment(tmp_path, monkeypatch):
+    """They are used again, and keep the environment that they began with."""
     arguments = {"workers": 2, "progress": False, "keep_weights": True}
-    monkeypatch.setenv("CWRF_TEST_WIDTH", "3")
-    train_shadows(recipes.reads_environment, part(0, 20), 2, store=tmp_path, **arguments)
-    monkeypatch.setenv("CWRF_TEST_WIDTH", "5")  # workers begin anew
-    signals = train_shadows(recipes.reads_environment, part(0, 20), 2, store=tmp_path, **arguments)
-    assert all(signals.weights(i)["net.0.weight"].shape[0] == 5 for i in range(2))
-    monkeypatch.setitem(recipes.SETTINGS, "width", 7)  # new workers cannot know of it
+    for width in ("3", "5"):
+        monkeypatch.setenv("CWRF_TEST_WIDTH", width)
+        signals = train_shadows(recipes.reads_environment, part(0, 20), 2, store=tmp_path, **arguments)
+        assert all(signals.weights(i)["net.0.weight"].shape[0] == int(width) for i in range(2))
+
+
+def test_workers_do_not_train_what_the_key_does_not_say(tmp_path, monkeypatch):
+    """A worker imports the recipe's module by itself, so a setting that was changed at run time is not there."""
+    monkeypatch.setattr(Share, "take", lambda self: None)
+    ended, tried = [], []
+
+    def in_a_worker(work, items, workers, **_):
+        tried.append(len(items))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(recipes.SETTINGS, "width", 4)  # as its module says
+            return [work(item, Share()) for item in items], []
+
+    monkeypatch.setattr("lightning_cwrf.shadows.train.run", in_a_worker)
+    monkeypatch.setattr("lightning_cwrf.shadows.train.end_workers", lambda: ended.append(1))
+    assert len(train(recipes.reads_width, part(0, 20), 2, store=tmp_path)) == 2
+    monkeypatch.setitem(recipes.SETTINGS, "width", 7)
     with pytest.raises(RuntimeError) as error:
-        train_shadows(recipes.reads_width, part(0, 20), 2, store=tmp_path, **arguments)
+        train(recipes.reads_width, part(0, 20), 2, store=tmp_path)
     assert OTHER_CODE in str(error.value)
-    alone = train(recipes.reads_width, part(0, 20), 2, store=tmp_path, keep_weights=True)
-    assert all(alone.weights(i)["net.0.weight"].shape[0] == 7 for i in range(2))
+    assert (ended, tried) == ([1], [2, 2, 2])  # they began anew once
+    train(recipes.reads_width, part(0, 20), 2, store=tmp_path, version="the width does not matter")
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):

@@ -66,6 +66,10 @@ def read_recipe(
     """See :meth:`~lightning_cwrf.ShadowRecipe.like`."""
     if not isinstance(model, LightningModule):
         raise TypeError(f"like reads the training of a LightningModule, not of a {type(model).__name__}.")
+    given: Any = trainer
+    if not isinstance(given, Trainer):
+        what = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
+        raise TypeError(f"like reads a Trainer of lightning.pytorch, not {what}: ShadowRecipe.like(trainer, model).")
     if trainer.train_dataloader is not None and model._trainer is not trainer:
         raise ValueError(
             "this model's last Trainer is another one, so its defense may be of another training: read each recipe "

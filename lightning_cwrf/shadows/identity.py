@@ -85,7 +85,7 @@ class _Teller:
         """The content of a value; ``read``: it is not the recipe's own, but what its code reads."""
         told = simple(value)
         if told is not None:
-            return told[0]
+            return self._with_class(value, told[0])
         if id(value) in self.inside:
             return ["again", len(self.inside) - self.inside.index(id(value))]
         self.inside.append(id(value))
@@ -106,11 +106,12 @@ class _Teller:
         if isinstance(value, Enum):
             return ["enum", type(value).__qualname__, value.name, self.plain(value.value, read=read)]
         if isinstance(value, Mapping):
-            return ["map", _sorted([self.plain(k, read=read), self.plain(v, read=read)] for k, v in value.items())]
+            pairs = ([self.plain(k, read=read), self.plain(v, read=read)] for k, v in value.items())
+            return self._with_class(value, ["map", _sorted(pairs)])
         if isinstance(value, (list, tuple)):
-            return ["list", [self.plain(item, read=read) for item in value]]
+            return self._with_class(value, ["list", [self.plain(item, read=read) for item in value]])
         if isinstance(value, (set, frozenset)):
-            return ["set", _sorted(self.plain(item, read=read) for item in value)]
+            return self._with_class(value, ["set", _sorted(self.plain(item, read=read) for item in value)])
         if isinstance(value, CodeType):
             return ["code", self.plain(instructions(value))]
         if isinstance(value, functools.partial):
@@ -139,6 +140,14 @@ class _Teller:
         if isinstance(value, Dataset) and not read:
             return ["data set", self._examples(value)]
         return self._object(value, read)
+
+    def _with_class(self, value: Any, content: Any) -> Any:
+        """The content of a container or a plain value, with its class where that is the user's own."""
+        kind = type(value)
+        if not is_users(kind.__module__):
+            return content
+        attributes = self._read_all(getattr(value, "__dict__", {}), kind.__qualname__)
+        return ["of a class", self.plain(kind, read=True), attributes, content]
 
     def _array(self, value: Tensor | np.ndarray[Any, Any]) -> Any:
         if isinstance(value, Tensor):
