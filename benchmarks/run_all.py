@@ -17,7 +17,17 @@ from pathlib import Path
 
 from common import Row, machine, markdown
 
-BENCHMARKS = ("scoring", "step", "defenses", "top_scores", "lira_speed", "rmia_speed", "attack_speed", "shadows")
+BENCHMARKS = (
+    "scoring",
+    "step",
+    "defenses",
+    "top_scores",
+    "lira_speed",
+    "rmia_speed",
+    "attack_speed",
+    "audit_speed",
+    "shadows",
+)
 
 
 def rows_of(name: str) -> list[Row]:

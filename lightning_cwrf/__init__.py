@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_cwrf.canaries import insert_canaries
     from lightning_cwrf.defenses import DefenseMixin, RelaxLossMixin
     from lightning_cwrf.masks import WeightMask
+    from lightning_cwrf.overlap import without_overlap
     from lightning_cwrf.recipes import CWRF, ShadowRecipe
     from lightning_cwrf.scores import learnability_scores, privacy_vulnerability_scores, score_correlation
     from lightning_cwrf.shadows import train_shadows
@@ -39,6 +40,7 @@ _HOMES = {
     "privacy_vulnerability_scores": "scores",
     "score_correlation": "scores",
     "train_shadows": "shadows",
+    "without_overlap": "data",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "privacy_vulnerability_scores",
     "score_correlation",
     "train_shadows",
+    "without_overlap",
 ]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from lightning_cwrf.attacks import Attack, Evidence, create_attacks
+from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.classification import TARGET_KEYS, split_batch
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.metrics.functional import one_run_epsilon
@@ -108,6 +109,11 @@ def insert_canaries(
     if not isinstance(train, Dataset) or isinstance(train, IterableDataset) or not hasattr(train, "__len__"):
         raise TypeError(f"canaries need a data set with a length and places, not {type(train).__name__}.")
     total = len(train)
+    check_integer("m", m)
+    check_integer("seed", seed, low=0)
+    check_flag("mislabel", mislabel)
+    if classes is not None:
+        check_integer("classes", classes)
     if not 2 <= m <= total:
         raise ValueError(f"m must lie between 2 and the {total} training examples, not {m}.")
     if classes is not None and classes < 2:

@@ -7,11 +7,13 @@ place of everything in this file but the checks.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -120,13 +122,30 @@ def shapes_only() -> Iterator[None]:
 
 
 def check_no_probabilities(logits: Tensor, name: str) -> None:
-    """Raise a ValueError where every row of ``logits`` is a probability distribution."""
-    sums = logits.detach().float().sum(-1)
-    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+    """Raise a ValueError where every row of ``logits`` is a probability distribution; warn where all are within [0, 1].
+
+    The latter is what a sigmoid gives. Logits can be so by chance, so it is no error.
+    """
+    values = logits.detach().float()
+    if values.numel() == 0 or values.min() < 0 or values.max() > 1 + 1e-3:
+        return
+    sums = values.sum(-1)
+    if torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         raise ValueError(
             f"the model's outputs on {name} are probabilities (every row sums to 1): return logits, from before the "
             "softmax; or define classification_step(batch) -> (logits, targets), with the logarithm of them."
         )
+    if values.numel() >= _ENOUGH and values.min() < values.max():
+        warnings.warn(
+            f"all of the model's outputs on {name} lie between 0 and 1, as those of a sigmoid do, and are taken as "
+            "logits: return logits, from before the sigmoid; or define classification_step(batch) -> (logits, "
+            "targets), with torch.logit of them.",
+            stacklevel=2,
+        )
+
+
+_ENOUGH = 60
+"""Outputs that are not within [0, 1] by chance alone."""
 
 
 def classification_step(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -148,5 +167,32 @@ def classification_step(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         logits, targets = own(batch)
     else:
         inputs, targets = split_batch(batch)
-        logits = extract_logits(module(**inputs) if isinstance(inputs, Mapping) else module(inputs))
+        logits = extract_logits(_forward(module, inputs))
+    if isinstance(targets, np.ndarray):
+        targets = torch.from_numpy(targets)
     return logits, check_targets(logits, targets)
+
+
+def _forward(module: nn.Module, inputs: Any) -> Any:
+    try:
+        return module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
+    except (RuntimeError, TypeError) as error:
+        why = _mismatch(module, inputs)
+        if why is None:
+            raise
+        raise TypeError(f"the model cannot take these inputs: {why} ({error})") from error
+
+
+def _mismatch(module: nn.Module, inputs: Any) -> str | None:
+    """Why inputs of another type than the weights' may have failed; None where they are of the same."""
+    for value in inputs.values() if isinstance(inputs, Mapping) else [inputs]:
+        if isinstance(value, np.ndarray):
+            return "they are NumPy arrays; pass tensors (torch.from_numpy, or a TensorDataset in a DataLoader)."
+        if isinstance(value, Tensor) and value.is_floating_point():
+            weight = next((p for p in module.parameters() if p.is_floating_point()), value)
+            if weight.dtype != value.dtype:
+                return (
+                    f"they are {value.dtype} and the weights {weight.dtype}; convert the data, or the model (x.float() "
+                    'for 32-bit weights; Trainer(precision="bf16-true") converts batches to a bfloat16 model).'
+                )
+    return None

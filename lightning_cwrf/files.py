@@ -50,7 +50,7 @@ def save_tensors(
     whole = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     said = {**(metadata or {}), _KIND: kind}
     with replacing(path) as part:
-        save_file(whole, part, metadata={**said, _DIGEST: _digest(whole, said)})
+        save_file(whole, part, metadata={**said, _DIGEST: digest(whole, said)})
     return Path(path)
 
 
@@ -91,22 +91,24 @@ def load_tensors(path: str | PathLike[str], kind: str | None = None, *, what: st
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except SafetensorError as error:
         raise ValueError(f"{path} is no {what}: it is damaged, truncated or no safetensors file ({error}).") from error
-    digest = said.pop(_DIGEST, None)
+    found_digest = said.pop(_DIGEST, None)
     found = said.get(_KIND)
     if kind is not None and found != kind:
         raise ValueError(f"{path} is no {what}: it holds {found or 'tensors of another program'}, not {kind}.")
     ours = (found or "").startswith("lightning_cwrf.")
-    if (ours and digest is None and kind is not None) or (digest is not None and digest != _digest(tensors, said)):
+    wanted = digest(tensors, said) if found_digest is not None else None
+    if found_digest != wanted or (ours and found_digest is None and kind is not None):
         raise ValueError(f"{path} is damaged: its content is not what was written. Restore it or write it anew.")
     return TensorFile(tensors, said.pop(_KIND, None), said)
 
 
-def _digest(tensors: Mapping[str, Tensor], said: Mapping[str, str]) -> str:
-    """Of names, types, shapes and bytes."""
-    digest = hashlib.blake2b(repr(sorted(said.items())).encode(), digest_size=16)
+def digest(tensors: Mapping[str, Tensor], said: Mapping[str, str] | None = None) -> str:
+    """A digest of names, types, shapes and bytes of tensors, and of text beside them."""
+    made = hashlib.blake2b(repr(sorted((said or {}).items())).encode(), digest_size=16)
     for name in sorted(tensors):
         value = tensors[name]
-        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-        content: Any = value.reshape(-1).view(torch.uint8).numpy()  # a buffer, which NumPy's types do not say
-        digest.update(content)
-    return digest.hexdigest()
+        made.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        content: Any = flat.view(torch.uint8).numpy()  # a buffer, which NumPy's types do not say
+        made.update(content)
+    return made.hexdigest()

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_cwrf.checks import check_flag, check_number
+from lightning_cwrf.files import load_tensors, save_tensors
+from lightning_cwrf.frozen import Frozen
+from lightning_cwrf.top_share import apportion, largest
 
 _FORMAT = "lightning_cwrf.WeightMask/1"
-_CHUNK = 1 << 18  # scores per counting step: its temporaries stay in the cache
-
-
-@dataclass
-class _Frozen:
-    """The masked weights of one parameter: flat positions and the values they are held at."""
-
-    index: Tensor
-    value: Tensor
-
-    def mask(self, parameter: Tensor) -> Tensor:
-        """The positions as a mask of the parameter's shape, for layouts that have no flat view."""
-        flat = torch.zeros(parameter.numel(), dtype=torch.bool, device=parameter.device)
-        return flat.index_fill_(0, self.index, True).view(parameter.shape)
+# What schedule-free optimizers call their further copies of the weights.
+_COPIES = ("x", "y", "z")
 
 
 class WeightMask:
@@ -42,6 +32,9 @@ class WeightMask:
     Args:
         masks: bool tensors by parameter name.
 
+    Raises:
+        TypeError: ``masks`` is no mapping of names to bool tensors.
+
     >>> model = nn.Linear(4, 1, bias=False)
     >>> vanilla = {"weight": torch.zeros(1, 4)}
     >>> mask = WeightMask.top({"weight": torch.tensor([[0.1, 0.9, 0.5, 0.2]])}, rate=0.5)
@@ -53,20 +46,38 @@ class WeightMask:
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        if not isinstance(masks, Mapping):
+            raise TypeError(f"masks must be bool tensors by parameter name, not a {type(masks).__name__}.")
         for name, mask in masks.items():
-            if mask.dtype != torch.bool:
-                raise TypeError(f"the mask of {name!r} must be a bool tensor, not {mask.dtype}.")
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"the mask of {name!r} must be a bool tensor, not {found}.")
         self.masks: dict[str, Tensor] = {name: mask.detach().cpu() for name, mask in masks.items()}
         self.count = sum(int(torch.count_nonzero(mask)) for mask in self.masks.values())
         self.total = sum(mask.numel() for mask in self.masks.values())
-        self._frozen: dict[str, _Frozen] = {}
+        self._frozen: dict[str, Frozen] = {}
 
     def __repr__(self) -> str:
         return f"WeightMask({self.count:,} of {self.total:,} weights in {len(self.masks)} parameters)"
 
     def __invert__(self) -> WeightMask:
-        """The mask of all other weights; it holds no values yet."""
+        """The mask of all other weights of the same parameters; it holds no values yet."""
         return WeightMask({name: ~mask for name, mask in self.masks.items()})
+
+    def rest_of(self, model: nn.Module) -> WeightMask:
+        """The mask of all other trainable weights of ``model``, those of parameters without a mask too.
+
+        >>> model = nn.Linear(2, 1)
+        >>> WeightMask({"bias": torch.tensor([True])}).rest_of(model)
+        WeightMask(2 of 3 weights in 2 parameters)
+        """
+        masked = set(self._parameters(model).values())  # a tied one may stand here under its other name
+        rest = {
+            name: torch.ones(p.shape, dtype=torch.bool)
+            for name, p in model.named_parameters()
+            if p.requires_grad and p not in masked
+        }
+        return WeightMask({**rest, **(~self).masks})
 
     @property
     def is_frozen(self) -> bool:
@@ -87,34 +98,40 @@ class WeightMask:
                 the shares are not whole, the largest remainders round up, so the total is still ``round(rate · N)``.
 
         Raises:
+            TypeError: a rate that is no number, scores of another type.
             ValueError: a rate outside [0, 1]; scores that are negative, NaN or infinite, or no scores at all.
 
         >>> WeightMask.top({"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([1.0])}, rate=1 / 3).masks
         {'a': tensor([ True, False]), 'b': tensor([False])}
         """
-        if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"rate must lie in [0, 1], not {rate}: it is the fraction of weights to rewind.")
+        check_rate(rate)
+        check_flag("per_layer", per_layer)
         total = sum(score.numel() for score in scores.values())
         if total == 0:
             raise ValueError("there are no scores to choose weights by.")
         wanted = round(rate * total)
         if not per_layer:
-            return cls(_largest(scores, wanted))
+            return cls(largest(scores, wanted))
         layers: dict[str, dict[str, Tensor]] = {}
         for name, score in scores.items():
             layers.setdefault(name.rpartition(".")[0], {})[name] = score
         sizes = [sum(score.numel() for score in layer.values()) for layer in layers.values()]
         masks: dict[str, Tensor] = {}
-        for layer, share in zip(layers.values(), _apportion(sizes, wanted), strict=True):
-            masks.update(_largest(layer, share))
+        for layer, share in zip(layers.values(), apportion(sizes, wanted), strict=True):
+            masks.update(largest(layer, share))
         return cls({name: masks[name] for name in scores})
 
     def rewind_(self, model: nn.Module, vanilla: Mapping[str, Tensor]) -> None:
         """Set the masked weights to their vanilla values, in place, and hold them from now on (Eq. 6).
 
+        Only parameters are rewound. Buffers, such as BatchNorm's running statistics, stay as they are.
+
         Args:
             model: the finished model.
             vanilla: θ_vn, as :func:`~lightning_cwrf.vanilla.load_vanilla` gives it.
+
+        Raises:
+            ValueError: vanilla values are missing, of another shape, NaN or infinite; or the mask is of another model.
         """
         parameters = self._parameters(model)
         for name, parameter in parameters.items():
@@ -123,6 +140,8 @@ class WeightMask:
                 raise ValueError(
                     f"vanilla weights for {name!r}: expected shape {tuple(parameter.shape)}, found {found}."
                 )
+            if not torch.isfinite(vanilla[name]).all():
+                raise ValueError(f"the vanilla weights for {name!r} hold NaN or infinite values.")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 values = vanilla[name].to(parameter.device, parameter.dtype)
@@ -134,7 +153,7 @@ class WeightMask:
         frozen = {}
         for name, parameter in self._parameters(model).items():
             index = self.masks[name].flatten().nonzero().flatten().to(parameter.device)
-            frozen[name] = _Frozen(index, parameter.detach().take(index))
+            frozen[name] = Frozen(index, parameter.detach().take(index))
         self._frozen = frozen
 
     def zero_grad_(self, model: nn.Module) -> None:
@@ -143,59 +162,119 @@ class WeightMask:
         Parameters without a gradient are left without one.
         """
         for parameter, frozen in self._held(model):
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if gradient.is_sparse:
-                gradient = parameter.grad = gradient.coalesce()
-                rows = frozen.mask(parameter)[tuple(gradient.indices())]
-                gradient.values().masked_fill_(rows, 0)
-            elif gradient.is_contiguous():
-                gradient.view(-1).index_fill_(0, frozen.index, 0)
-            else:
-                gradient.masked_fill_(frozen.mask(parameter), 0)
+            frozen.clear_gradient(parameter)
+
+    def clear_gradients_of(self, model: nn.Module) -> list[RemovableHandle]:
+        """Have every backward pass set the masked weights' gradients to zero as soon as they are accumulated.
+
+        For loops that clip gradients before :meth:`zero_grad_` can be called. Gradients that are written to ``.grad``
+        by hand, or taken by ``torch.autograd.grad``, are not seen.
+
+        Returns:
+            The hooks; ``remove()`` each of them at the end. Deep copies of the model do not have them.
+        """
+
+        def clearing(frozen: Frozen) -> Callable[[Tensor], None]:
+            def clear(parameter: Tensor) -> None:
+                frozen.follow(parameter)
+                frozen.clear_gradient(parameter)
+
+            return clear
+
+        return [
+            parameter.register_post_accumulate_grad_hook(clearing(frozen))  # type: ignore[no-untyped-call]
+            for parameter, frozen in self._held(model)
+            if len(frozen.index) and parameter.is_leaf and parameter.requires_grad
+        ]
 
     @torch.no_grad()
-    def restore_(self, model: nn.Module) -> None:
-        """Write the held values back, in place, bit for bit; the other weights are not touched."""
+    def restore_(self, model: nn.Module, optimizer: Any = None) -> None:
+        """Write the held values back, in place, bit for bit; the other weights are not touched.
+
+        Args:
+            model: the model.
+            optimizer: one whose state may hold copies of the weights, as schedule-free optimizers do under ``"z"``:
+                they exchange them with the weights in ``optimizer.eval()``, so those are written as well.
+        """
+        swaps = callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
         for parameter, frozen in self._held(model):
-            if parameter.is_contiguous():
-                parameter.view(-1).scatter_(0, frozen.index, frozen.value)
-            else:
-                parameter[frozen.mask(parameter)] = frozen.value
+            frozen.write(parameter)
+            state = optimizer.state.get(parameter, {}) if swaps else {}
+            for copied in (state.get(name) for name in _COPIES):
+                if isinstance(copied, Tensor) and copied.shape == parameter.shape:
+                    frozen.like(copied).write(copied)
 
     def moved(self, model: nn.Module) -> dict[str, int]:
         """How many masked weights differ from their held values now, by parameter name, where there are any."""
+        counts = {name: int(count) for name, count in self.moved_counts(model).items()}
+        return {name: count for name, count in counts.items() if count}
+
+    def moved_counts(self, model: nn.Module) -> dict[str, Tensor]:
+        """As :meth:`moved`, for every parameter and as tensors on its device: nothing waits for a GPU."""
+        return {
+            name: frozen.moved(parameter)
+            for (parameter, frozen), name in zip(self._held(model), self._frozen, strict=True)
+        }
+
+    @torch.no_grad()
+    def restore_in_(self, state: dict[str, Tensor]) -> dict[str, int]:
+        """Put the held values into a state dict of the model, by new tensors where others stand there.
+
+        Returns:
+            How many values were others, by parameter name, where there were any.
+        """
         found = {}
-        for (parameter, frozen), name in zip(self._held(model), self._frozen, strict=True):
-            different = int((parameter.detach().take(frozen.index) != frozen.value).sum())
-            if different:
-                found[name] = different
+        for name, frozen in self._frozen.items():
+            if name not in state or state[name].shape != self.masks[name].shape:
+                continue
+            here = frozen.like(state[name])
+            count = int(here.moved(state[name]))
+            if count:
+                state[name] = state[name].detach().clone()
+                here.write(state[name])
+                found[name] = count
         return found
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The masks and, if known, the held values, as tensors only."""
+        """The masks, as packed bits with their shapes, and the held values if known; tensors only."""
         return {
-            "masks": dict(self.masks),
+            "bits": {name: torch.from_numpy(np.packbits(mask.numpy())) for name, mask in self.masks.items()},
+            "shapes": {name: torch.tensor(mask.shape, dtype=torch.int64) for name, mask in self.masks.items()},
             "values": {name: frozen.value.cpu() for name, frozen in self._frozen.items()},
         }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Mapping[str, Tensor]]) -> WeightMask:
-        """The inverse of :meth:`state_dict`."""
-        mask = cls(state["masks"])
-        for name, value in state["values"].items():
-            mask._frozen[name] = _Frozen(mask.masks[name].flatten().nonzero().flatten(), value)
+        """The inverse of :meth:`state_dict`; it also takes bool tensors under ``"masks"`` in place of the bits.
+
+        Raises:
+            ValueError: the state is not that of a mask: values without a mask, or another number of them.
+        """
+        masks = dict(state.get("masks", {}))
+        for name, bits in state.get("bits", {}).items():
+            shape = torch.Size(state["shapes"][name].tolist())
+            flat = np.unpackbits(bits.cpu().numpy(), count=shape.numel())
+            masks[name] = torch.from_numpy(flat).bool().view(shape)
+        mask = cls(masks)
+        for name, value in state.get("values", {}).items():
+            if name not in mask.masks:
+                raise ValueError(f"a damaged weight mask: it has values for {name!r}, and no mask.")
+            index = mask.masks[name].flatten().nonzero().flatten()
+            if value.shape != index.shape:
+                raise ValueError(
+                    f"a damaged weight mask: it has {value.numel()} values for the {len(index)} masked weights "
+                    f"of {name!r}."
+                )
+            mask._frozen[name] = Frozen(index, value)
+        if mask._frozen and mask._frozen.keys() != mask.masks.keys():
+            without = sorted(mask.masks.keys() - mask._frozen.keys())
+            raise ValueError(f"a damaged weight mask: it lacks the values for {', '.join(map(repr, without[:5]))}.")
         return mask
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Save the masks and, if known, the held values as safetensors."""
-        state = self.state_dict()
-        flat = {f"{part}/{name}": value.contiguous() for part in state for name, value in state[part].items()}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(flat, path, metadata={"format": _FORMAT})
-        return path
+        values = {f"values/{name}": frozen.value for name, frozen in self._frozen.items()}
+        return save_tensors({**{f"masks/{name}": mask for name, mask in self.masks.items()}, **values}, path, _FORMAT)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> WeightMask:
@@ -203,16 +282,24 @@ class WeightMask:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is not a saved mask.
+            ValueError: the file is not a saved mask, or it is damaged.
         """
+        tensors, kind, _ = load_tensors(path, what="weight mask")  # early versions wrote no digest
+        if kind != _FORMAT:
+            raise ValueError(
+                f"{path} is not a weight mask, it holds {kind or 'tensors of another program'}; "
+                "WeightMask.save writes one."
+            )
         state: dict[str, dict[str, Tensor]] = {"masks": {}, "values": {}}
-        with safe_open(Path(path), framework="pt") as file:
-            if (file.metadata() or {}).get("format") != _FORMAT:
-                raise ValueError(f"{path} is not a weight mask; WeightMask.save writes one.")
-            for key in file.keys():  # noqa: SIM118 - a safetensors file is no dict
-                part, _, name = key.partition("/")
-                state[part][name] = file.get_tensor(key)
-        return cls.from_state_dict(state)
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            if part not in state or not name:
+                raise ValueError(f"{path} is a damaged weight mask: it has an unknown entry {key!r}.")
+            state[part][name] = value
+        try:
+            return cls.from_state_dict(state)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be used: {error}") from error
 
     def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         own = dict(model.named_parameters(remove_duplicate=False))
@@ -225,91 +312,17 @@ class WeightMask:
                 )
         return {name: own[name] for name in self.masks}
 
-    def _held(self, model: nn.Module) -> list[tuple[nn.Parameter, _Frozen]]:
+    def _held(self, model: nn.Module) -> list[tuple[nn.Parameter, Frozen]]:
         if not self.is_frozen:
             raise RuntimeError("the mask holds no values yet: call rewind_(model, vanilla) or freeze(model) first.")
         pairs = []
         for name, frozen in self._frozen.items():
             parameter = model.get_parameter(name)
-            if frozen.index.device != parameter.device or frozen.value.dtype != parameter.dtype:
-                frozen.index = frozen.index.to(parameter.device)
-                frozen.value = frozen.value.to(parameter.device, parameter.dtype)
+            frozen.follow(parameter)
             pairs.append((parameter, frozen))
         return pairs
 
 
-def _apportion(sizes: list[int], wanted: int) -> list[int]:
-    """Share ``wanted`` out in proportion to ``sizes``: floors, then the largest remainders."""
-    total = sum(sizes)
-    shares = [wanted * size // total for size in sizes]
-    order = sorted(range(len(sizes)), key=lambda i: -(wanted * sizes[i] % total))
-    for i in order[: wanted - sum(shares)]:
-        shares[i] += 1
-    return shares
-
-
-def _largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Masks of the k largest scores. The bits of non-negative floats, read as integers, are in the floats' order.
-
-    In NumPy, whose loops run on one thread: with torch's, two cores meet several hundred times in such short
-    passes, and waiting for one another costs more than they save as soon as anything else runs on the machine.
-    """
-    if k == 0:
-        return {name: torch.zeros(score.shape, dtype=torch.bool) for name, score in scores.items()}
-    high = np.zeros(1 << 16, dtype=np.int64)
-    keys = {}
-    for name, score in scores.items():
-        keys[name], counts = _order_keys(name, score)
-        high += counts
-    top, above = _bucket_of(high, k)
-    low = np.zeros_like(high)
-    for chunk in (chunk for key in keys.values() for chunk in _chunks(key)):
-        low += np.bincount(chunk[chunk >> 16 == top] & 0xFFFF, minlength=1 << 16)
-    bottom, inside = _bucket_of(low, k - above)
-    threshold, ties = (top << 16) | bottom, k - above - inside
-    masks = {}
-    for name, key in keys.items():
-        mask = np.empty(key.shape, dtype=np.bool_)
-        for chunk, out in zip(_chunks(key), _chunks(mask), strict=True):
-            np.greater(chunk, threshold, out=out)
-            if ties:
-                first = np.flatnonzero(chunk == threshold)[:ties]
-                out[first] = True
-                ties -= len(first)
-        masks[name] = torch.from_numpy(mask).view(scores[name].shape)
-    return masks
-
-
-def _bucket_of(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
-    """The bucket that holds the k-th largest element, and how many lie in the buckets above."""
-    from_top = counts[::-1].cumsum()
-    position = int(np.searchsorted(from_top, k))
-    bucket = len(counts) - 1 - position
-    return bucket, int(from_top[position] - counts[bucket])
-
-
-def _order_keys(name: str, score: Tensor) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """The scores' bits, and how many scores have each upper half. That count also shows every bad score."""
-    if score.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(f"the scores of {name!r} must be float32, not {score.dtype}; pass them through .float().")
-    flat = score.detach().cpu().float().reshape(-1).numpy()
-    counts = _count_high(flat.view(np.uint32))
-    if counts[0x8000:].any():  # the sign bit is set
-        if (flat < 0).any():
-            raise ValueError(f"the scores of {name!r} hold negative values; a score is a sum of absolute values.")
-        flat = flat + np.float32(0)  # -0.0 becomes 0.0
-        counts = _count_high(flat.view(np.uint32))
-    if counts[0x7F80:].any():
-        raise ValueError(f"the scores of {name!r} hold NaN or infinite values; was the learning rate too high?")
-    return flat.view(np.uint32), counts
-
-
-def _count_high(keys: NDArray[np.uint32]) -> NDArray[np.int64]:
-    counts = np.zeros(1 << 16, dtype=np.int64)
-    for chunk in _chunks(keys):
-        counts += np.bincount(chunk >> 16, minlength=1 << 16)
-    return counts
-
-
-def _chunks(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    return (flat[begin : begin + _CHUNK] for begin in range(0, len(flat), _CHUNK))
+def check_rate(rate: Any) -> None:
+    """Raise unless ``rate`` is a rewinding rate: a number in [0, 1]."""
+    check_number("rate", rate, low=0, high=1, hint="It is the fraction of weights to rewind.")

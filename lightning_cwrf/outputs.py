@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_cwrf.classification import check_no_probabilities, classification_step, split_batch
-from lightning_cwrf.data import Batches, as_loader, bring_to, example_digests, isolated_rng, tensors_of
+from lightning_cwrf.data import (
+    Batches,
+    Key,
+    as_loader,
+    bring_to,
+    check_batches,
+    example_digests,
+    isolated_rng,
+    tensors_of,
+)
+from lightning_cwrf.examples import ExampleId, example_keys
 
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """Logits ``(n, K)`` float32 and targets ``(n,)`` on the CPU, and one digest of content per example."""
+    """Logits ``(n, K)`` float32 and targets ``(n,)`` on the CPU, and what each example is known by.
+
+    Attributes:
+        logits: of the model.
+        targets: class indices.
+        digests: of the inputs' content, one per example.
+        keys: the user's own ids; None: examples are known by content.
+        scale: mean and standard deviation of the inputs' floats; None: they have none.
+    """
 
     logits: Tensor
     targets: Tensor
     digests: list[bytes]
+    keys: list[Hashable] | None = None
+    scale: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def ids(self) -> list[ExampleId]:
+        """What each example is known by: its content and label, or its key."""
+        if self.keys is not None:
+            return [(key, None) for key in self.keys]
+        return list(zip(self.digests, self.targets.tolist(), strict=True))
+
+    def at(self, places: list[int]) -> ModelOutputs:
+        """The outputs at these places."""
+        return replace(
+            self,
+            logits=self.logits[places],
+            targets=self.targets[places],
+            digests=[self.digests[i] for i in places],
+            keys=None if self.keys is None else [self.keys[i] for i in places],
+        )
 
     @property
     def correct(self) -> Tensor:
@@ -49,38 +86,80 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def collect_outputs(
-    model: nn.Module, data: Batches, *, name: str = "data", transfer: Callable[[Any], Any] | None = None
+    model: nn.Module,
+    data: Batches,
+    *,
+    name: str = "data",
+    transfer: Callable[[Any], Any] | None = None,
+    key: Key | None = None,
 ) -> ModelOutputs:
     """Run ``model`` over every example of ``data``, in order, in eval mode; the model is left as it was.
 
     Args:
         model: a classifier.
-        data: a loader (iterated anew, in its dataset's order, nothing dropped), a dataset or an iterable of batches.
+        data: a loader (iterated anew, over the examples that its sampler can give, in their order), a dataset or an
+            iterable of batches.
         name: what to call the data in an error.
         transfer: moves a batch to the model; None moves its tensors to the model's device and floats to its dtype.
+        key: gives the id of one example, as it stands in its batch.
 
     Raises:
+        TypeError: ``data`` is none of the three.
         ValueError: there is no batch; labels out of range; logits that are not finite, or are probabilities.
 
-    >>> outputs = collect_outputs(nn.Linear(4, 3), [(torch.zeros(2, 4), torch.tensor([0, 1]))])
+    >>> outputs = collect_outputs(nn.Linear(4, 3), [(torch.randn(2, 4), torch.tensor([0, 1]))])
     >>> outputs.logits.shape, len(outputs)
     (torch.Size([2, 3]), 2)
     """
+    check_batches(data, name)
     bring = transfer or bring_to(model)
     logits, targets, digests = [], [], []
+    keys: list[Hashable] | None = None if key is None else []
+    scale = _Scale()
     with evaluating(model):
         for batch in as_loader(data, shuffle=False):
             digests += example_digests(batch)
+            if keys is not None and key is not None:
+                keys += example_keys(batch, key)
+            scale.see(batch)
             z, y = classification_step(model, bring(batch))
             logits.append(z.float().cpu())
             targets.append(y.cpu())
     if not targets:
         raise ValueError(f"{name} holds no batch: an empty loader cannot be audited.")
-    if len(digests) != sum(map(len, targets)):
-        raise ValueError(f"{name}: the inputs have {len(digests)} examples, the targets {sum(map(len, targets))}.")
-    outputs = ModelOutputs(torch.cat(logits), torch.cat(targets), digests)
+    for what, found in (("inputs", digests), ("keys", keys)):
+        if found is not None and len(found) != sum(map(len, targets)):
+            raise ValueError(f"{name}: the {what} have {len(found)} examples, the targets {sum(map(len, targets))}.")
+    classes = sorted({z.shape[1] for z in logits})
+    if len(classes) > 1:
+        raise ValueError(f"the model gives {' and '.join(map(str, classes))} classes on different batches of {name}.")
+    outputs = ModelOutputs(torch.cat(logits), torch.cat(targets), digests, keys, scale.value)
     check_no_probabilities(outputs.logits, name)
     return outputs
+
+
+class _Scale:
+    """Mean and standard deviation of the floats among inputs, batch by batch."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64)
+
+    def see(self, batch: Any) -> None:
+        try:
+            leaves = tensors_of(split_batch(batch)[0])
+        except TypeError:  # only the user's own step can take it apart
+            return
+        for leaf in leaves:
+            if leaf.is_floating_point():
+                values = leaf.detach().double().cpu()
+                self.sums += torch.tensor([values.numel(), values.sum(), values.square().sum()], dtype=torch.float64)
+
+    @property
+    def value(self) -> tuple[float, float] | None:
+        count, total, squares = self.sums.tolist()
+        if not count:
+            return None
+        return total / count, max(0.0, squares / count - (total / count) ** 2) ** 0.5
 
 
 def collect_view_logits(model: nn.Module, data: Batches, views: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:

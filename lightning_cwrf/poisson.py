@@ -128,8 +128,8 @@ def check_poisson(loader: Any) -> None:
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError("DP-SGD draws examples at random, which a stream (IterableDataset) does not allow.")
     if whole_order(loader) is None:
-        batches, order = loader.batch_sampler, loader.sampler
-        chooser = type(order if type(batches) is BatchSampler else batches).__name__
+        batches: Any = loader.batch_sampler
+        chooser = type(batches.sampler if type(batches) is BatchSampler else batches).__name__
         raise ValueError(
             f"the training loader's {chooser} chooses examples; DP-SGD draws Poisson batches from the whole dataset "
             "and would undo that choice. Pass a loader with batch_size= over the dataset (or over a Subset of it)."
@@ -149,9 +149,9 @@ def whole_order(loader: Any) -> Literal["shuffled", "in order"] | None:
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
-    order = loader.sampler
     if type(loader.batch_sampler) is not BatchSampler:
         return None
+    order: Any = loader.batch_sampler.sampler  # which a loader that was given its batch sampler does not know
     if isinstance(order, SequentialSampler):
         return "in order"
     if isinstance(order, SeededOrder):

@@ -2,26 +2,38 @@
 
 Equations are those of "Learnability and Privacy Vulnerability Are Entangled in a Few Critical Weights" (CWRF, ICLR
 2026). Everything here works on copies: the model, its buffers, gradients and mode and the caller's random state are
-the same before and after.
+the same before and after. Scores are computed in the weights' own precision, whatever surrounds the call: not under an
+outer ``torch.autocast``, ``no_grad`` or ``inference_mode``.
+
+Three choices that the equations leave open. Eq. 2 is taken per batch, as in Algorithm 1: the absolute value is that of
+the batch's mean gradient, not the mean of the examples' absolute gradients. The divergence of Eq. 4 is
+KL(vanilla ‖ θ'), with the vanilla model's outputs as the target. Both models run in eval mode.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
-from lightning_cwrf.data import Batches, OverlapCheck, as_loader, bring_to, cycle, isolated_rng
-from lightning_cwrf.vanilla import VanillaSource, load_vanilla
+from lightning_cwrf.data import Batches, OverlapCheck, as_loader, bring_to, cycle
+from lightning_cwrf.descent import TwoBatches, accumulate, undisturbed
+from lightning_cwrf.descent import trainable_parameters as trainable_parameters  # it has always been here too
+from lightning_cwrf.files import load_tensors, save_tensors
+from lightning_cwrf.vanilla import VanillaSource, copied, load_vanilla
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _CONVS = nn.modules.conv._ConvNd
+_KIND = "lightning_cwrf.Scores/1"
 
 
 def learnability_scores(
@@ -32,6 +44,7 @@ def learnability_scores(
     lr: float = 1e-3,
     transfer: Callable[[Any], Any] | None = None,
     on_step: Callable[[int], Any] | None = None,
+    batch_size: int = 256,
 ) -> dict[str, Tensor]:
     """Score each weight by its importance for the members' loss: Eq. 2, first-order Taylor (Molchanov et al. 2019).
 
@@ -42,11 +55,16 @@ def learnability_scores(
         lr: η_e, the rate of the plain SGD step on the copy after each batch. The paper does not state its value.
         transfer: brings a batch to the model; None: :func:`~lightning_cwrf.data.bring_to`.
         on_step: called with the number of steps done, for a progress bar.
+        batch_size: examples in a batch. Published: 256. Loaders and datasets are read in batches of so many; ready
+            batches, of an iterable or of a batch sampler of your own, are taken as they are.
 
     Returns:
-        One non-negative float32 tensor per trainable parameter, by name and of its shape. A tied parameter counts once.
+        One non-negative float32 tensor per trainable parameter that the loss reaches in any step, by name and of its
+        shape. A tied parameter counts once. A warning names those that the loss does not reach, such as an averaged
+        copy of the weights inside the module: they are no weights of the model that is attacked.
 
     Raises:
+        TypeError: settings of the wrong type, no module, or one that cannot be copied.
         ValueError: bad settings, an empty loader, labels out of range, or logits that are not finite.
 
     >>> data = [(torch.randn(8, 4), torch.randint(3, (8,)))]
@@ -55,16 +73,20 @@ def learnability_scores(
     {'weight': (3, 4), 'bias': (3,)}
     """
     check_scoring(0.0, steps, lr)
-    device = _device(model)
-    with isolated_rng(device):
-        batches = cycle(as_loader(members, shuffle=True), "members")
+    check_integer("batch_size", batch_size, low=1)
+    with undisturbed(model):
         bring = transfer or bring_to(model)
 
-        def objective(work: nn.Module) -> Tensor:
-            logits, targets = classification_step(work, bring(next(batches)))
-            return F.cross_entropy(logits.float(), targets)
+        def begin() -> Callable[[nn.Module], Tensor]:
+            batches = cycle(as_loader(members, shuffle=True, batch_size=batch_size), "members")
 
-        return _accumulate(model, objective, steps, lr, on_step)
+            def objective(work: nn.Module) -> Tensor:
+                logits, targets = classification_step(work, bring(next(batches)))
+                return F.cross_entropy(logits.float(), targets)
+
+            return objective
+
+        return accumulate(model, begin, steps, lr, on_step)
 
 
 def privacy_vulnerability_scores(
@@ -78,6 +100,7 @@ def privacy_vulnerability_scores(
     lr: float = 1e-3,
     transfer: Callable[[Any], Any] | None = None,
     on_step: Callable[[int], Any] | None = None,
+    batch_size: int = 256,
 ) -> dict[str, Tensor]:
     """Score each weight by its privacy vulnerability: Eq. 2 accumulated along Eq. 4 (CWRF, Algorithm 1, lines 1-10).
 
@@ -99,11 +122,14 @@ def privacy_vulnerability_scores(
         lr: η_e. Not stated in the paper.
         transfer: brings a batch to the model; None: :func:`~lightning_cwrf.data.bring_to`.
         on_step: called with the number of steps done, for a progress bar.
+        batch_size: examples in a batch. Published: 256. Loaders and datasets are read in batches of so many; ready
+            batches, of an iterable or of a batch sampler of your own, are taken as they are.
 
     Returns:
-        One non-negative float32 tensor per trainable parameter, by name and of its shape. A tied parameter counts once.
+        One non-negative float32 tensor per trainable parameter, as of :func:`learnability_scores`.
 
     Raises:
+        TypeError: settings of the wrong type, no module, or one that cannot be copied.
         ValueError: bad settings; an empty loader; an example among both the members and the reference data that were
             drawn (among all of them, where they come as loaders, datasets or lists); vanilla weights that do not fit;
             labels out of range; logits that are not finite, or are probabilities.
@@ -115,27 +141,69 @@ def privacy_vulnerability_scores(
     True
     """
     check_scoring(lam, steps, lr)
-    device = _device(model)
-    with isolated_rng(device):
-        weights = load_vanilla(vanilla, model)
-        start = copy.deepcopy(model).eval()
-        start.load_state_dict(weights)
-        member_batches = cycle(as_loader(members, shuffle=True), "members")
-        reference_batches = cycle(as_loader(nonmembers, shuffle=True), "nonmembers")
-        bring = transfer or bring_to(model)
+    check_integer("batch_size", batch_size, low=1)
+    with undisturbed(model):
         overlap = OverlapCheck(members, nonmembers, "nonmembers")
+        bring = transfer or bring_to(model)
 
-        def objective(work: nn.Module) -> Tensor:
-            member, reference = next(member_batches), next(reference_batches)
-            overlap.see(member, reference)
-            logits, targets = classification_step(work, bring(member))
-            check_no_probabilities(logits, "members")
-            reference = bring(reference)
-            with torch.no_grad():
-                vanilla_logits, _ = classification_step(start, reference)
-            return pve_loss(logits, targets, classification_step(work, reference)[0], vanilla_logits, lam=lam)
+        def begin() -> Callable[[nn.Module], Tensor]:
+            answered = _vanilla_outputs(vanilla, model, nonmembers, bring, steps, batch_size)
+            member_batches = cycle(as_loader(members, shuffle=True, batch_size=batch_size), "members")
+            run = TwoBatches()
+            first = iter([True])
 
-        return _accumulate(model, objective, steps, lr, on_step)
+            def objective(work: nn.Module) -> Tensor:
+                member, (reference, vanilla_logits, reference_targets) = next(member_batches), next(answered)
+                overlap.see(member, reference)
+                logits, targets, reference_logits = run(work, bring(member), bring(reference))
+                check_no_probabilities(logits, "members")
+                if next(first, False):  # the copy's weights are still the model's
+                    _warn_if_swapped(logits, targets, reference_logits, reference_targets)
+                return pve_loss(logits, targets, reference_logits, vanilla_logits, lam=lam)
+
+            return objective
+
+        return accumulate(model, begin, steps, lr, on_step)
+
+
+def _vanilla_outputs(
+    vanilla: VanillaSource,
+    model: nn.Module,
+    nonmembers: Batches,
+    bring: Callable[[Any], Any],
+    steps: int,
+    batch_size: int,
+) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    """Reference batches with the vanilla model's logits and the targets, for ever.
+
+    Where the batches of all steps are smaller than the weights, they are read first and the vanilla model's weights
+    are given up, because gradients and scores come to stand in memory beside them.
+    """
+    batches = cycle(as_loader(nonmembers, shuffle=True, batch_size=batch_size), "nonmembers")
+    start = copied(model, load_vanilla(vanilla, model)).eval()
+
+    @torch.no_grad()
+    def answer(batch: Any) -> tuple[Any, Tensor, Tensor]:
+        return batch, *classification_step(start, bring(batch))
+
+    first = answer(next(batches))
+    if steps * _bytes(first) < sum(p.numel() * p.element_size() for p in model.parameters()):
+        held = [first, *(answer(next(batches)) for _ in range(steps - 1))]
+        del start, answer
+        yield from held
+        return
+    yield first
+    for batch in batches:
+        yield answer(batch)
+
+
+def _bytes(nest: Any) -> float:
+    """The memory of a nest of tensors; infinite where something else may be large."""
+    if isinstance(nest, Tensor):
+        return nest.numel() * nest.element_size()
+    if isinstance(nest, (Mapping, tuple, list)):
+        return sum(map(_bytes, nest.values() if isinstance(nest, Mapping) else nest))
+    return 0 if nest is None or isinstance(nest, (str, int, float)) else math.inf
 
 
 def pve_loss(
@@ -156,6 +224,26 @@ def pve_loss(
         log_target=True,
     )
     return (1 - lam) * learn + lam * unlearn
+
+
+def _warn_if_swapped(
+    member_logits: Tensor, targets: Tensor, reference_logits: Tensor, reference_targets: Tensor
+) -> None:
+    """Warn where the model's loss on a member batch is larger than on a reference batch by more than chance."""
+    losses = [
+        F.cross_entropy(logits.detach().float(), labels, reduction="none")
+        for logits, labels in ((member_logits, targets), (reference_logits, reference_targets))
+    ]
+    if min(map(len, losses)) < 8:
+        return
+    members, reference = (float(loss.mean()) for loss in losses)
+    error = math.sqrt(sum(float(loss.var()) / len(loss) for loss in losses))
+    if members - reference > 4 * error:
+        warnings.warn(
+            f"the model's loss is {members:.3g} on the members and {reference:.3g} on the reference data: it was "
+            "trained on the latter. Are members and nonmembers swapped?",
+            stacklevel=4,
+        )
 
 
 def score_correlation(a: Mapping[str, Tensor], b: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
@@ -218,57 +306,40 @@ def weight_kinds(model: nn.Module) -> dict[str, str]:
     return kinds
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that count as weights: trainable, each shared one once, under its first name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 def check_scoring(lam: float, steps: int, lr: float) -> None:
-    """Raise a ValueError for settings that cannot score anything."""
-    if not 0.0 <= lam <= 1.0:
-        raise ValueError(f"lam must lie in [0, 1], not {lam}.")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}.")
-    if not 0 <= lr < math.inf:
-        raise ValueError(f"lr must be finite and not negative, not {lr}.")
+    """Raise a TypeError or ValueError for settings that cannot score anything."""
+    check_number("lam", lam, low=0, high=1, hint="It weighs reference data against members (Eq. 4).")
+    check_integer("steps", steps, low=1)
+    check_number("lr", lr, low=0)
+
+
+def save_scores(scores: Mapping[str, Tensor], path: str | PathLike[str]) -> Path:
+    """Save scores as safetensors, with a digest.
+
+    >>> from tempfile import mkdtemp
+    >>> path = save_scores({"weight": torch.ones(2)}, Path(mkdtemp()) / "scores.safetensors")
+    >>> load_scores(path)
+    {'weight': tensor([1., 1.])}
+    """
+    return save_tensors(scores, path, _KIND)
+
+
+def load_scores(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Load what :func:`save_scores` saved, or any safetensors file of scores by parameter name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds something else, such as vanilla weights or a mask.
+    """
+    tensors, kind, _ = load_tensors(path, what="file of scores")
+    if kind is not None and kind.startswith("lightning_cwrf.") and kind != _KIND:
+        raise ValueError(f"{path} holds no scores but {kind}; PrivacyScoringCallback.save_scores writes them.")
+    return tensors
 
 
 def _is_attention(module: nn.Module, name: str) -> bool:
     # A whole model may be called AttentionNet; only a part of one is judged by the name of its class.
     return isinstance(module, nn.MultiheadAttention) or (name != "" and "attention" in type(module).__name__.lower())
-
-
-def _accumulate(
-    model: nn.Module,
-    objective: Callable[[nn.Module], Tensor],
-    steps: int,
-    lr: float,
-    on_step: Callable[[int], Any] | None,
-) -> dict[str, Tensor]:
-    """Eq. 2 along plain SGD on a copy: φ += |g ⊙ θ'|, then θ' -= η_e·g (Algorithm 1, lines 7-9)."""
-    work = copy.deepcopy(model).eval()
-    parameters = trainable_parameters(work)
-    if not parameters:
-        raise ValueError("the model has no trainable parameter (requires_grad is False everywhere): nothing to score.")
-    weights = list(parameters.values())
-    scores = [torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for p in weights]
-    for step in range(steps):
-        with torch.enable_grad():
-            loss = objective(work)
-        if not torch.isfinite(loss):
-            raise ValueError(f"the scoring loss is {loss.item()} at step {step + 1}; lower lr (now {lr}).")
-        gradients = torch.autograd.grad(loss, weights, materialize_grads=True)  # a weight out of reach scores 0
-        with torch.no_grad():
-            for score, weight, gradient in zip(scores, weights, gradients, strict=True):
-                score += (gradient.float() * weight.float()).abs_()
-                weight.sub_(gradient, alpha=lr)
-        if on_step is not None:
-            on_step(step + 1)
-    return dict(zip(parameters, scores, strict=True))
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _pearson(a: list[Tensor], b: list[Tensor]) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -10,13 +12,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_cwrf.data import isolated_rng
+from lightning_cwrf.files import digest, load_tensors, save_tensors
 
 VanillaSource: TypeAlias = "str | PathLike[str] | Mapping[str, Tensor] | nn.Module | Callable[[], nn.Module]"
 """A path (safetensors, Lightning checkpoint, or state dict), a state dict, a module, a factory, or ``"redraw"``."""
+
+_KIND = "lightning_cwrf.Vanilla/1"
+# How files that torch.save wrote begin: a zip archive, or the pickle of old versions.
+_TORCH_FILES = (b"PK\x03\x04", b"\x80")
 
 
 def capture(model: nn.Module) -> dict[str, Tensor]:
@@ -25,7 +31,9 @@ def capture(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_vanilla(source: nn.Module | Mapping[str, Tensor], path: str | PathLike[str]) -> Path:
-    """Save a model's weights as they are now, or a state dict, as safetensors; an existing file is replaced at once.
+    """Save a model's weights as they are now, or a state dict; an existing file is replaced at once.
+
+    The file is in the safetensors format, whatever its name ends with, and has a digest of its content.
 
     >>> from tempfile import mkdtemp
     >>> model = nn.Linear(2, 2)
@@ -33,53 +41,87 @@ def save_vanilla(source: nn.Module | Mapping[str, Tensor], path: str | PathLike[
     >>> sorted(load_vanilla(path, nn.Linear(2, 2)))
     ['bias', 'weight']
     """
-    state = capture(source) if isinstance(source, nn.Module) else dict(source)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({name: value.contiguous().clone() for name, value in state.items()}, part)
-    return part.replace(path)
+    return save_tensors(source.state_dict() if isinstance(source, nn.Module) else source, path, _KIND)
 
 
 def load_vanilla(source: VanillaSource, model: nn.Module) -> dict[str, Tensor]:
     """Load θ_vn from any source and check that it fits ``model``.
 
+    That weights are from before the training cannot be known in general. What says that it is trained is refused.
+
     Args:
-        source: a path to a safetensors file, a Lightning checkpoint or a saved state dict (read without pickle); a
-            state dict; a module that was never trained; a factory that makes one; or ``"redraw"`` (:func:`redraw`).
+        source: a path to a safetensors file, a Lightning checkpoint or a saved state dict (told apart by content, and
+            read without pickle); a state dict; a module that was never trained; a factory that makes one; or
+            ``"redraw"`` (:func:`redraw`).
         model: the finished model; it is not changed.
 
     Returns:
-        A state dict (parameters and buffers) on the CPU, with the model's names and shapes.
+        A state dict (parameters and buffers) on the CPU, with the model's names and shapes. The tensors of a state
+        dict that are on the CPU already are not copied.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read; or names or shapes differ (it says which).
+        TypeError: the source is none of these, or the factory needs arguments.
+        ValueError: the file cannot be read, is damaged, is a checkpoint from after training steps, or holds something
+            else, such as scores; names or shapes differ (it says which); or values are NaN or infinite.
 
     Weights that are the model's own present ones are taken with a warning.
     """
+    check_source(source)
     if isinstance(source, str) and source == "redraw":
         return redraw(model)
     if isinstance(source, nn.Module):
         state = capture(source)
     elif isinstance(source, Mapping):
-        state = {name: value.detach().cpu() for name, value in source.items()}
+        state = _state_in(source, "the mapping")
     elif isinstance(source, (str, PathLike)):
         state = _read(Path(source))
-    elif callable(source):
-        with isolated_rng():
-            state = capture(source())
     else:
-        raise TypeError(
-            "vanilla must be a path, a state dict, a module, a factory of modules or 'redraw', "
-            f"not {type(source).__name__}."
-        )
+        state = _made_by(source)
     _check_fit(state, model)
     return state
 
 
+def check_source(source: Any) -> None:
+    """Raise a TypeError unless ``source`` is one that :func:`load_vanilla` takes.
+
+    >>> check_source(None)
+    Traceback (most recent call last):
+    TypeError: vanilla must be a path, a state dict, a module, a factory of modules or 'redraw', not NoneType.
+    """
+    if not isinstance(source, (str, PathLike, Mapping, nn.Module)) and not callable(source):
+        raise TypeError(
+            "vanilla must be a path, a state dict, a module, a factory of modules or 'redraw', "
+            f"not {type(source).__name__}."
+        )
+
+
+def is_file(source: VanillaSource) -> bool:
+    """Whether a source is a path."""
+    return isinstance(source, (str, PathLike)) and source != "redraw"
+
+
+def identity(source: VanillaSource) -> str | None:
+    """What weights can be told by later, in a resumed run; None where nothing tells, as of a file that is gone.
+
+    >>> identity({"weight": torch.zeros(2)}) == identity({"weight": torch.ones(2)})
+    False
+    """
+    if isinstance(source, str) and source == "redraw":
+        return "redraw"
+    if isinstance(source, Mapping):
+        return f"weights {digest(_state_in(source, 'the mapping'))}"
+    if isinstance(source, (str, PathLike)) and Path(source).is_file():
+        return f"weights {digest(_read(Path(source)))}"
+    return None
+
+
 def redraw(model: nn.Module) -> dict[str, Tensor]:
     """Draw new initial weights by ``reset_parameters`` of every layer, on a copy; the caller's RNG is not advanced.
+
+    Parameters that are not trained (``requires_grad`` is False), such as those of a frozen backbone, keep the model's
+    values, and so do the buffers of layers all of whose parameters are frozen. Running statistics of other BatchNorm
+    layers begin anew, as they did before the training.
 
     These are not the weights that training began from; the paper (§4.4) holds that the place of a critical weight
     matters rather than its value. Hence a warning, not an error.
@@ -87,15 +129,19 @@ def redraw(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: a module owns parameters but has no ``reset_parameters``, so nothing tells how to draw them.
     """
-    work = copy.deepcopy(model)
+    work = copied(model)
     stuck = []
+    kept = {name: p.detach().clone() for name, p in work.named_parameters() if not p.requires_grad}
     device = next((p.device for p in work.parameters()), None)
     with isolated_rng(device):
         for name, module in work.named_modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(p.requires_grad for p in own):
+                continue
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):
                 reset()
-            elif any(True for _ in module.parameters(recurse=False)):
+            elif own:
                 stuck.append(f"{name or 'the model itself'} ({type(module).__name__})")
     if stuck:
         raise ValueError(
@@ -108,7 +154,76 @@ def redraw(model: nn.Module) -> dict[str, Tensor]:
         UserWarning,
         stacklevel=2,
     )
-    return capture(work)
+    return {**capture(work), **{name: value.cpu() for name, value in kept.items()}}
+
+
+def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any:
+    """A deep copy of a module; the module itself is never scored or redrawn.
+
+    Args:
+        model: the module.
+        weights: a state dict; the copy has its values, and shares the memory of the parameters with it where device
+            and precision are the same. The copy must not be trained then.
+
+    Raises:
+        TypeError: the module, or something that it holds, cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    own = model.state_dict(keep_vars=True)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    # A module may save its weights in a form of its own; then only its load_state_dict knows what to do with them.
+    plain = own.keys() <= {*parameters, *(name for name, _ in model.named_buffers())}
+    if weights is not None and plain:
+        for name in own.keys() & parameters.keys():
+            parameter = parameters[name]
+            given = weights[name].to(parameter.device, parameter.dtype)
+            memo[id(parameter)] = nn.Parameter(given, requires_grad=parameter.requires_grad)
+    try:
+        made = copy.deepcopy(model, memo)
+    except Exception as error:  # a __deepcopy__ may raise anything
+        raise TypeError(
+            f"{type(model).__name__} cannot be copied ({_uncopyable(model)}: {error}), and its weights are scored and "
+            "redrawn on a copy. Take that attribute off the module before, or give its class a __deepcopy__."
+        ) from error
+    if weights is not None and plain:
+        with torch.no_grad():
+            for name, buffer in made.named_buffers():
+                if name in own:
+                    buffer.copy_(weights[name])
+    elif weights is not None:
+        made.load_state_dict(weights)
+    return made
+
+
+def _uncopyable(model: nn.Module) -> str:
+    """Where in a module the thing is that cannot be copied."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:
+                return f"attribute {f'{path}.{name}'.lstrip('.')!r} of type {type(value).__name__}"
+    return "one of its parameters or buffers"
+
+
+def _made_by(factory: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    name = getattr(factory, "__name__", type(factory).__name__)
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"vanilla: {name} cannot be called without arguments ({error}); pass lambda: {name}(...), a "
+            "functools.partial, or the untrained module itself."
+        ) from None
+    except ValueError:  # some callables have no signature that can be read
+        pass
+    with isolated_rng():
+        made = factory()
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"vanilla: {name} must return an untrained module, not {type(made).__name__}.")
+    return capture(made)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -117,19 +232,51 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"no vanilla weights at {path}. VanillaSnapshotCallback({str(path)!r}) in the first training's Trainer "
             'saves them there; pass vanilla="redraw" to draw new ones.'
         )
+    with path.open("rb") as file:
+        begin = file.read(4)
+    if begin.startswith(_TORCH_FILES):
+        return _state_in(_unpickled(path), str(path))
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the readers fail in many ways
+        tensors, kind, _ = load_tensors(path, what="file of weights")
+    except ValueError as error:
+        raise ValueError(f"cannot read vanilla weights from {path}: {error}") from error
+    if kind is not None and kind.startswith("lightning_cwrf.") and kind != _KIND:
         raise ValueError(
-            f"cannot read vanilla weights from {path}: {error}. Only tensors and plain values are read (pickles can "
-            "run code); save the weights with save_vanilla(model, path)."
+            f"{path} holds no vanilla weights but {kind}. VanillaSnapshotCallback, or save_vanilla(model, path) before "
+            "the training, writes them."
+        )
+    return tensors
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:  # of a path, PyTorch judges by its end
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the reader fail in many ways
+        # PyTorch's own message advises to run what the file says; that is no advice for a file of weights.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = f"it holds a {found[1]}" if found else "it is damaged, or holds objects of other types"
+        raise ValueError(
+            f"cannot read vanilla weights from {path}: {why}. Only tensors and plain values are read, because anything "
+            "else in such a file can run code. Save the weights with save_vanilla(model, path), or pass a state dict."
         ) from error
+
+
+def _state_in(loaded: Any, where: str) -> dict[str, Tensor]:
+    """The state dict in what a file or the user gave: itself, or the one of a checkpoint from before the training."""
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict; save the weights with save_vanilla(model, path).")
-    return dict(state)
+        raise ValueError(f"{where} holds no state dict; save the weights with save_vanilla(model, path).")
+    if state is not loaded:
+        for name in ("global_step", "epoch"):
+            if loaded.get(name):
+                raise ValueError(
+                    f"{where} is a checkpoint from after training ({name} is {loaded[name]}), and vanilla weights are "
+                    "those from before any training data was seen. If it was trained on other data than the members, "
+                    'pass its state dict: torch.load(path, weights_only=True)["state_dict"]. Else pass '
+                    'vanilla="redraw".'
+                )
+    return {name: value.detach().cpu() for name, value in state.items()}
 
 
 def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -146,6 +293,13 @@ def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
         raise ValueError(
             f"vanilla weights {'; '.join(faults[:5])}{more}; were they saved from another architecture? "
             'Pass vanilla="redraw" to draw new ones.'
+        )
+    # A buffer may hold NaN or -inf on purpose.
+    bad = [name for name, _ in model.named_parameters() if name in state and not torch.isfinite(state[name]).all()]
+    if bad:
+        raise ValueError(
+            f"the vanilla weights {', '.join(map(repr, bad[:5]))} hold NaN or infinite values: they are damaged, or "
+            "from a training that diverged."
         )
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if trainable and all(torch.equal(state[name].to(p.dtype), p.detach().cpu()) for name, p in trainable):

@@ -1,6 +1,9 @@
 """Small real things that the tests share: digits, a classifier, quiet trainers."""
 
 import functools
+import importlib.util
+import sys
+from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -154,3 +157,12 @@ class DigitsReference(Dataset):
 
     def __getitem__(self, i):
         return digits()[100 + i]
+
+
+def load_benchmark(name):
+    """A script of benchmarks/ as a module; other packages install a ``benchmarks`` of their own."""
+    path = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

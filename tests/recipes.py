@@ -79,3 +79,30 @@ class Slow:
             file.write(f"{seed}\n")
         time.sleep(0.5)
         return Classifier()
+
+
+SETTINGS = {"width": 4}
+
+
+def reads_width(members, seed):
+    return Classifier(width=SETTINGS["width"])
+
+
+def reads_environment(members, seed):
+    return Classifier(width=int(os.environ["CWRF_TEST_WIDTH"]))
+
+
+def setting(name, members, seed):
+    """Reads a setting by its name."""
+    return Classifier()
+
+
+@dataclass(frozen=True)
+class Pids:
+    """Leaves the number of its process, and trains for long."""
+
+    folder: Path
+
+    def __call__(self, members, seed):
+        (self.folder / f"{os.getpid()}.pid").touch()
+        time.sleep(300)

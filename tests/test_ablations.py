@@ -42,10 +42,14 @@ def test_a2_tunes_the_rewound_weights_alone():
 
 
 def test_a2_survives_a_resume(tmp_path):
-    _model, callbacks, before, _ = run(mask={"tune": "masked"}, epochs=1, default_root_dir=tmp_path)
+    _model, callbacks, before, vanilla = run(mask={"tune": "masked"}, epochs=1, default_root_dir=tmp_path)
     callbacks[0]._module()._trainer.save_checkpoint(tmp_path / "half.ckpt")
     again = Classifier()
-    resumed = [PrivacyScoringCallback([], "redraw"), CriticalRewindCallback(), GradientMaskCallback(tune="masked")]
+    resumed = [
+        PrivacyScoringCallback([], vanilla, steps=2),
+        CriticalRewindCallback(rate=0.2),
+        GradientMaskCallback(tune="masked"),
+    ]
     trainer(max_epochs=2, callbacks=resumed).fit(again, loader(0, 64), ckpt_path=tmp_path / "half.ckpt")
     for name, p in again.named_parameters():
         m = callbacks[1].mask.masks[name]

@@ -177,3 +177,19 @@ def test_the_bound_stays_below_what_dp_sgd_spends(target):
     assert spent.epsilon <= target
     for guesses in (20, 100, 200):
         assert float(canaries.epsilon(model, guesses=guesses, delta=spent.delta)) <= spent.epsilon
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"m": 20.0}, "m must be an integer"),
+        ({"m": "20"}, "m must be an integer"),
+        ({"m": True}, "m must be an integer"),
+        ({"m": 20, "classes": 3.0}, "classes must be an integer"),
+        ({"m": 20, "mislabel": "no"}, "mislabel must be True or False"),
+        ({"m": 20, "seed": None}, "seed must be an integer"),
+    ],
+)
+def test_settings_of_another_type_are_told(settings, message):
+    with pytest.raises(TypeError, match=message):
+        insert_canaries(TensorDataset(torch.randn(100, 4), torch.arange(100) % 3), **settings)

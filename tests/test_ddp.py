@@ -34,10 +34,20 @@ def test_two_processes_agree_on_the_mask_and_hold_it(tmp_path):
     assert ranks[0]["audited"] == 104  # 64 members and 40 non-members, each once
     for rank in ranks:  # each audits all examples: they must not be counted once per process
         said = {n.removeprefix("measured/"): v for n, v in rank.items() if n.startswith("measured/")}
-        alone = attack_metrics(float(rank["audit/accuracy"]))
+        alone = attack_metrics(float(rank["audit/accuracy"]), accuracy_examples=40)
         assert set(said) == {*alone, "loss_gap"}
         for name, metric in {**alone, "loss_gap": LossGap()}.items():
             scores = rank["audit/losses" if name == "loss_gap" else "audit/scores"]
             metric.update(scores, rank["audit/is_member"])
             expected = (float(metric.compute()), *metric.interval(), metric.p_value() or 0.0)
             assert said[name].tolist() == pytest.approx(expected, abs=1e-9), name
+
+
+def test_gradients_cleared_as_they_are_accumulated_are_reduced_like_others(tmp_path):
+    root = Path(__file__).parents[1]
+    script = Path(__file__).with_name("ddp_gradients_script.py")
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

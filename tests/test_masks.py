@@ -1,13 +1,17 @@
 import math
+import re
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import nn
 
+from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, VanillaSnapshotCallback
+from lightning_cwrf.files import load_tensors, save_tensors
 from lightning_cwrf.masks import WeightMask
 from tests.oracles.formulas import top_by_sorting
 
@@ -49,7 +53,7 @@ def test_per_layer_takes_weight_and_bias_together():
 
 
 def test_negative_zero_is_zero_and_chunks_do_not_matter(monkeypatch):
-    monkeypatch.setattr("lightning_cwrf.masks._CHUNK", 3)
+    monkeypatch.setattr("lightning_cwrf.top_share._CHUNK", 3)
     score = torch.tensor([-0.0, 0.0, 5.0, -0.0, 0.0, 5.0, 1.0, 0.0])
     mask = WeightMask.top({"w": score}, 5 / 8).masks["w"]
     assert set(mask.nonzero().flatten().tolist()) == top_by_sorting(score.tolist(), 5) == {0, 1, 2, 5, 6}
@@ -58,8 +62,8 @@ def test_negative_zero_is_zero_and_chunks_do_not_matter(monkeypatch):
 @pytest.mark.parametrize(
     ("scores", "rate", "error", "message"),
     [
-        ({"w": torch.ones(3)}, 1.5, ValueError, "rate must lie in"),
-        ({"w": torch.ones(3)}, float("nan"), ValueError, "rate must lie in"),
+        ({"w": torch.ones(3)}, 1.5, ValueError, "rate must be a number in"),
+        ({"w": torch.ones(3)}, float("nan"), ValueError, "rate must be a number in"),
         ({}, 0.5, ValueError, "no scores"),
         ({"w": torch.tensor([1.0, float("nan")])}, 0.5, ValueError, "'w' hold NaN"),
         ({"w": -torch.tensor([1.0, float("nan")])}, 0.5, ValueError, "negative|NaN"),
@@ -198,3 +202,131 @@ def test_bf16_weights_are_held_in_their_own_dtype():
         model.weight.add_(1)
     mask.restore_(model)
     assert torch.equal(model.weight, vanilla["weight"].bfloat16())
+
+
+# --- What is stored.
+
+
+def frozen_case():
+    model, vanilla, mask = random_case()
+    mask.rewind_(model, vanilla)
+    return model, vanilla, mask
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(evil=torch.ones(1)), "unknown entry 'evil'"),
+        (lambda t: t.update({"masks/": torch.ones(1).bool()}), "unknown entry 'masks/'"),
+        (lambda t: t.update({"other/0.bias": torch.ones(1).bool()}), "unknown entry 'other/0.bias'"),
+        (lambda t: t.update({"values/0.bias": torch.ones(2)}), r"2 values for the \d masked weights of '0.bias'"),
+        (lambda t: t.pop("masks/0.bias"), "has values for '0.bias', and no mask"),
+        (lambda t: t.pop("values/0.bias"), "it lacks the values for '0.bias'"),
+        (lambda t: t.update({"masks/0.bias": torch.ones(8)}), "the mask of '0.bias' must be a bool tensor"),
+    ],
+)
+def test_mask_files_with_other_content_are_refused(tmp_path, change, message):
+    path = frozen_case()[2].save(tmp_path / "mask.safetensors")
+    tensors = dict(load_tensors(path).tensors)
+    change(tensors)
+    save_tensors(tensors, path, "lightning_cwrf.WeightMask/1")
+    with pytest.raises(ValueError, match=message) as error:
+        WeightMask.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_damaged_mask_files_are_found_and_early_ones_without_a_digest_are_read(tmp_path):
+    mask = frozen_case()[2]
+    path = mask.save(tmp_path / "mask.safetensors")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:40], b"", whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            WeightMask.load(path)
+    path.write_bytes(whole)
+    tensors = load_tensors(path).tensors
+    safetensors.torch.save_file(tensors, path, metadata={"format": "lightning_cwrf.WeightMask/1"})
+    again = WeightMask.load(path)
+    assert again.is_frozen
+    assert all(torch.equal(again.masks[n], m) for n, m in mask.masks.items())
+
+
+def test_states_are_small_and_those_of_early_versions_are_read():
+    model, _, mask = frozen_case()
+    state = mask.state_dict()
+    stored = sum(t.numel() * t.element_size() for part in state.values() for t in part.values())
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    assert all(isinstance(t, torch.Tensor) for part in state.values() for t in part.values())
+    assert stored < weights * (0.3 + 1 / 32) + 200  # the values, a bit per weight, and the shapes
+    early = {"masks": mask.masks, "values": state["values"]}
+    for other in (WeightMask.from_state_dict(state), WeightMask.from_state_dict(early)):
+        assert all(torch.equal(other.masks[n], m) for n, m in mask.masks.items())
+        assert other.moved(model) == {}
+        with torch.no_grad():
+            model[0].weight.add_(1)
+        assert other.moved(model) == {"0.weight": int(mask.masks["0.weight"].sum())}
+        other.restore_(model)
+        assert mask.moved(model) == {}
+
+
+@given(npst.arrays(np.bool_, npst.array_shapes(min_dims=0, max_dims=3, max_side=9)))
+def test_bits_are_packed_and_unpacked(array):
+    mask = WeightMask({"w": torch.from_numpy(np.asarray(array))})
+    again = WeightMask.from_state_dict(mask.state_dict())
+    assert torch.equal(again.masks["w"], mask.masks["w"])
+    assert not again._frozen
+
+
+def test_a_state_dict_gets_the_held_values_by_tensors_of_its_own():
+    model, vanilla, mask = frozen_case()
+    state = model.state_dict()
+    assert mask.restore_in_(state) == {}
+    assert state["0.weight"].data_ptr() == model[0].weight.data_ptr()
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    moved, kept = state["0.weight"], model[0].weight.detach().clone()
+    count = int(mask.masks["0.weight"].sum())
+    assert mask.restore_in_(state) == {"0.weight": count}
+    chosen = mask.masks["0.weight"]
+    assert torch.equal(state["0.weight"][chosen], vanilla["0.weight"][chosen])
+    assert torch.equal(state["0.weight"][~chosen], kept[~chosen])
+    assert torch.equal(moved, kept)  # the model's own tensor is as it was
+    assert mask.restore_in_({"0.weight": torch.ones(1), "other": torch.ones(2)}) == {}
+
+
+def test_nan_that_is_held_is_not_moved():
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    mask = WeightMask({"weight": torch.tensor([[True, True]])})
+    mask.freeze(model)
+    assert mask.moved(model) == {}
+    with torch.no_grad():
+        model.weight[0, 0] = 1
+    assert mask.moved(model) == {"weight": 1}
+    with torch.no_grad():
+        model.weight.fill_(float("nan"))
+    assert mask.moved(model) == {"weight": 1}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WeightMask.top({"w": torch.ones(4)}, True), "rate must be a number, not the bool True"),
+        (lambda: WeightMask.top({"w": torch.ones(4)}, "0.5"), "rate must be a number, not the str '0.5'"),
+        (lambda: WeightMask.top({"w": torch.ones(4)}, None), "rate must be a number, not None"),
+        (lambda: WeightMask.top({"w": torch.ones(4)}, 0.5, per_layer="no"), "per_layer must be True or False"),
+        (lambda: WeightMask([torch.ones(2).bool()]), "masks must be bool tensors by parameter name, not a list"),
+        (lambda: WeightMask({"w": [True, False]}), "the mask of 'w' must be a bool tensor, not list"),
+        (lambda: CriticalRewindCallback(rate=True), "rate must be a number, not the bool True"),
+        (lambda: CriticalRewindCallback(rate=None), "rate must be a number, not None. It is the fraction"),
+        (lambda: CriticalRewindCallback(per_layer="no"), "per_layer must be True or False, not the str 'no'"),
+        (lambda: CriticalRewindCallback(scores=[1.0]), "scores must be a file or tensors by parameter name"),
+        (lambda: CriticalRewindCallback(mask={}), "mask must be a WeightMask or a file of one, not a dict"),
+        (lambda: GradientMaskCallback(mask=0.5), "mask must be a WeightMask or a file of one, not a float"),
+        (lambda: VanillaSnapshotCallback("a", overwrite="no"), "overwrite must be True or False, not the str 'no'"),
+    ],
+)
+def test_arguments_of_the_wrong_type(make, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make()

@@ -10,7 +10,10 @@ import lightning_cwrf
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_cwrf"
 ROOMS = ("attacks", "audit", "metrics", "metrics/functional", "shadows")
-FILES = ("canaries", "classification", "data", "masks", "outputs", "scores", "vanilla")
+FILES = (
+    "canaries", "checks", "classification", "data", "descent", "examples", "files", "frozen", "loading", "masks",
+    "outputs", "overlap", "rng", "sampling", "scores", "seen", "top_share", "vanilla",
+)  # fmt: skip
 PURE = [path for room in ROOMS for path in PACKAGE.glob(f"{room}/*.py")] + [PACKAGE / f"{name}.py" for name in FILES]
 
 

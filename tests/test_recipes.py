@@ -217,7 +217,7 @@ def test_a_function_cannot_be_stacked(tmp_path):
 
     with pytest.raises(TypeError, match="this recipe cannot train a stack"):
         train(quick, part(0, 20), 2, store=tmp_path, stack=2)
-    with pytest.raises(ValueError, match="stack must be at least 1"):
+    with pytest.raises(ValueError, match="stack must be an integer of at least 1"):
         train(quick, part(0, 20), 2, store=tmp_path, stack=0)
 
 
@@ -264,7 +264,7 @@ def test_a_recipe_trains_what_the_training_trained(tmp_path):
 
 def hardening(defended, reference, **arguments):
     callbacks = [
-        PrivacyScoringCallback(reference, "redraw", lam=0.5, steps=3),
+        PrivacyScoringCallback(reference, capture(Classifier(width=4)), lam=0.5, steps=3),
         CriticalRewindCallback(rate=0.2),
         GradientMaskCallback(),
     ]
@@ -450,7 +450,7 @@ def test_what_cannot_be_read_can_be_passed():
 def test_bad_recipes():
     with pytest.raises(ValueError, match="cannot be given callbacks, logger"):
         ShadowRecipe(Classifier, {"logger": True, "callbacks": []}, batch_size=8)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
         ShadowRecipe(Classifier, {}, batch_size=0)
 
 
@@ -540,7 +540,7 @@ def test_what_is_wrong_is_told_before_any_training(tmp_path, monkeypatch, recipe
 
 
 def test_bad_settings_are_told_at_once():
-    with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"rate must be a number in \[0, 1\]"):
         CWRF(part(0, 10), rate=5)
     with pytest.raises(ValueError, match="a Trainer has no argument max_epoch"):
         ShadowRecipe(Plain, {"max_epoch": 3}, batch_size=8)

@@ -13,38 +13,11 @@ from lightning_cwrf.audit import AuditResult, audit_outputs
 from lightning_cwrf.metrics import MembershipAUROC
 from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.outputs import ModelOutputs
-from lightning_cwrf.shadows import balanced_membership
 from lightning_cwrf.shadows.train import ShadowSignals
+from tests.helpers import load_benchmark
 
-
-def world(seed, models=8, examples=200, common=0.0, population=None):
-    """An audit of Gaussian signals; each shadow model moves all its signals by one error, of deviation ``common``.
-
-    The signal is the first of two logits, the other is 0.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    level, gain = 2 * normal(examples), 2 * torch.rand(examples, generator=generator, dtype=torch.float64)
-    is_member = torch.arange(examples) < examples // 2
-    membership = balanced_membership(models, examples, seed)
-    own = level + gain * is_member + normal(examples)
-    strength = 1 + 0.3 * common * normal(models, 1)
-    shadows = level + strength * gain * membership + common * normal(models, 1) + normal(models, examples)
-    more = {}
-    if population is not None:
-        more = {"population_logits": normal(population, 2), "shadow_population_logits": normal(models, population, 2)}
-        more["population_targets"] = torch.zeros(population).long()
-
-    def logits(signal):
-        return torch.stack([signal, torch.zeros_like(signal)], -1)
-
-    evidence = Evidence(
-        logits(own), torch.zeros(examples).long(), shadow_logits=logits(shadows), membership=membership, **more
-    )
-    return evidence, is_member
+coverage = load_benchmark("coverage")
+world = coverage.shadow_world
 
 
 def toy(evidence):
@@ -215,11 +188,28 @@ def test_the_interval_is_the_value_and_the_spread_of_its_replicates():
         metric.update(scores, is_member)
         return metric.compute()
 
-    spread = shadow_bootstrap(create_attack("lira"), evidence, is_member, {"auc": auc}, 30)["auc"].std()
-    reach = stats.norm.ppf(0.9) * float(spread)
+    replicates = shadow_bootstrap(create_attack("lira"), evidence, is_member, {"auc": auc}, 30, examples=False)["auc"]
+    spread = stats.norm.ppf(0.9) * float(replicates.std()) * (4 / 3) ** 0.5  # of 4 pairs
     low, high = found.shadow_interval
-    assert low == pytest.approx(max(0, min(found.interval.low, found.value - reach)))
-    assert high == pytest.approx(min(1, max(found.interval.high, found.value + reach)))
+    assert low == pytest.approx(max(0, found.value - math.hypot(found.value - found.interval.low, spread)))
+    assert high == pytest.approx(min(1, found.value + math.hypot(found.interval.high - found.value, spread)))
+
+
+def test_replicates_over_shadow_models_alone_keep_the_examples():
+    evidence, is_member = world(0, examples=40)
+    count = {"examples": lambda scores, is_member: scores.unique().numel()}
+    alone = shadow_bootstrap(toy, evidence, is_member, count, 20, examples=False)["examples"]
+    assert alone.tolist() == [40.0] * 20
+    assert shadow_bootstrap(toy, evidence, is_member, count, 20)["examples"].max() < 40
+
+
+def test_shadow_intervals_cover_the_mean_over_worlds():
+    """Of 100 intervals at 95 %, at least a binomial quantile. Shadow models share errors; those over examples fail."""
+    least = stats.binom.ppf(0.001, 100, 0.94)
+    held = coverage.shadow_coverage(8, 1.5, 100, resamples=20)
+    for name, (_, wide) in held.items():
+        assert round(100 * wide) >= least, name
+    assert round(100 * held["AUC"][0]) < least
 
 
 @pytest.mark.parametrize(
@@ -237,3 +227,24 @@ def test_what_cannot_be_resampled_is_told(settings, message):
     with pytest.raises(ValueError, match=message):
         audited(**{"shadow_resamples": 10, **settings})
     assert math.isfinite(audited().estimates["lira"]["auroc"].value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shadow_resamples": 10.0}, "shadow_resamples must be an integer, not the float 10.0"),
+        ({"shadow_resamples": "10"}, "shadow_resamples must be an integer"),
+        ({"shadow_resamples": True}, "shadow_resamples must be an integer"),
+        ({"confidence": "0.95"}, "confidence must be a number"),
+    ],
+)
+def test_numbers_of_the_wrong_type_are_told(settings, message):
+    with pytest.raises(TypeError, match=message):
+        audited(**settings)
+    evidence, is_member = world(0, examples=40)
+    with pytest.raises(TypeError, match="resamples must be an integer"):
+        shadow_bootstrap(toy, evidence, is_member, {}, 2.0)
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        shadow_bootstrap(toy, evidence, is_member, {}, 2, seed=0.5)
+    with pytest.raises(TypeError, match="examples must be True or False"):
+        shadow_bootstrap(toy, evidence, is_member, {}, 2, examples="no")

@@ -1,19 +1,28 @@
+import contextlib
 import copy
+import re
+import threading
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer
 
+from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
 from lightning_cwrf.scores import (
     learnability_scores,
+    load_scores,
     privacy_vulnerability_scores,
     pve_loss,
+    save_scores,
     score_correlation,
     weight_kinds,
 )
-from tests.helpers import Classifier, loader, part, same_snapshot, snapshot, trained
+from lightning_cwrf.vanilla import capture
+from tests.helpers import Classifier, loader, part, same_snapshot, snapshot, trained, trainer
 from tests.oracles import formulas
 
 
@@ -81,22 +90,42 @@ def test_same_seed_same_scores():
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
-def test_tied_weights_count_once_and_unused_weights_score_zero():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Linear(4, 4)
-            self.b = nn.Linear(4, 4)
-            self.b.weight = self.a.weight
-            self.unused = nn.Linear(2, 2)
+class Parts(nn.Module):
+    """A tied weight, an unused layer, an averaged copy, and a layer that not every batch reaches."""
 
-        def forward(self, x):
-            return self.b(self.a(x))
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.unused = nn.Linear(2, 2)
+        self.sometimes = nn.Linear(4, 4)
+        self.average = copy.deepcopy(self.a)
+        self.calls = 0
 
-    scores = learnability_scores(Tied(), [(torch.randn(6, 4), torch.randint(4, (6,)))], steps=2)
-    assert set(scores) == {"a.weight", "a.bias", "b.bias", "unused.weight", "unused.bias"}
-    assert scores["unused.weight"].sum() == 0
+    def forward(self, x):
+        self.calls += 1
+        hidden = self.b(self.a(x))
+        return self.sometimes(hidden) if self.calls == 2 else hidden
+
+
+def test_tied_weights_count_once_and_only_what_the_loss_reaches_counts():
+    """A part that any one step reaches counts; an averaged copy and an unused layer do not; a warning names them."""
+    with pytest.warns(
+        UserWarning, match=r"does not reach 4 of 9 trainable parameters \(unused.weight, unused.bias, av"
+    ):
+        scores = learnability_scores(Parts(), [(torch.randn(6, 4), torch.randint(4, (6,)))], steps=3)
+    assert list(scores) == ["a.weight", "a.bias", "b.bias", "sometimes.weight", "sometimes.bias"]
     assert scores["a.weight"].sum() > 0
+
+
+def test_a_loss_that_reaches_nothing_is_an_error():
+    class Detached(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    with pytest.raises(ValueError, match="the loss depends on no trainable parameter"):
+        learnability_scores(Detached(4, 3), [(torch.randn(6, 4), torch.randint(3, (6,)))], steps=1)
 
 
 def test_a_list_is_begun_again_and_a_generator_says_why_not():
@@ -116,13 +145,13 @@ def linear_case():
 def test_overlap_is_found_by_content_and_named():
     model, vanilla, members, reference = linear_case()
     reference[0][0][3] = members[0][0][5]
-    with pytest.raises(ValueError, match=r"1 of the 8 distinct examples of nonmembers are members"):
+    with pytest.raises(ValueError, match=r"1 of the 8 examples of nonmembers are members"):
         privacy_vulnerability_scores(model, vanilla, members, reference)
 
 
 def test_overlap_is_found_wherever_it_is_and_counted_whole():
     model, vanilla = trained()
-    with pytest.raises(ValueError, match="3 of the 1003 distinct examples of nonmembers"):
+    with pytest.raises(ValueError, match="3 of the 1003 examples of nonmembers"):
         privacy_vulnerability_scores(model, vanilla, part(0, 64), part(61, 1064), steps=1)
 
 
@@ -136,10 +165,10 @@ def test_probabilities_are_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: {"lam": 1.2}, "lam must lie in"),
-        (lambda c: {"steps": 0}, "steps must be at least 1"),
-        (lambda c: {"lr": -1.0}, "lr must be finite and not negative"),
-        (lambda c: {"lr": float("inf")}, "lr must be finite and not negative"),
+        (lambda c: {"lam": 1.2}, "lam must be a number in"),
+        (lambda c: {"steps": 0}, "steps must be an integer of at least 1"),
+        (lambda c: {"lr": -1.0}, "lr must be a number of at least 0, not -1.0"),
+        (lambda c: {"lr": float("inf")}, "lr must be a number of at least 0, not inf"),
         (lambda c: c["members"].clear() or {}, "members holds no batch"),
         (lambda c: c["nonmembers"].clear() or {}, "nonmembers holds no batch"),
         (lambda c: c["members"][0][1].fill_(3) is None or {}, "label 3 is out of range"),
@@ -232,3 +261,277 @@ def test_scoring_works_on_a_dataset_and_under_no_grad():
     with torch.no_grad():
         scores = learnability_scores(model, data, steps=2)
     assert scores["net.5.weight"].sum() > 0
+
+
+# --- What surrounds the call, and models that are hard to score.
+
+SURROUNDINGS = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "grad disabled": lambda: torch.set_grad_enabled(False),
+}
+
+
+@contextlib.contextmanager
+def default_double():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("surrounding", [*SURROUNDINGS.values(), default_double], ids=[*SURROUNDINGS, "double"])
+def test_scores_are_the_same_whatever_surrounds_the_call(surrounding):
+    model, vanilla = trained()
+    members, reference = batches(0, 40), batches(100, 124)
+    plain = (
+        privacy_vulnerability_scores(model, vanilla, members, reference, steps=3),
+        learnability_scores(model, members, steps=3),
+    )
+    with surrounding():
+        surrounded = (
+            privacy_vulnerability_scores(model, vanilla, members, reference, steps=3),
+            learnability_scores(model, members, steps=3),
+        )
+        assert all(p.grad_fn is None for p in model.parameters())
+    for a, b in zip(plain, surrounded, strict=True):
+        assert all(torch.equal(a[name], b[name]) and b[name].dtype == torch.float32 for name in a)
+        assert not any(score.is_inference() for score in b.values())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_trainers_mixed_precision_does_not_reach_the_scores(precision):
+    model, vanilla = trained()
+    callback = PrivacyScoringCallback(batches(100, 124), vanilla, steps=3, members=batches(0, 40))
+    expected = privacy_vulnerability_scores(model, vanilla, batches(0, 40), batches(100, 124), steps=3)
+    trainer(callbacks=[callback], precision=precision, max_epochs=1).fit(model, loader(0, 32))
+    assert all(torch.equal(callback.scores[name], expected[name]) for name in expected)
+
+
+def test_half_precision_weights_are_scored_on_inputs_of_their_own():
+    model, vanilla, members, reference = linear_case()
+    scores = privacy_vulnerability_scores(model.bfloat16(), vanilla, members, reference, steps=2)
+    assert scores["weight"].sum() > 0
+
+    class Half(Classifier):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch[0].bfloat16(), batch[1]), batch_idx)
+
+    half = Half().bfloat16()
+    callback = PrivacyScoringCallback(loader(100, 140), capture(Half()), steps=2)
+    trainer(callbacks=[callback], max_epochs=1).fit(half, loader(0, 32))
+    assert callback.scores["net.5.weight"].sum() > 0
+
+
+def test_random_scores_are_of_what_the_loss_reaches_and_fit_a_mask_in_any_default_precision():
+    class WithAverage(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.average = copy.deepcopy(self.net)
+
+    for kind in ("random", "learnability", "privacy"):
+        torch.manual_seed(0)
+        model = WithAverage()
+        vanilla = {n: t + 0.1 for n, t in capture(model).items()}
+        scoring = PrivacyScoringCallback(loader(100, 140), vanilla, steps=1, kind=kind)
+        rewind = CriticalRewindCallback(rate=0.1)
+        with pytest.warns(UserWarning, match="does not reach 6 of 12 trainable parameters"), default_double():
+            trainer(callbacks=[scoring, rewind, GradientMaskCallback()], max_epochs=1).fit(model.float(), loader(0, 32))
+        own = sum(p.numel() for p in model.net.parameters())
+        assert rewind.mask.total == own
+        assert rewind.mask.count == round(0.1 * own)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("model.pt", TypeError, "model must be a torch.nn.Module, not str"),
+        (nn.Linear, TypeError, "not the class Linear; pass an instance"),
+        (nn.Sequential(nn.LazyLinear(3)), ValueError, r"lazy parameters without a shape yet \(0.weight, 0.bias\)"),
+    ],
+)
+def test_what_is_no_model_or_has_no_shapes_yet(model, error, message):
+    with pytest.raises(error, match=message):
+        learnability_scores(model, [(torch.randn(8, 4), torch.randint(3, (8,)))])
+
+
+def test_a_model_that_cannot_be_copied_is_named():
+    model, vanilla, members, reference = linear_case()
+    model.lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"Linear cannot be copied .attribute 'lock' of type lock"):
+        privacy_vulnerability_scores(model, vanilla, members, reference)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lam": "0.7"}, "lam must be a number, not the str '0.7'. It weighs"),
+        ({"lam": True}, "lam must be a number, not the bool True"),
+        ({"lam": None}, "lam must be a number, not None"),
+        ({"steps": 30.0}, "steps must be an integer, not the float 30.0"),
+        ({"steps": "30"}, "steps must be an integer, not the str '30'"),
+        ({"lr": "1e-3"}, "lr must be a number, not the str '1e-3'"),
+    ],
+)
+def test_settings_of_the_wrong_type(settings, message):
+    for make in (
+        lambda: privacy_vulnerability_scores(*linear_case(), **settings),
+        lambda: PrivacyScoringCallback([], "redraw", **settings),
+    ):
+        with pytest.raises(TypeError, match=re.escape(message)):
+            make()
+
+
+def test_sparse_and_strided_gradients_and_chunks_score_as_dense_ones(monkeypatch):
+    class Words(nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            self.words = nn.Embedding(5, 4, sparse=sparse)
+            self.head = nn.Conv1d(4, 3, 1).to(memory_format=torch.preserve_format)
+
+        def forward(self, x):
+            return self.head(self.words(x).transpose(1, 2)).mean(2)
+
+    data = [(torch.randint(5, (6, 7)), torch.randint(3, (6,))) for _ in range(2)]
+    found = []
+    for sparse, chunk in ((False, 1 << 20), (True, 1 << 20), (False, 3)):
+        torch.manual_seed(0)
+        monkeypatch.setattr("lightning_cwrf.descent._CHUNK", chunk)
+        found.append(learnability_scores(Words(sparse), data, steps=3, lr=0.1))
+    for other in found[1:]:
+        for name, score in found[0].items():
+            torch.testing.assert_close(other[name], score)
+    images = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 3))
+    pictures = [(torch.randn(5, 2, 3, 3), torch.randint(3, (5,)))]
+    plain = learnability_scores(images, pictures, steps=2, lr=0.1)
+    last = learnability_scores(images.to(memory_format=torch.channels_last), pictures, steps=2, lr=0.1)
+    for name, score in plain.items():
+        torch.testing.assert_close(last[name], score)
+
+
+class Detached(nn.Module):
+    """Uses its weight a second time, detached: the old value is needed when its gradient is known already."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(F.linear(self.a(x), self.a.weight.detach()))))
+
+
+def test_a_model_that_needs_old_values_of_its_weights_is_scored_all_the_same():
+    model = Detached().double()
+    data = [(torch.randn(6, 4).double(), torch.randint(3, (6,))) for _ in range(2)]
+    scores = learnability_scores(model, data, steps=2, lr=0.1)
+    weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    expected = {n: torch.zeros_like(p) for n, p in weights.items()}
+    for x, y in data:
+        loss = F.cross_entropy(torch.func.functional_call(model, weights, (x,)), y)
+        for (name, weight), gradient in zip(
+            weights.items(), torch.autograd.grad(loss, list(weights.values())), strict=True
+        ):
+            expected[name] += (gradient * weight).abs().detach()
+            weights[name] = (weight - 0.1 * gradient).detach().requires_grad_()
+    for name, score in expected.items():
+        torch.testing.assert_close(scores[name].double(), score, rtol=1e-5, atol=1e-8)
+
+
+def test_an_error_of_the_users_backward_is_the_users():
+    class Bad(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise RuntimeError("mine")
+
+    class Model(nn.Linear):
+        def forward(self, x):
+            return Bad.apply(super().forward(x))
+
+    with pytest.raises(RuntimeError, match="mine"):
+        learnability_scores(Model(4, 3), [(torch.randn(8, 4), torch.randint(3, (8,)))])
+
+
+@pytest.mark.parametrize("width", [2, 64], ids=["vanilla model kept", "its outputs alone"])
+def test_the_vanilla_model_answers_the_same_whether_it_is_kept_or_not(width):
+    """Whether its weights are given up before the first step is decided by size; scores do not depend on it."""
+    torch.manual_seed(0)
+    make = lambda: nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))  # noqa: E731
+    model, vanilla = make().double(), make().double()
+    data = [[(torch.randn(4, 4).double(), torch.randint(3, (4,))) for _ in range(3)] for _ in range(2)]
+    small = 3 * sum(t.numel() * t.element_size() for t in data[1][0]) < sum(p.numel() * 8 for p in model.parameters())
+    assert small == (width == 64)
+    ours = privacy_vulnerability_scores(model, vanilla, *data, lam=0.7, steps=4, lr=0.05)
+    theirs = formulas.algorithm_1(model, vanilla.state_dict(), *data, 0.7, 4, 0.05)
+    for name, score in theirs.items():
+        torch.testing.assert_close(ours[name].double(), score, rtol=1e-5, atol=1e-9)
+
+
+def test_score_files(tmp_path):
+    scores = {"weight": torch.rand(3, 4), "bias": torch.rand(3)}
+    path = save_scores(scores, tmp_path / "scores.safetensors")
+    assert all(torch.equal(load_scores(path)[name], score) for name, score in scores.items())
+    safetensors.torch.save_file(scores, tmp_path / "foreign.safetensors")
+    assert load_scores(tmp_path / "foreign.safetensors").keys() == scores.keys()
+    (tmp_path / "junk").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="junk is no file of scores: it is damaged"):
+        load_scores(tmp_path / "junk")
+    with pytest.raises(FileNotFoundError, match="no file of scores"):
+        load_scores(tmp_path / "none")
+
+
+class Mixing(nn.Linear):
+    """Its outputs depend on the whole batch."""
+
+    def forward(self, x):
+        z = super().forward(x)
+        return z - z.mean(0)
+
+
+class OneSize(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.view(8, -1))
+
+
+class Counting(nn.Linear):
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return super().forward(x)
+
+    sizes = []
+
+
+@pytest.mark.parametrize("cls", [Mixing, OneSize, nn.Linear])
+def test_both_batches_go_through_as_one_only_where_that_is_the_same(cls):
+    model, vanilla = cls(4, 3).double(), cls(4, 3).double()
+    data = [[(torch.randn(8, 4).double(), torch.randint(3, (8,))) for _ in range(3)] for _ in range(2)]
+    ours = privacy_vulnerability_scores(model, vanilla, *data, lam=0.7, steps=4, lr=0.05)
+    theirs = formulas.algorithm_1(model, vanilla.state_dict(), *data, 0.7, 4, 0.05)
+    for name, score in theirs.items():
+        torch.testing.assert_close(ours[name].double(), score, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("reference", "sizes"),
+    [
+        # The vanilla model's batches, once both apart and as one to compare them, and as one from then on.
+        ([(torch.randn(6, 4), torch.randint(3, (6,)))], [6, 8, 6, 14, 14, 6, 14]),
+        ([{"x": torch.randn(6, 4), "y": torch.randint(3, (6,))}], [6, 8, 6, 14, 14, 6, 14]),
+        ([(torch.randn(6, 1, 4), torch.randint(3, (6,)))], None),
+    ],
+)
+def test_batches_of_one_form_are_joined(reference, sizes):
+    Counting.sizes = []
+    members = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    if sizes is None:
+        with pytest.raises(ValueError, match="logits must be"):
+            privacy_vulnerability_scores(Counting(4, 3), Counting(4, 3), members, reference, steps=2)
+        return
+    privacy_vulnerability_scores(Counting(4, 3), Counting(4, 3), members, reference, steps=2)
+    assert Counting.sizes == sizes

@@ -73,7 +73,7 @@ def test_resolvable_auc_is_told_at_the_stated_rate():
     assert resolvable_auc(6000, 8000) < resolvable_auc(600, 800) < resolvable_auc(600, 800, 0.99)
     with pytest.raises(ValueError, match="0 non-members"):
         resolvable_auc(3, 0)
-    with pytest.raises(ValueError, match="confidence must lie"):
+    with pytest.raises(ValueError, match="confidence must be a number in"):
         resolvable_auc(3, 3, 95)
 
 
@@ -126,6 +126,86 @@ def test_one_run_bound_covers_randomised_response():
     assert max(bounds) > 0.7
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_equal_scores_tell_nothing_of_the_coins_in_any_order(first):
+    """Correctness scores of a model that saw nothing, the included canaries first (or last): 40 simulated audits."""
+    above = 0
+    for seed in range(40):
+        coins = torch.tensor([first] * 150 + [not first] * 150)
+        correct = (torch.rand(300, generator=torch.Generator().manual_seed(seed)) < 0.8).double()
+        above += float(one_run_epsilon(correct, coins)) > 0
+    assert above <= stats.binom.ppf(0.999, 40, 0.05)
+    # The order of constant scores is the seed's alone.
+    bounds = {float(one_run_epsilon(torch.zeros(300), coins, seed=seed)) for seed in range(40)}
+    assert 0.0 in bounds
+    assert sum(float(one_run_epsilon(torch.zeros(300), coins, seed=s)) > 0 for s in range(40)) <= 6
+    assert float(one_run_epsilon(coins.double(), coins)) > 3  # what scores do tell is told
+
+
+def test_one_run_p_value_of_large_epsilons():
+    for epsilon in (36.0, 40.0, 700.0, 1e6, math.inf):
+        assert one_run_p_value(10, 4, 4, epsilon, 0.0) == pytest.approx(1.0)
+        assert one_run_p_value(10, 4, 4, epsilon, 1e-5) == pytest.approx(1.0)
+        assert one_run_p_value(10, 4, 0, epsilon, 1e-5) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((10, 4, 4, math.nan, 0.0), ValueError, "epsilon must be a number of at least 0, not nan"),
+        ((10, 4, 4, -1.0, 0.0), ValueError, "epsilon must be a number of at least 0"),
+        ((10, 4, 4, "1", 0.0), TypeError, "epsilon must be a number"),
+        ((10, 4, 4, 1.0, 1.0), ValueError, "delta must be a number in"),
+        ((10, 4, 5, 1.0, 0.0), ValueError, "right must be an integer from 0 to 4, not 5"),
+        ((10, 11, 5, 1.0, 0.0), ValueError, "guesses must be an integer from 1 to 10, not 11"),
+        ((10.0, 4, 4, 1.0, 0.0), TypeError, "canaries must be an integer"),
+    ],
+)
+def test_one_run_p_value_refuses_what_is_no_case(arguments, error, message):
+    with pytest.raises(error, match=message):
+        one_run_p_value(*arguments)
+
+
+@pytest.mark.parametrize("settings", [{"guesses": 2.0}, {"guesses": True}, {"guesses": "2"}, {"seed": 0.5}])
+def test_one_run_epsilon_takes_integers(settings):
+    with pytest.raises(TypeError, match=f"{next(iter(settings))} must be an integer"):
+        one_run_epsilon(*groups(0, 5, 5), **settings)
+
+
+@given(st.integers(0, 999), st.integers(2, 12), st.integers(2, 12), st.floats(-2, 2))
+def test_loss_gap_p_value_is_welchs(seed, m, n, shift):
+    losses, is_member = groups(seed, m, n, shift=shift)
+    theirs = stats.ttest_ind(losses[~is_member], losses[is_member], equal_var=False, alternative="greater")
+    assert loss_gap_p_value(losses, is_member) == pytest.approx(float(theirs.pvalue), abs=1e-12)
+
+
+@given(st.integers(0, 999), st.integers(1, 12), st.integers(1, 12), st.sampled_from([None, 1, 3]))
+def test_advantage_p_value_is_the_one_sided_asymptotic_of_kolmogorov_and_smirnov(seed, m, n, levels):
+    scores, is_member = groups(seed, m, n, levels)
+    d = float(stats.ks_2samp(scores[~is_member], scores[is_member], alternative="greater").statistic)
+    assert advantage_p_value(scores, is_member) == pytest.approx(math.exp(-2 * d * d * m * n / (m + n)), abs=1e-9)
+
+
+def test_small_p_values_and_lower_bounds_agree():
+    """Where an interval says that an attack beats chance, the one-sided p-value is small: it asks for half as much.
+
+    The advantage's are of two tests: its interval weighs the ends of the ROC more than Kolmogorov–Smirnov does.
+    """
+    shown = dict.fromkeys(("auc", "advantage", "gap"), 0)
+    for seed in range(150):
+        scores, is_member = groups(seed, 80, 60, shift=0.3)
+        for name, metric, values, chance in (
+            ("auc", MembershipAUROC(), scores, 0.5),
+            ("advantage", AttackAdvantage(), scores, 0.0),
+            ("gap", LossGap(), -scores, 0.0),
+        ):
+            metric.update(values, is_member)
+            if metric.interval().low > chance:
+                shown[name] += 1
+                assert metric.p_value() < (0.1 if name == "advantage" else 0.05), (name, seed)
+    assert min(shown.values()) > 5
+
+
 NULLS = 200
 
 
@@ -176,8 +256,8 @@ def test_a_strong_signal_is_shown():
 
 @pytest.mark.parametrize("settings", [{"delta": 1.0}, {"delta": -0.1}, {"confidence": 95}])
 def test_bad_settings(settings):
-    with pytest.raises(ValueError, match=f"{next(iter(settings))} must lie"):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be a number in"):
         EpsilonLowerBound(**settings)
     for function in (epsilon_lower_bound, one_run_epsilon):
-        with pytest.raises(ValueError, match=f"{next(iter(settings))} must lie"):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} must be a number in"):
             function(*groups(0, 5, 5), **settings)

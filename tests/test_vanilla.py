@@ -1,8 +1,13 @@
+import threading
+
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
-from lightning_cwrf.vanilla import capture, load_vanilla, redraw, save_vanilla
+from lightning_cwrf import CriticalRewindCallback, PrivacyScoringCallback, WeightMask
+from lightning_cwrf.scores import load_scores, save_scores
+from lightning_cwrf.vanilla import capture, copied, load_vanilla, redraw, save_vanilla
 
 
 def net():
@@ -119,3 +124,168 @@ def test_the_models_own_weights_are_taken_with_a_warning():
     model = net()
     with pytest.warns(UserWarning, match="own present weights"):
         assert same(load_vanilla(capture(model), model), capture(model))
+
+
+# --- Files: told apart by content, checked when read.
+
+
+@pytest.mark.parametrize("name", ["init.safetensors", "init.pt", "init.ckpt", "init"])
+def test_a_file_is_read_by_its_content_whatever_it_is_called(tmp_path, name):
+    start, model = net(), net()
+    assert same(load_vanilla(save_vanilla(start, tmp_path / name), model), capture(start))
+    torch.save(start.state_dict(), tmp_path / f"torch-{name}")
+    torch.save(start.state_dict(), tmp_path / f"old-{name}", _use_new_zipfile_serialization=False)
+    for path in (tmp_path / f"torch-{name}", tmp_path / f"old-{name}"):
+        assert same(load_vanilla(path, model), capture(start))
+
+
+def test_files_of_other_programs_and_of_early_versions_have_no_digest_and_are_read(tmp_path):
+    start = net()
+    safetensors.torch.save_file(capture(start), tmp_path / "w.safetensors")
+    assert same(load_vanilla(tmp_path / "w.safetensors", net()), capture(start))
+
+
+def test_every_flipped_bit_of_the_weights_is_found(tmp_path):
+    path = save_vanilla(net(), tmp_path / "w.safetensors")
+    whole = path.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    for position in range(begin, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"cannot read vanilla weights .* is damaged"):
+            load_vanilla(path, net())
+
+
+def test_a_truncated_file_of_any_length_is_an_error(tmp_path):
+    path = save_vanilla(net(), tmp_path / "w.safetensors")
+    whole = path.read_bytes()
+    for length in (0, 3, 8, 50, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="cannot read vanilla weights"):
+            load_vanilla(path, net())
+
+
+def test_scores_and_masks_are_not_taken_for_weights_nor_the_reverse(tmp_path):
+    model = nn.Linear(3, 2)
+    like = {n: p.detach().abs() for n, p in model.named_parameters()}
+    scores = save_scores(like, tmp_path / "scores.safetensors")
+    mask = WeightMask({n: v > 0 for n, v in like.items()}).save(tmp_path / "mask.safetensors")
+    weights = save_vanilla(model, tmp_path / "weights.safetensors")
+    for path, kind in ((scores, "Scores"), (mask, "WeightMask")):
+        with pytest.raises(ValueError, match=f"holds no vanilla weights but lightning_cwrf.{kind}/1"):
+            load_vanilla(path, nn.Linear(3, 2))
+    for path, kind in ((weights, "Vanilla"), (mask, "WeightMask")):
+        with pytest.raises(ValueError, match=f"holds no scores but lightning_cwrf.{kind}/1"):
+            load_scores(path)
+    for path, kind in ((weights, "Vanilla"), (scores, "Scores")):
+        with pytest.raises(ValueError, match=f"is not a weight mask, it holds lightning_cwrf.{kind}/1"):
+            WeightMask.load(path)
+
+
+@pytest.mark.parametrize("said", [{"global_step": 12, "epoch": 0}, {"epoch": 3}])
+def test_a_checkpoint_from_after_training_is_refused_and_its_state_dict_is_the_way_out(tmp_path, said):
+    start = net()
+    torch.save({"state_dict": start.state_dict(), **said}, tmp_path / "w.ckpt")
+    for source in (tmp_path / "w.ckpt", {"state_dict": start.state_dict(), **said}):
+        with pytest.raises(ValueError, match=r"is a checkpoint from after training \((global_step is 12|epoch is 3)\)"):
+            load_vanilla(source, net())
+    taken = torch.load(tmp_path / "w.ckpt", weights_only=True)["state_dict"]
+    assert same(load_vanilla(taken, net()), capture(start))
+    torch.save({"state_dict": start.state_dict(), "global_step": 0, "epoch": 0}, tmp_path / "w.ckpt")
+    assert same(load_vanilla(tmp_path / "w.ckpt", net()), capture(start))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_and_buffers_may_be(value):
+    model, weights = net(), capture(net())
+    weights["0.weight"][1, 1] = value
+    with pytest.raises(ValueError, match=r"the vanilla weights '0\.weight' hold NaN or infinite values"):
+        load_vanilla(weights, model)
+    with pytest.raises(ValueError, match=r"the vanilla weights for '0\.weight' hold NaN"):
+        WeightMask({"0.weight": torch.ones(4, 4).bool()}).rewind_(model, weights)
+    model.register_buffer("hidden", torch.full((2,), float("-inf")))
+    weights = capture(net()) | {"hidden": torch.full((2,), value)}
+    assert not torch.isfinite(load_vanilla(weights, model)["hidden"]).any()
+
+
+def test_errors_never_advise_to_unpickle(tmp_path):
+    torch.save({"state_dict": {"w": NotPlain()}}, tmp_path / "w.ckpt")
+    with pytest.raises(ValueError, match=r"it holds a \S*NotPlain\. Only tensors and plain values") as error:
+        load_vanilla(tmp_path / "w.ckpt", net())
+    assert "weights_only" not in str(error.value)
+    (tmp_path / "w.pt").write_bytes(b"PK\x03\x04 junk")
+    with pytest.raises(ValueError, match="it is damaged, or holds objects of other types"):
+        load_vanilla(tmp_path / "w.pt", net())
+
+
+def test_factories_that_are_none():
+    with pytest.raises(TypeError, match=r"cannot be called without arguments \(missing a required argument: 'width'\)"):
+        load_vanilla(lambda width: nn.Linear(width, 2), net())
+    with pytest.raises(TypeError, match="must return an untrained module, not dict"):
+        load_vanilla(dict, net())
+    for nothing in (None, 3, 0.5):
+        with pytest.raises(TypeError, match="a factory of modules or 'redraw', not"):
+            PrivacyScoringCallback([], nothing)
+    with pytest.raises(TypeError, match="not int"):
+        CriticalRewindCallback(vanilla=3)
+
+
+# --- Redrawing a model that is partly frozen, and copies.
+
+
+def test_redraw_keeps_what_is_frozen():
+    model = nn.Sequential(net(), nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model[0].requires_grad_(False)
+    model[1].bias.requires_grad_(False)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.fill_(7)
+    with pytest.warns(UserWarning, match="drawn anew"):
+        drawn = redraw(model)
+    before = capture(model)
+    for name in drawn:
+        frozen = name.startswith("0.") or name == "1.bias"
+        assert torch.equal(drawn[name], before[name]) == frozen, name
+
+
+def test_redraw_asks_nothing_of_frozen_layers_without_reset_parameters():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.full((3,), 5.0), requires_grad=False)
+
+    with pytest.warns(UserWarning, match="drawn anew"):
+        assert redraw(nn.Sequential(Token(), nn.Linear(2, 2)))["0.token"].tolist() == [5, 5, 5]
+
+
+def test_what_cannot_be_copied_is_named():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"Sequential cannot be copied \(attribute '0.lock' of type lock: "):
+        copied(model)
+
+
+def test_a_copy_with_other_weights_shares_their_memory_and_is_the_model_otherwise():
+    model, weights = net(), capture(net())
+    twin = copied(model, weights)
+    assert same(capture(twin), weights)
+    assert twin[0].weight.data_ptr() == weights["0.weight"].data_ptr()
+    assert twin[1].running_mean.data_ptr() != weights["1.running_mean"].data_ptr()
+    assert not same(capture(model), weights)
+    half = copied(model.bfloat16(), weights)
+    assert half[0].weight.dtype == torch.bfloat16
+
+
+def test_a_model_that_saves_its_weights_in_a_form_of_its_own_is_copied_by_its_own_loading():
+    class Doubled(nn.Linear):
+        def _save_to_state_dict(self, destination, prefix, keep_vars):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            destination[f"{prefix}doubled"] = destination.pop(f"{prefix}weight").detach() * 2
+
+        def _load_from_state_dict(self, state_dict, prefix, *rest):
+            state_dict[f"{prefix}weight"] = state_dict.pop(f"{prefix}doubled") / 2
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    model, other = Doubled(2, 2), Doubled(2, 2)
+    assert torch.equal(copied(model, capture(other)).weight, other.weight)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_cwrf.attacks.evidence import Evidence, PerModel
+from lightning_cwrf.checks import check_flag, check_integer
 
 FEWEST_PAIRS = 4
 """Complementary pairs of shadow models below which drawing among them tells nothing of others."""
@@ -22,16 +23,18 @@ def shadow_bootstrap(
     statistics: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
     resamples: int,
     *,
+    examples: bool = True,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Replicates of statistics of an attack, over the choice of the shadow models and of the examples.
 
-    Each time, as many complementary pairs of shadow models as there are drawn with replacement, the attack is run
+    Each time, as many complementary pairs of shadow models as there are, are drawn with replacement, the attack is run
     with them, and the statistics are taken on members and non-members that are drawn with replacement too. A draw of
     one pair alone is drawn again: it has no spread. With the same seed, every attack meets the same draws.
 
     Models that were drawn twice tell less than as many different ones, so the replicates lie below the attack with
-    all models: use their spread, not their quantiles. As in every bootstrap over rows and columns (Owen 2007, "The
+    all models: use their spread, not their quantiles, times √(pairs / (pairs − 1)), since draws are centred at the
+    pairs there are. As in every bootstrap over rows and columns (Owen 2007, "The
     pigeonhole bootstrap"), noise of single examples in single models counts more than once, so the spread errs upwards.
 
     Args:
@@ -42,12 +45,14 @@ def shadow_bootstrap(
         is_member: bool ``(n,)``.
         statistics: functions of ``(scores, is_member)`` that give a scalar, by name.
         resamples: number of replicates.
+        examples: draw the examples too; False: over the shadow models alone, on all examples.
         seed: of a generator of its own; the caller's random state is not touched.
 
     Returns:
         For each name a float64 tensor ``(resamples,)``.
 
     Raises:
+        TypeError: ``resamples`` or ``seed`` is no integer, ``examples`` no bool.
         ValueError: what :func:`check_pairs` says; a field that has not the shadow models along its first axis.
 
     >>> membership = torch.tensor([[True, False] * 10, [False, True] * 10] * 4)
@@ -60,16 +65,17 @@ def shadow_bootstrap(
     torch.Size([50])
     """
     pairs = check_pairs(evidence.membership, resamples)
+    check_flag("examples", examples)
+    check_integer("seed", seed)
     inside, outside = (flag.nonzero().flatten() for flag in (is_member, ~is_member))
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[float]] = {name: [] for name in statistics}
     for _ in range(resamples):
         scores = attack(_with_models(evidence, _draw_models(pairs, generator)))
-        examples = torch.cat(
-            [part[torch.randint(len(part), (len(part),), generator=generator)] for part in (inside, outside)]
-        )
+        drawn = [_draw(part, generator) if examples else part for part in (inside, outside)]
+        rows = torch.cat(drawn)
         for name, statistic in statistics.items():
-            found[name].append(float(statistic(scores[examples], is_member[examples])))
+            found[name].append(float(statistic(scores[rows], is_member[rows])))
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
 
 
@@ -77,11 +83,13 @@ def check_pairs(membership: Tensor | None, resamples: int) -> int:
     """The number of complementary pairs of shadow models, where drawing among them can tell something.
 
     Raises:
+        TypeError: ``resamples`` is no integer.
         ValueError: fewer than 2 resamples; no shadow models, fewer than 8, or ones that do not come in pairs.
 
     >>> check_pairs(torch.tensor([[True, False], [False, True]] * 5), resamples=100)
     5
     """
+    check_integer("resamples", resamples)
     if resamples < 2:
         raise ValueError(f"shadow models must be resampled twice at least, better 100 times, not {resamples} times.")
     if membership is None:
@@ -104,6 +112,10 @@ def without_shadows(evidence: Evidence) -> Evidence:
     """The evidence of an attacker who has no shadow models."""
     nothing: dict[str, Any] = dict.fromkeys(_of_shadows(evidence))
     return replace(evidence, **nothing)
+
+
+def _draw(places: Tensor, generator: torch.Generator) -> Tensor:
+    return places[torch.randint(len(places), (len(places),), generator=generator)]
 
 
 def _draw_models(pairs: int, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_cwrf.attacks import Attack, Evidence, example_losses
-from lightning_cwrf.attacks.resampling import shadow_bootstrap, without_shadows
+from lightning_cwrf.attacks.resampling import check_pairs, shadow_bootstrap, without_shadows
 from lightning_cwrf.audit.result import Estimate
 from lightning_cwrf.metrics import (
     AttackAdvantage,
@@ -23,14 +24,17 @@ from lightning_cwrf.metrics import (
     P1Score,
     TPRAtFPR,
 )
-from lightning_cwrf.metrics.functional import clopper_pearson
+from lightning_cwrf.metrics.functional import clopper_pearson, mean_interval
+from lightning_cwrf.metrics.functional.intervals import normal_quantile
 from lightning_cwrf.outputs import ModelOutputs
 
 FPRS = (1e-3, 1e-5)
 
 
-def attack_metrics(accuracy: float, seed: int = 0, confidence: float = 0.95) -> dict[str, MembershipMetric]:
-    """The metrics of one attack, by the name they are logged under.
+def attack_metrics(
+    accuracy: float, seed: int = 0, confidence: float = 0.95, *, accuracy_examples: int | None = None
+) -> dict[str, MembershipMetric]:
+    """The metrics of one attack, by the name they are logged under; P1 is that of an accuracy on so many examples.
 
     They do not gather: in a distributed training every process audits all examples.
     """
@@ -40,7 +44,7 @@ def attack_metrics(accuracy: float, seed: int = 0, confidence: float = 0.95) -> 
         **{f"tpr_at_fpr_{fpr:g}": TPRAtFPR(fpr, **settings) for fpr in FPRS},
         "advantage": AttackAdvantage(**settings),
         "balanced_accuracy": BalancedAccuracy(**settings),
-        "p1": P1Score(accuracy, **settings),
+        "p1": P1Score(accuracy, accuracy_examples=accuracy_examples, **settings),
         "epsilon_lower_bound": EpsilonLowerBound(confidence=confidence, **settings),
     }
 
@@ -62,20 +66,24 @@ def with_shadow_intervals(
     resamples: int,
     seed: int,
 ) -> dict[str, Estimate]:
-    """Give an attack's estimates their intervals over other shadow models: the value ± z standard deviations.
+    """Give an attack's estimates their intervals over other shadow models too.
 
-    It holds the interval over the examples alone (of a TPR of 0, all replicates are 0), and stays in the metric's
-    range. A bound on ε gets none: it is a statement with a confidence of its own.
+    Examples and shadow models are two sources of error. Each bound lies as far from the value as the root of the sum
+    of two squares: its distance in the interval over the examples, and z standard deviations of the replicates over
+    the shadow models alone, scaled by √(pairs / (pairs − 1)). A bound on ε gets none: it is a statement with a
+    confidence of its own.
     """
     measured = {name: m for name, m in metrics.items() if not isinstance(m, EpsilonLowerBound)}
     statistics = {name: _statistic(metric) for name, metric in measured.items()}
-    replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, seed=seed)
+    replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, examples=False, seed=seed)
+    pairs = check_pairs(evidence.membership, resamples)
+    reach = normal_quantile(confidence) * math.sqrt(pairs / (pairs - 1))
     done = dict(found)
     for name, metric in measured.items():
         (low, high), value = found[name].interval, found[name].value
-        reach = _z(confidence) * float(replicates[name].std())
+        spread = reach * float(replicates[name].std())
         bottom, top = metric.plot_lower_bound, metric.plot_upper_bound
-        low, high = min(low, value - reach), max(high, value + reach)
+        low, high = value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
         wide = Interval(low if bottom is None else max(bottom, low), high if top is None else min(top, high))
         done[name] = replace(found[name], shadow_interval=wide)
     return done
@@ -89,11 +97,6 @@ def _statistic(metric: MembershipMetric) -> Callable[[Tensor, Tensor], Tensor]:
         return found
 
     return value
-
-
-def _z(confidence: float) -> float:
-    """How many standard deviations a two-sided normal interval reaches."""
-    return float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
 
 
 def estimate(metric: MembershipMetric, scores: Tensor, is_member: Tensor, confidence: float) -> Estimate:
@@ -129,7 +132,5 @@ def _proportion(correct: Tensor, confidence: float) -> Estimate:
 
 
 def _mean(values: Tensor, confidence: float) -> Estimate:
-    """A mean with its normal interval."""
-    mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
-    reach = error * _z(confidence)
-    return Estimate(mean, Interval(mean - reach, mean + reach))
+    low, high = mean_interval(values, confidence)
+    return Estimate(float(values.mean()), Interval(float(low), float(high)))

@@ -73,6 +73,10 @@ class AuditResult:
         model: measures of the model itself: train_accuracy, test_accuracy, train_loss, test_loss, loss_gap.
         confidence: of every interval.
         failures: attacks that could not run, with the reason; the others stand.
+        overlap: of ``"nonmembers"`` and ``"population"``, the places (in the data as they were given) of examples that
+            stand on another side too.
+        overlap_policy: what was done with those: ``"drop"`` or ``"allow"``; ``"error"`` where there are none.
+        remarks: what looks like a mistake in the audited data.
     """
 
     scores: dict[str, Tensor] = field(repr=False)
@@ -83,6 +87,9 @@ class AuditResult:
     model: dict[str, Estimate]
     confidence: float
     failures: dict[str, str] = field(default_factory=dict)
+    overlap: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    overlap_policy: str = field(default="error", repr=False)
+    remarks: list[str] = field(default_factory=list, repr=False)
 
     def values(self) -> dict[str, float]:
         """Every value under ``<attack>/<metric>``, and the model's own under their names."""
@@ -91,7 +98,8 @@ class AuditResult:
 
     def notes(self, metrics: Sequence[str] | None = None) -> list[str]:
         """What the numbers (of these metrics; None: of all) cannot show, said once, and the attacks that failed."""
-        said = [
+        said = [*self.remarks, *self._overlaps()]
+        said += [
             f"{name}: {e.note}"
             for found in self.estimates.values()
             for name, e in found.items()
@@ -215,6 +223,13 @@ class AuditResult:
             "swapped, or the membership of the shadow models inverted?"
             for name, e in found.items()
             if 0.5 - e.value > 2 * (e.interval.high - e.value)
+        ]
+
+    def _overlaps(self) -> list[str]:
+        done = {"drop": "were left out", "allow": "are counted all the same"}.get(self.overlap_policy, "stand")
+        return [
+            f"{len(places)} examples of {name} stand on another side too, and {done}"
+            for name, places in self.overlap.items()
         ]
 
     def _over_shadows(self) -> list[str]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
 
 from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.audit import AuditResult, attack_scores, audit_outputs
-from lightning_cwrf.callbacks.common import OncePerModule, training_data
-from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
-from lightning_cwrf.data import Batches, all_digests, isolated_rng
+from lightning_cwrf.audit.run import check_side
+from lightning_cwrf.callbacks.common import OncePerModule, saved_state, training_data, unseen_share
+from lightning_cwrf.checks import check_choice, check_confidence, check_integer
+from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.outputs import ModelOutputs, collect_outputs
+from lightning_cwrf.overlap import OVERLAPS
+from lightning_cwrf.seen import seen_by
 from lightning_cwrf.shadows.train import ShadowSignals
 from lightning_cwrf.transfer import transfer_of
 
@@ -25,10 +33,14 @@ class MIAAuditCallback(OncePerModule):
     logged as ``mia/<attack>/<metric>`` (``mia/lira/auroc``), the model's own as ``mia/<name>`` (``mia/loss_gap``). The
     last audit, with intervals and raw scores, is in :attr:`result`; the values of all audits are in :attr:`history`.
 
+    The last audit is of the weights that the user is left with. Where weights are averaged (``WeightAveraging``,
+    ``StochasticWeightAveraging``) or otherwise changed after the last epoch, it comes when the fit ends, and its values
+    go to the loggers alone.
+
     Args:
-        nonmembers: examples the model never saw: a loader or a dataset.
-        members: training examples; None: the trainer's own, read in order. Where training data are augmented at random,
-            pass them plain.
+        nonmembers: examples the model never saw: a loader or a dataset, read without augmentation.
+        members: training examples, likewise; None: those that the trainer's own loader can give in the batches that
+            are used, read in order.
         shadows: signals of shadow models trained on members and non-members by the same recipe
             (:func:`~lightning_cwrf.shadows.train_shadows`).
         every_n_epochs: how often to run the loss attack; 0: only at the end.
@@ -36,9 +48,15 @@ class MIAAuditCallback(OncePerModule):
             attack, LiRA and RMIA. Those that need inputs or augmented views run by
             :func:`~lightning_cwrf.audit.audit`, on the finished model.
         confidence: of the intervals.
+        key: gives the id of one example, as for :func:`~lightning_cwrf.audit.audit`.
+        overlap: what to do with non-members that are members, or reference data of the scoring or the defense:
+            ``"error"``, ``"drop"`` or ``"allow"``, as for :func:`~lightning_cwrf.audit.audit`.
+        name: what values are logged under. Two audits in one Trainer need two names.
 
     >>> callback = MIAAuditCallback(nonmembers=[], every_n_epochs=10)
     """
+
+    several = ", or give each another name="
 
     def __init__(
         self,
@@ -48,112 +66,169 @@ class MIAAuditCallback(OncePerModule):
         every_n_epochs: int = 5,
         confidence: float = 0.95,
         attacks: Sequence[str | Attack] | None = None,
+        key: Key | None = None,
+        overlap: Overlap = "error",
+        name: str = "mia",
     ) -> None:
-        if every_n_epochs < 0:
-            raise ValueError(f"every_n_epochs must not be negative, not {every_n_epochs}.")
-        if not 0.0 < confidence < 1.0:
-            raise ValueError(f"confidence must lie between 0 and 1, not {confidence}.")
-        self.nonmembers = nonmembers
-        self.members = members
+        check_integer("every_n_epochs", every_n_epochs, low=0)
+        check_confidence(confidence)
+        check_choice("overlap", overlap, OVERLAPS)
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"name must be a text, such as 'mia', not {name!r}.")
         if shadows is not None and not isinstance(shadows, ShadowSignals):
             raise TypeError(f"shadows must be what train_shadows returns, not {type(shadows).__name__}.")
-        self.shadows = shadows
         if attacks is not None:
-            for attack in create_attacks(attacks):
-                beyond = sorted({"inputs", "views"}.intersection(attack.needs))
-                if beyond:
-                    raise ValueError(
-                        f"the {attack.name} attack needs {' and '.join(beyond)}; run it by lightning_cwrf.audit.audit "
-                        "on the finished model."
-                    )
+            _check_attacks(attacks)
+        self.nonmembers = nonmembers
+        self.members = members
+        self.shadows = shadows
         self.attacks = attacks
         self.every_n_epochs = every_n_epochs
         self.confidence = confidence
+        self.key = key
+        self.overlap = overlap
+        self.name = name
         self.reset()
+
+    @property
+    def state_key(self) -> str:
+        return type(self).__qualname__ if self.name == "mia" else self._generate_state_key(name=self.name)
 
     def reset(self) -> None:
         self.result: AuditResult | None = None
         self.history: list[dict[str, float]] = []
         self._final_step = -1
+        self._audited: bytes | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the attacks once before training, so that bad data is an error before any time is spent."""
-        members, nonmembers, population = self._outputs(trainer, pl_module, final=True)
-        self._compare_with_reference(trainer, nonmembers)
-        attack_scores(members, nonmembers, shadows=self.shadows, population=population, attacks=self.attacks)
+        if self.members is None:
+            self._check_coverage(trainer)
+        transfer = transfer_of(trainer)
+        members = self.members if self.members is not None else training_data(trainer, self)
+        for name, data in (("members", members), ("nonmembers", self.nonmembers)):
+            check_side(data, name, transfer)
+        given = self._given(trainer, pl_module, final=True)
+        attack_scores(**given, shadows=self.shadows, attacks=self.attacks)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = _is_last_epoch(trainer)
         due = self.every_n_epochs > 0 and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if last and _averages(trainer):
+            return  # the weights of this moment are not those that are left
         if not last and not due:
             return
         values = self._record(trainer, pl_module, final=last)
         for name, value in values.items():
-            pl_module.log(f"mia/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
+            pl_module.log(f"{self.name}/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._final_step == trainer.global_step:
+        if self._final_step == trainer.global_step or _averages(trainer):
             return
         # Training was stopped from elsewhere: it is too late for self.log, not for the loggers.
-        values = self._record(trainer, pl_module, final=True)
-        for logger in trainer.loggers:
-            logger.log_metrics({f"mia/{name}": value for name, value in values.items()}, step=trainer.global_step)
+        self._record_late(trainer, pl_module)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Audit once more where other weights are left than those that were audited."""
+        if stage != "fit" or trainer.interrupted or trainer.global_step == 0:
+            return
+        if self._final_step == trainer.global_step and self._audited == weights_digest(pl_module):
+            return
+        if self._final_step == trainer.global_step:
+            self.history.pop()
+        device = pl_module.device
+        pl_module.to(trainer.strategy.root_device)  # the strategy has moved it away
+        self._record_late(trainer, pl_module)
+        pl_module.to(device)
+
+    @saved_state
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history} if self.history else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = state_dict["history"]
 
+    def _record_late(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = self._record(trainer, pl_module, final=True)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"{self.name}/{n}": value for n, value in values.items()}, step=trainer.global_step)
+
     def _record(self, trainer: Trainer, pl_module: LightningModule, *, final: bool) -> dict[str, float]:
-        members, nonmembers, population = self._outputs(trainer, pl_module, final=final)
-        shadows = self.shadows if final else None
         self.result = audit_outputs(
-            members,
-            nonmembers,
-            shadows=shadows,
-            population=population,
+            **self._given(trainer, pl_module, final=final),
+            shadows=self.shadows if final else None,
             attacks=self.attacks if final else None,
             confidence=self.confidence,
         )
         if final:
             self._final_step = trainer.global_step
+            self._audited = weights_digest(pl_module)
+            for remark in self.result.remarks:
+                rank_zero_warn(remark)
         for name, why in self.result.failures.items():
             rank_zero_warn(f"the {name} attack failed and is left out: {why}")
         values = self.result.values()
         self.history.append({"epoch": float(trainer.current_epoch), **values})
         return values
 
-    def _compare_with_reference(self, trainer: Trainer, nonmembers: ModelOutputs) -> None:
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        for other in callbacks:
-            if not isinstance(other, PrivacyScoringCallback):
-                continue
-            with isolated_rng():
-                reference = all_digests(other.nonmembers) or set()
-            common = len(reference.intersection(nonmembers.digests))
-            if common:
-                rank_zero_warn(
-                    f"{common} of the audit's {len(nonmembers)} non-members are reference data of the scoring too; "
-                    "reference data must be apart from what the model is tested on, or the audit flatters it."
-                )
+    def _check_coverage(self, trainer: Trainer) -> None:
+        """Members that the training never draws would make any attack look weak."""
+        unseen = unseen_share(trainer)
+        if unseen <= 0.01:
+            return
+        said = (
+            f"the training leaves out about {unseen:.0%} of the examples that its loader can give "
+            "(limit_train_batches, a sampler that draws at random, or drop_last), and which ones cannot be known: "
+            "taken for members, they make attacks look weak"
+        )
+        if unseen > 0.1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                f"{said}. Train on a Subset in place of a limit, or pass MIAAuditCallback(members=...)."
+            )
+        rank_zero_warn(f"{said}. Pass MIAAuditCallback(members=...).")
 
-    def _outputs(
-        self, trainer: Trainer, pl_module: LightningModule, *, final: bool
-    ) -> tuple[ModelOutputs, ModelOutputs, ModelOutputs | None]:
+    def _given(self, trainer: Trainer, pl_module: LightningModule, *, final: bool) -> dict[str, Any]:
+        """The outputs on each side, and how they are compared."""
         transfer = transfer_of(trainer)
 
         def outputs(data: Batches, name: str) -> ModelOutputs:
             with trainer.precision_plugin.forward_context():
-                return collect_outputs(pl_module, data, name=name, transfer=transfer)
+                return collect_outputs(pl_module, data, name=name, transfer=transfer, key=self.key)
 
         members = self.members if self.members is not None else training_data(trainer, self)
         population = self.shadows.population if final and self.shadows is not None else None
-        return (
-            outputs(members, "members"),
-            outputs(self.nonmembers, "nonmembers"),
-            None if population is None else outputs(population, "population"),
-        )
+        return {
+            "members": outputs(members, "members"),
+            "nonmembers": outputs(self.nonmembers, "nonmembers"),
+            "population": None if population is None else outputs(population, "population"),
+            "seen": seen_by(pl_module),
+            "overlap": self.overlap,
+        }
+
+
+def weights_digest(module: nn.Module) -> bytes:
+    """A digest of all parameters and buffers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in module.state_dict().values():
+        if isinstance(value, torch.Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _check_attacks(attacks: Sequence[str | Attack]) -> None:
+    for attack in create_attacks(attacks):
+        beyond = sorted({"inputs", "views"}.intersection(attack.needs))
+        if beyond:
+            raise ValueError(
+                f"the {attack.name} attack needs {' and '.join(beyond)}; run it by lightning_cwrf.audit.audit "
+                "on the finished model."
+            )
+
+
+def _averages(trainer: Trainer) -> bool:
+    """Whether a callback puts averaged weights in the place of the last ones when the training ends."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(other, (StochasticWeightAveraging, WeightAveraging)) for other in callbacks)
 
 
 def _is_last_epoch(trainer: Trainer) -> bool:

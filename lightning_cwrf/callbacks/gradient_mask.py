@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging
-from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
+from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging, saved_state
+from lightning_cwrf.callbacks.rewind import CriticalRewindCallback, check_mask, mask_identity
+from lightning_cwrf.checks import check_choice
 from lightning_cwrf.masks import WeightMask
 
 
@@ -21,13 +26,22 @@ class GradientMaskCallback(OncePerModule):
 
     Their gradients are zero before clipping sees them, so the clipped norm is that of the live weights; and after each
     optimizer's step their values are written back, so that weight decay, momentum, Adam's moments or added noise do
-    not move them. It works with every torch optimizer, with several of them, and with manual optimization.
+    not move them. It works with every torch optimizer, with schedule-free ones, with several of them, and with manual
+    optimization, where gradients are cleared as every backward pass accumulates them.
+
+    Code that writes to the parameters by itself is found out: the weights are compared with the held values before
+    every step, whenever the module's ``state_dict`` is taken (so before every checkpoint), and after the last hook of
+    the fit. What was moved is put back, and a warning at the next of these or at the epoch's end says how much.
 
     Args:
         mask: a mask, or a file of one; its weights are held at the values they have when training starts. None: the
             mask of the :class:`CriticalRewindCallback` before.
         tune: ``"rest"``: the masked weights are held and all others tuned (CWRF). ``"masked"``: the masked weights
-            alone are tuned and all others held (ablation A2 of §4.4).
+            alone are tuned and all others of the model held (ablation A2 of §4.4).
+
+    Raises:
+        TypeError: ``mask`` is neither a mask nor a path.
+        ValueError: another word for ``tune``.
 
     >>> callback = GradientMaskCallback()
     """
@@ -35,18 +49,25 @@ class GradientMaskCallback(OncePerModule):
     def __init__(
         self, mask: str | PathLike[str] | WeightMask | None = None, tune: Literal["rest", "masked"] = "rest"
     ) -> None:
-        if tune not in ("rest", "masked"):
-            raise ValueError(f"tune must be 'rest' or 'masked', not {tune!r}.")
+        check_choice("tune", tune, ("rest", "masked"))
+        check_mask(mask)
         self.tune = tune
         self.given_mask = mask
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[Any] = []
         self.reset()
 
     def reset(self) -> None:
         self.mask: WeightMask | None = None
+        self._trained: set[str] = set()
+        self._unhooked = False
+        # What was moved between steps and put back, as the most at one time; on the weights' device.
+        self._strayed: dict[str, Tensor] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
+    def settings(self) -> dict[str, Any]:
+        return {"tune": self.tune, "mask": None if self.given_mask is None else mask_identity(self.given_mask)}
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().prepare(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse_averaging(trainer, self)
@@ -59,48 +80,115 @@ class GradientMaskCallback(OncePerModule):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.mask is None:
             self.mask = self._find(trainer, pl_module)
+            self.done_with = self.settings()
         mask = self.mask
-
-        def hold(*_: Any) -> None:
-            mask.restore_(pl_module)
-
         tell = getattr(pl_module, "on_weights_frozen", None)
         if tell is not None:
             tell(mask)
         self._release()
+        self._check(trainer, pl_module, "before the training went on")
+        self._trained = _trained(pl_module)
+
+        def hold(optimizer: Any, *_: Any) -> None:
+            mask.restore_(pl_module, optimizer)
+
+        def look(optimizer: Any, *_: Any) -> None:
+            for name, count in mask.moved_counts(pl_module).items():
+                self._strayed[name] = torch.maximum(self._strayed.get(name, count), count)
+            hold(optimizer)
+
         for optimizer in trainer.optimizers:
             # Opacus' DPOptimizer takes no hooks itself; the optimizer inside it does.
             inner = getattr(optimizer, "original_optimizer", optimizer)
-            self._hooks.append(inner.register_step_post_hook(hold))
+            hold(inner)  # a resumed optimizer's state may hold copies of the weights
+            if hasattr(inner, "register_step_post_hook"):
+                self._hooks += [inner.register_step_pre_hook(look), inner.register_step_post_hook(hold)]
+            else:
+                self._unhooked = True
+        if not pl_module.automatic_optimization:
+            self._hooks += mask.clear_gradients_of(pl_module)
+        before_saving = _BeforeSaving(self, trainer, pl_module)
+        self._hooks.append(pl_module.register_state_dict_pre_hook(before_saving))  # type: ignore[no-untyped-call]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.mask is not None:
             self.mask.zero_grad_(pl_module)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self._unhooked and self.mask is not None:
+            self.mask.restore_(pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, pl_module, f"before epoch {trainer.current_epoch}")
+        unfrozen = _trained(pl_module) - self._trained
+        if unfrozen:
+            self._trained |= unfrozen
+            unknown = unfrozen - set(self.mask.masks if self.mask is not None else ())
+            total = sum(pl_module.get_parameter(name).numel() for name in unknown)
+            if unknown:
+                rank_zero_warn(
+                    f"{total:,} weights became trainable after the mask was chosen (in {', '.join(sorted(unknown)[:3])}"
+                    "): they are neither rewound nor held. To include them, let them be trained from the start."
+                )
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, pl_module, f"in epoch {trainer.current_epoch}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, pl_module, "when the training ended")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the last check come after the module's own ``teardown``, which is the last hook of all."""
+        own = vars(pl_module).get("teardown")
+        teardown = pl_module.teardown
+
+        def put_back() -> None:
+            if own is None:
+                vars(pl_module).pop("teardown", None)
+            else:
+                vars(pl_module)["teardown"] = own
+
+        def then_check(stage: str) -> None:
+            put_back()
+            teardown(stage)
+            self._check(trainer, pl_module, "at the end of the fit")
+            self._release()
+
+        vars(pl_module)["teardown"] = then_check
+        self._hooks.append(_Undo(put_back))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look at the weights that are saved: other callbacks may have exchanged them, and a fit may be over."""
         if self.mask is None:
             return
-        moved = self.mask.moved(pl_module)
+        moved = self.mask.restore_in_(checkpoint["state_dict"])
         if moved:
-            self.mask.restore_(pl_module)
-            rank_zero_warn(
-                f"something other than the optimizers' steps moved {sum(moved.values())} frozen weights in epoch "
-                f"{trainer.current_epoch} (in {', '.join(list(moved)[:3])}); they were put back. Look for code that "
-                "writes to the parameters: clamping, weight averaging, another callback."
-            )
+            _warn(moved, "in a checkpoint")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
+    def on_exception(self, *given: Any) -> None:
+        holder: Any = self  # where the class was put in place of an instance, the trainer
+        if isinstance(holder, GradientMaskCallback):
+            trainer, pl_module, _ = given
+            self._check(trainer, pl_module, "when the fit was interrupted")
+            self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
+        if stage != "fit":
+            self._release()
 
+    @saved_state
     def state_dict(self) -> dict[str, Any]:
+        if self.mask is None:
+            return {}
         # A mask of CriticalRewindCallback is in that callback's state.
-        return self.mask.state_dict() if self.mask is not None and self.given_mask is not None else {}
+        mask: Mapping[str, Any] = self.mask.state_dict() if self.given_mask is not None else {}
+        return {**mask, "settings": self.done_with}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.mask = WeightMask.from_state_dict(state_dict)
+        state = dict(state_dict)
+        self.done_with = state.pop("settings", None) or {}
+        if state:
+            self.mask = WeightMask.from_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_hooks": []}
@@ -112,14 +200,72 @@ class GradientMaskCallback(OncePerModule):
                 raise MisconfigurationException("CriticalRewindCallback has no mask yet; put it before this one.")
             if self.tune == "rest":
                 return rewind.mask
-            mask = ~rewind.mask
+            mask = rewind.mask.rest_of(pl_module)
         else:
             given = self.given_mask if isinstance(self.given_mask, WeightMask) else WeightMask.load(self.given_mask)
-            mask = given if self.tune == "rest" else ~given
+            # A mask of its own: the caller's one is not changed.
+            mask = WeightMask(given.masks) if self.tune == "rest" else given.rest_of(pl_module)
         mask.freeze(pl_module)
         return mask
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
+        """Put back what was moved by something else than the optimizers' steps, and say so."""
+        if self.mask is None or not self.mask.is_frozen:
+            return
+        strayed = {name: int(count) for name, count in self._strayed.items() if count}
+        self._strayed = {}
+        moved = dict(Counter(strayed) | Counter(self.mask.moved(pl_module)))
+        if moved:
+            self.mask.restore_(pl_module)
+            for optimizer in trainer.optimizers:
+                self.mask.restore_(pl_module, optimizer)
+            _warn(moved, when)
 
     def _release(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+class _BeforeSaving:
+    """Has a callback check the weights before a module's state dict is taken; copies of the module do nothing."""
+
+    def __init__(
+        self,
+        callback: GradientMaskCallback | None = None,
+        trainer: Trainer | None = None,
+        pl_module: LightningModule | None = None,
+    ) -> None:
+        self._callback = callback
+        self._trainer = trainer
+        self._module = None if pl_module is None else weakref.ref(pl_module)
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        if self._callback is None or self._trainer is None or self._module is None or self._module() is not module:
+            return
+        self._callback._check(self._trainer, self._trainer.lightning_module, "before the weights were read")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _BeforeSaving:
+        return _BeforeSaving()
+
+    def __reduce__(self) -> tuple[type[_BeforeSaving], tuple[()]]:
+        return _BeforeSaving, ()
+
+
+class _Undo:
+    """A hook's handle by another name."""
+
+    def __init__(self, remove: Any) -> None:
+        self.remove = remove
+
+
+def _trained(module: nn.Module) -> set[str]:
+    return {name for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _warn(moved: Mapping[str, int], when: str) -> None:
+    rank_zero_warn(
+        f"something other than the optimizers' steps moved {sum(moved.values())} frozen weights {when} (in "
+        f"{', '.join(list(moved)[:3])}); they were put back. Look for code that writes to the parameters: clamping, "
+        "weight averaging, another callback, the module's own hooks."
+    )

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging
+from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging, saved_state
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
-from lightning_cwrf.masks import WeightMask
-from lightning_cwrf.scores import trainable_parameters
-from lightning_cwrf.vanilla import VanillaSource, load_vanilla
+from lightning_cwrf.checks import check_choice, check_flag
+from lightning_cwrf.files import digest
+from lightning_cwrf.masks import WeightMask, check_rate
+from lightning_cwrf.scores import load_scores, trainable_parameters
+from lightning_cwrf.vanilla import VanillaSource, check_source, identity, load_vanilla
 
 
 class CriticalRewindCallback(OncePerModule):
     """Rewinds the most vulnerable weights to their vanilla values when training starts (Eq. 5 and 6).
 
-    The mask is in :attr:`mask` afterwards and in every checkpoint; a resumed run does not rewind again. Rewinding
-    alone does not hold the weights: put :class:`GradientMaskCallback` after it.
+    The mask is in :attr:`mask` afterwards and in every checkpoint; a resumed run does not rewind again, and is refused
+    with other settings. Rewinding alone does not hold the weights: put :class:`GradientMaskCallback` after it.
+
+    Only parameters are rewound: BatchNorm's running statistics stay those of the finished model, and go on from there.
 
     Args:
         rate: r, the fraction of all weights to rewind. Published: searched in [0.01, 0.10].
@@ -34,6 +37,10 @@ class CriticalRewindCallback(OncePerModule):
         mask: a mask, or a file of one; then neither rate nor scores are used.
         vanilla: θ_vn; None: from the :class:`PrivacyScoringCallback` before.
         to: ``"vanilla"``, or ``"zero"`` to remove the chosen weights instead (ablation A1 of §4.4).
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range, or scores and a mask together.
 
     >>> CriticalRewindCallback(rate=0.03).rate
     0.03
@@ -48,12 +55,16 @@ class CriticalRewindCallback(OncePerModule):
         vanilla: VanillaSource | None = None,
         to: Literal["vanilla", "zero"] = "vanilla",
     ) -> None:
-        if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"rate must lie in [0, 1], not {rate}: it is the fraction of weights to rewind.")
+        check_rate(rate)
+        check_flag("per_layer", per_layer)
+        check_choice("to", to, ("vanilla", "zero"))
         if scores is not None and mask is not None:
             raise ValueError("pass scores or a mask, not both.")
-        if to not in ("vanilla", "zero"):
-            raise ValueError(f"to must be 'vanilla' or 'zero', not {to!r}.")
+        if scores is not None and not isinstance(scores, (str, PathLike, Mapping)):
+            raise TypeError(f"scores must be a file or tensors by parameter name, not a {type(scores).__name__}.")
+        check_mask(mask)
+        if vanilla is not None:
+            check_source(vanilla)
         self.to = to
         self.rate = rate
         self.per_layer = per_layer
@@ -65,8 +76,16 @@ class CriticalRewindCallback(OncePerModule):
     def reset(self) -> None:
         self.mask: WeightMask | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
+    def settings(self) -> dict[str, Any]:
+        if self.given_mask is not None:
+            chosen: dict[str, Any] = {"mask": mask_identity(self.given_mask)}
+        else:
+            chosen = {"rate": self.rate, "per_layer": self.per_layer, "scores": _scores_identity(self.scores)}
+        vanilla = identity(self.vanilla) if self.vanilla is not None and self.to == "vanilla" else None
+        return {**chosen, "to": self.to, "vanilla": vanilla}
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().prepare(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse_averaging(trainer, self)
@@ -91,8 +110,10 @@ class CriticalRewindCallback(OncePerModule):
         mask = self._choose(pl_module, scoring)
         if mask.count == 0 and self.rate > 0:
             rank_zero_warn(f"rate {self.rate} of {mask.total} weights is less than one: nothing is rewound.")
+        _tell_of_finetuning(trainer, pl_module, mask)
         mask.rewind_(pl_module, self._vanilla_weights(trainer, pl_module, scoring))
         self.mask = mask
+        self.done_with = self.settings()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.mask is None:
@@ -107,16 +128,29 @@ class CriticalRewindCallback(OncePerModule):
             return self.given_mask if isinstance(self.given_mask, WeightMask) else WeightMask.load(self.given_mask)
         scores = self.scores if self.scores is not None or scoring is None else scoring.scores
         if isinstance(scores, (str, PathLike)):
-            scores = load_file(Path(scores))
+            scores = load_scores(scores)
         if not isinstance(scores, Mapping):
-            raise MisconfigurationException("PrivacyScoringCallback has no scores; is it in this Trainer's callbacks?")
-        weights = trainable_parameters(pl_module)
-        if set(scores) != set(weights):
-            odd = sorted(set(scores) ^ set(weights))
-            raise ValueError(
-                f"the scores are not of the model's trainable parameters: {', '.join(odd[:5])} stand on one side only."
+            raise MisconfigurationException(
+                "PrivacyScoringCallback has no scores: it scored for another mask, in a run that this one resumes. "
+                "Load the finished weights (load_from_checkpoint) instead of resuming."
             )
+        self._check_scores(pl_module, scores)
         return WeightMask.top(scores, self.rate, per_layer=self.per_layer)
+
+    def _check_scores(self, pl_module: LightningModule, scores: Mapping[str, Tensor]) -> None:
+        weights = trainable_parameters(pl_module)
+        odd = sorted(name for name in scores if name not in weights or scores[name].shape != weights[name].shape)
+        if odd:
+            raise ValueError(
+                f"the scores are not of the model's trainable parameters: {', '.join(odd[:5])} stand on one side only, "
+                "or in another shape."
+            )
+        lacking = sorted(set(weights) - set(scores))
+        if lacking and self.scores is not None:  # the scoring itself has told of those that the loss does not reach
+            rank_zero_warn(
+                f"the scores lack {len(lacking)} of {len(weights)} trainable parameters ({', '.join(lacking[:5])}): "
+                "those are neither rewound nor held, and do not count among the weights that the rate is of."
+            )
 
     def _vanilla_weights(
         self, trainer: Trainer, pl_module: LightningModule, scoring: PrivacyScoringCallback | None
@@ -131,14 +165,50 @@ class CriticalRewindCallback(OncePerModule):
         weights: Mapping[str, Tensor] = trainer.strategy.broadcast(load_vanilla(source, pl_module))
         return weights
 
+    @saved_state
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.mask is None else self.mask.state_dict()
+        return {} if self.mask is None else {**self.mask.state_dict(), "settings": self.done_with}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.mask = WeightMask.from_state_dict(state_dict)
-        if self.given_mask is None and self.mask.count != round(self.rate * self.mask.total):
-            rank_zero_warn(
-                f"the checkpoint's mask has {self.mask.count} of {self.mask.total} weights and is kept; "
-                f"rate={self.rate} would choose another number. To rewind anew, load the finished weights instead of "
-                "resuming."
-            )
+        state = dict(state_dict)
+        # A checkpoint of an early version has no settings: its mask tells the rate, roughly.
+        self.done_with = state.pop("settings", None) or {}
+        self.mask = WeightMask.from_state_dict(state)
+        chosen = self.given_mask is None and "rate" not in self.done_with
+        if chosen and self.mask.count != round(self.rate * self.mask.total):
+            self.done_with = {**self.done_with, "rate": round(self.mask.count / self.mask.total, 4)}
+
+
+def check_mask(mask: Any) -> None:
+    """Raise a TypeError unless ``mask`` is one, a file of one, or None."""
+    if mask is not None and not isinstance(mask, (str, PathLike, WeightMask)):
+        raise TypeError(f"mask must be a WeightMask or a file of one, not a {type(mask).__name__}.")
+
+
+def mask_identity(mask: str | PathLike[str] | WeightMask) -> str | None:
+    """What a given mask can be told by in a resumed run; None where its file is gone."""
+    try:
+        return digest((mask if isinstance(mask, WeightMask) else WeightMask.load(mask)).masks)
+    except FileNotFoundError:
+        return None
+
+
+def _scores_identity(scores: str | PathLike[str] | Mapping[str, Tensor] | None) -> str | None:
+    try:
+        return None if scores is None else digest(scores if isinstance(scores, Mapping) else load_scores(scores))
+    except FileNotFoundError:
+        return None
+
+
+def _tell_of_finetuning(trainer: Trainer, pl_module: LightningModule, mask: WeightMask) -> None:
+    """Warn where a callback may unfreeze weights later, of which the mask knows nothing."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    names = [type(other).__name__ for other in callbacks if isinstance(other, BaseFinetuning)]
+    total = sum(p.numel() for p in pl_module.parameters())
+    frozen = sum(p.numel() for p in pl_module.parameters() if not p.requires_grad)
+    if names and frozen:
+        rank_zero_warn(
+            f"{names[0]} has {frozen:,} of {total:,} weights frozen now and may train them later: the mask covers the "
+            f"other {mask.total:,} alone, so those are neither scored nor rewound nor held. To include them, let all "
+            "weights be trained from the start."
+        )

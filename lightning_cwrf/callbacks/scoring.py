@@ -11,23 +11,24 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_cwrf.callbacks.common import OncePerModule, training_data
-from lightning_cwrf.data import Batches, isolated_rng
-from lightning_cwrf.scores import (
-    check_scoring,
-    learnability_scores,
-    privacy_vulnerability_scores,
-    trainable_parameters,
-)
+from lightning_cwrf.callbacks.common import OncePerModule, saved_state, training_data
+from lightning_cwrf.checks import check_choice, check_integer
+from lightning_cwrf.data import Batches, all_ids, bring_to, isolated_rng
+from lightning_cwrf.scores import check_scoring, learnability_scores, privacy_vulnerability_scores, save_scores
+from lightning_cwrf.seen import record_seen
 from lightning_cwrf.transfer import transfer_of
-from lightning_cwrf.vanilla import VanillaSource, load_vanilla, save_vanilla
+from lightning_cwrf.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
 
 
 class PrivacyScoringCallback(OncePerModule):
     """Scores every weight's privacy vulnerability when training starts (CWRF, Algorithm 1, lines 1-10).
 
     The scores are in :attr:`scores` afterwards, and the vanilla weights in :attr:`vanilla_weights` until the fit ends;
-    :class:`CriticalRewindCallback` takes both from there. The model itself is not changed.
+    :class:`CriticalRewindCallback` takes both from there. The model itself is not changed. Scores are computed in the
+    weights' own precision, without autocast, whatever the Trainer's mixed precision is.
+
+    Checkpoints hold the scores only where no :class:`CriticalRewindCallback` has made a mask of them: they are as large
+    as the weights. A resumed run does not score again.
 
     Args:
         nonmembers: reference data D_re the model never saw, disjoint from test data: a loader or a dataset.
@@ -39,6 +40,12 @@ class PrivacyScoringCallback(OncePerModule):
         members: training data; None: the trainer's own.
         kind: ``"privacy"`` (Eq. 4); ``"learnability"`` (Eq. 2 on the members' loss alone) or ``"random"`` are controls:
             they tell what the choice of weights adds.
+        batch_size: examples in a batch of members, and in one of reference data. Published: 256. Ready batches, of an
+            iterable or of a batch sampler of your own, are taken as they are.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range.
 
     >>> callback = PrivacyScoringCallback(nonmembers=[], vanilla="redraw", lam=0.9)
     """
@@ -52,11 +59,14 @@ class PrivacyScoringCallback(OncePerModule):
         lr: float = 1e-3,
         members: Batches | None = None,
         kind: Literal["privacy", "learnability", "random"] = "privacy",
+        batch_size: int = 256,
     ) -> None:
-        if kind not in ("privacy", "learnability", "random"):
-            raise ValueError(f"kind must be 'privacy', 'learnability' or 'random', not {kind!r}.")
-        self.kind = kind
+        check_choice("kind", kind, ("privacy", "learnability", "random"))
         check_scoring(lam, steps, lr)
+        check_integer("batch_size", batch_size, low=1)
+        self.batch_size = batch_size
+        check_source(vanilla)
+        self.kind = kind
         self.nonmembers = nonmembers
         self.vanilla = vanilla
         self.lam = lam
@@ -68,35 +78,68 @@ class PrivacyScoringCallback(OncePerModule):
     def reset(self) -> None:
         self.scores: dict[str, Tensor] | None = None
         self.vanilla_weights: dict[str, Tensor] | None = None
+        self._rewinds = False
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "lam": self.lam,
+            "steps": self.steps,
+            "lr": self.lr,
+            "batch_size": self.batch_size,
+            "vanilla": identity(self.vanilla),
+        }
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().prepare(trainer, pl_module, stage)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        self._rewinds = any(type(other).__name__ == "CriticalRewindCallback" for other in callbacks)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note on the module which reference data it has seen, for audits."""
+        super().on_fit_start(trainer, pl_module)
+        if self.kind == "privacy":
+            record_seen(pl_module, "reference data of the scoring", all_ids(self.nonmembers) or ())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.scores is not None:
+        if self.done_with is not None or self.scores is not None:
             return
-        self.vanilla_weights = trainer.strategy.broadcast(load_vanilla(self.vanilla, pl_module))
+        # A file is read again after the scoring, which needs the memory; what is drawn or built is kept.
+        vanilla: Any = load_vanilla(self.vanilla, pl_module)
+        if is_file(self.vanilla):
+            vanilla = self.vanilla
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
         with tqdm(total=self.steps, desc="scoring weights", leave=False, disable=not shown) as bar:
-            scores = self._score(trainer, pl_module, self.vanilla_weights, lambda _: bar.update())
+            scores = self._score(trainer, pl_module, vanilla, lambda _: bar.update())
         # Every rank scored by itself; the mask must be one and the same on all.
         self.scores = trainer.strategy.broadcast({name: score.cpu() for name, score in scores.items()})
+        vanilla = load_vanilla(vanilla, pl_module) if is_file(self.vanilla) else vanilla
+        self.vanilla_weights = trainer.strategy.broadcast(vanilla)
+        self.done_with = self.settings()
 
     def _score(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        vanilla: dict[str, Tensor],
+        vanilla: VanillaSource,
         on_step: Callable[[int], Any],
     ) -> dict[str, Tensor]:
-        if self.kind == "random":
-            with isolated_rng():
-                return {name: torch.rand(p.shape) for name, p in trainable_parameters(pl_module).items()}
         members = self.members if self.members is not None else training_data(trainer, self)
-        common: dict[str, Any] = {"steps": self.steps, "lr": self.lr, "transfer": transfer_of(trainer)}
-        with trainer.precision_plugin.forward_context():
-            if self.kind == "learnability":
-                return learnability_scores(pl_module, members, on_step=on_step, **common)
-            return privacy_vulnerability_scores(
-                pl_module, vanilla, members, self.nonmembers, lam=self.lam, on_step=on_step, **common
-            )
+        by_trainer, to_weights = transfer_of(trainer), bring_to(pl_module)
+
+        def transfer(batch: Any) -> Any:
+            return to_weights(by_trainer(batch))
+
+        common: dict[str, Any] = {"lr": self.lr, "transfer": transfer, "batch_size": self.batch_size}
+        if self.kind == "random":
+            # One step tells which parameters the loss reaches, which are all that count as weights.
+            reached = learnability_scores(pl_module, members, steps=1, **common)
+            with isolated_rng():
+                return {name: torch.rand(score.shape, dtype=torch.float32) for name, score in reached.items()}
+        common.update(steps=self.steps, on_step=on_step)
+        if self.kind == "learnability":
+            return learnability_scores(pl_module, members, **common)
+        return privacy_vulnerability_scores(pl_module, vanilla, members, self.nonmembers, lam=self.lam, **common)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.vanilla_weights = None
@@ -104,11 +147,19 @@ class PrivacyScoringCallback(OncePerModule):
     def save_scores(self, path: str | PathLike[str]) -> None:
         """Save the scores as safetensors, for ``CriticalRewindCallback(scores=path)``."""
         if self.scores is None:
-            raise RuntimeError("there are no scores yet: they come when training starts.")
-        save_vanilla(self.scores, path)
+            raise RuntimeError(
+                "there are no scores: they come when a first training starts, and a resumed run does not bring them "
+                "back where a CriticalRewindCallback has made a mask of them. Save them in the run that scores."
+            )
+        save_scores(self.scores, path)
 
+    @saved_state
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.scores is None else {"scores": self.scores}
+        if self.done_with is None and self.scores is None:
+            return {}
+        return {"settings": self.done_with} if self._rewinds else {"settings": self.done_with, "scores": self.scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.scores = state_dict["scores"]
+        self.scores = state_dict.get("scores")
+        # Checkpoints of early versions have no settings: nothing can be compared.
+        self.done_with = state_dict.get("settings") or {}

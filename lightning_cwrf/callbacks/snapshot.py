@@ -6,21 +6,22 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from safetensors.torch import load_file
 
-from lightning_cwrf.callbacks.common import refuse_sharding
+from lightning_cwrf.callbacks.common import CheckedCallback
+from lightning_cwrf.checks import check_flag
+from lightning_cwrf.files import load_tensors
 from lightning_cwrf.vanilla import capture, save_vanilla
 
 
-class VanillaSnapshotCallback(Callback):
+class VanillaSnapshotCallback(CheckedCallback):
     """Saves the vanilla weights θ_vn before the first optimizer step, so that a later hardening finds them.
 
     Put it into the Trainer of the first training. A resumed run does not save again: its weights have seen data.
 
     Args:
-        path: the safetensors file.
+        path: of the file; its format is safetensors, whatever the name ends with.
         overwrite: replace a file of other weights; else that is an error, because the old run could no longer be
             hardened.
 
@@ -29,15 +30,13 @@ class VanillaSnapshotCallback(Callback):
     """
 
     def __init__(self, path: str | PathLike[str] = "vanilla.safetensors", overwrite: bool = False) -> None:
+        check_flag("overwrite", overwrite)
         self.path = Path(path)
         self.overwrite = overwrite
 
     @property
     def state_key(self) -> str:
         return self._generate_state_key(path=str(self.path))
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        refuse_sharding(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > 0:
@@ -57,7 +56,10 @@ class VanillaSnapshotCallback(Callback):
     def _save(self, pl_module: LightningModule) -> str | None:
         state = capture(pl_module)
         if self.path.is_file() and not self.overwrite:
-            old = load_file(self.path)
+            try:
+                old = load_tensors(self.path, what="file of vanilla weights").tensors
+            except ValueError as error:
+                return f"{error} Pass overwrite=True to replace it, or another path."
             if old.keys() != state.keys() or not all(torch.equal(old[name], state[name]) for name in state):
                 return (
                     f"{self.path} holds the vanilla weights of another run; give each first training its own "

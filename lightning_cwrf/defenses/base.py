@@ -19,12 +19,14 @@ from torch import Tensor
 from lightning_cwrf.classification import classification_step
 from lightning_cwrf.defenses.bases import check_bases
 from lightning_cwrf.masks import WeightMask
+from lightning_cwrf.seen import load_seen_state, seen_state
 
 if TYPE_CHECKING:
     _Base = LightningModule
 else:
     _Base = object
 _HPARAMS_KEY = "defense"
+_SEEN_KEY = "lightning_cwrf_seen"
 
 
 class DefenseMixin(_Base):
@@ -161,6 +163,8 @@ class DefenseMixin(_Base):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint[_HPARAMS_KEY] = self._named_settings()
+        if seen := seen_state(self):
+            checkpoint[_SEEN_KEY] = seen
         # Under "hyper_parameters" they would be passed to the __init__ of a class that takes **kwargs.
         hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
         if isinstance(hparams, dict):
@@ -168,6 +172,7 @@ class DefenseMixin(_Base):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        load_seen_state(self, checkpoint.get(_SEEN_KEY, {}))
         saved = checkpoint.get(_HPARAMS_KEY)
         if saved is not None and saved != self._named_settings():
             rank_zero_warn(f"the checkpoint was trained with the defense {saved}; now it is {self._named_settings()}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import classification_step, split_batch
-from lightning_cwrf.data import Batches, OverlapCheck, as_loader, cycle, isolated_rng
+from lightning_cwrf.data import Batches, OverlapCheck, as_loader, check_batches, cycle, example_ids, isolated_rng
+from lightning_cwrf.sampling import support
+from lightning_cwrf.seen import record_seen
 from lightning_cwrf.transfer import transfer_of
 
 
@@ -22,7 +24,7 @@ class NonmemberBatches:
     Every epoch begins a new order that depends on the epoch and the rank alone, so a run that resumes at an epoch sees
     the batches that an unbroken one sees, and the caller's random state is not touched. Before the first batch the
     whole data are compared by content with the members'; where one of them cannot be read whole, the first epoch's
-    batches are.
+    batches are. The module keeps a record of what was drawn (:mod:`lightning_cwrf.seen`), for audits.
 
     Args:
         data: a loader, a dataset or an iterable of batches; it begins again when it runs out.
@@ -34,6 +36,7 @@ class NonmemberBatches:
             raise MisconfigurationException(
                 f"{defense} needs data the model is not trained on: pass nonmembers=, a loader or a dataset."
             )
+        check_batches(data, "nonmembers")
         self.data = data
         self.defense = defense
         self._batches: Iterator[Any] | None = None
@@ -42,6 +45,7 @@ class NonmemberBatches:
         self._first_epoch: int | None = None
         self._overlap: OverlapCheck | None = None
         self._by_class: dict[int, Tensor] | None = None
+        self._places: Sequence[Any] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         # Iterators and generators cannot be copied; they are begun again.
@@ -80,21 +84,36 @@ class NonmemberBatches:
                 f"not {type(self.data).__name__}."
             )
         if self._by_class is None:
-            labels = torch.cat([split_batch(batch)[1] for batch in as_loader(loader, shuffle=False)])
+            with isolated_rng():
+                labels = torch.cat([split_batch(batch)[1] for batch in as_loader(loader, shuffle=False)])
+            self._places = support(loader).places
             self._by_class = {c: (labels == c).nonzero().flatten() for c in set(labels.tolist())}
         chosen = []
         for target in targets.tolist():
             if target not in self._by_class:
                 raise ValueError(f"nonmembers hold no example of class {target}, which {self.defense} needs.")
             places = self._by_class[target]
-            chosen.append(int(places[torch.randint(len(places), (), generator=generator)]))
+            chosen.append(self._places[int(places[torch.randint(len(places), (), generator=generator)])])
         batch = loader.collate_fn([loader.dataset[i] for i in chosen])
         return self._checked(module, member_batch, batch)
 
     def _checked(self, module: LightningModule, member_batch: Any, batch: Any) -> Any:
+        what = f"non-members that {self.defense} trains against"
         if self._overlap is None:
             with isolated_rng():
-                self._overlap = OverlapCheck(module.trainer.train_dataloader, self.data, "nonmembers")
+                self._overlap = OverlapCheck(_whole(module.trainer.train_dataloader), self.data, "nonmembers")
+            record_seen(module, what, self._overlap.others or ())
         if self._epoch == self._first_epoch:
             self._overlap.see(member_batch, batch)
+            if self._overlap.others is None:
+                record_seen(module, what, example_ids(batch))
         return transfer_of(module.trainer)(batch)
+
+
+def _whole(loader: Any) -> Any:
+    """The training data, where they are one loader or data set; else None, and batches are compared as they come."""
+    try:
+        check_batches(loader)
+    except TypeError:
+        return None
+    return loader

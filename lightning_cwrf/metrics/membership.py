@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from lightning_cwrf.checks import check_confidence, check_integer, check_number
 from lightning_cwrf.metrics.functional import (
     Interval,
     advantage_p_value,
@@ -28,14 +29,14 @@ from lightning_cwrf.metrics.functional import (
     tpr_at_fpr,
     tpr_p_value,
 )
-from lightning_cwrf.metrics.functional.intervals import bootstrap_counts, bootstrap_means, check_confidence
-from lightning_cwrf.metrics.functional.roc import (
-    advantage_of,
-    auroc_of,
-    balanced_accuracy_of,
-    check_scores,
-    split_scores,
+from lightning_cwrf.metrics.functional.intervals import (
+    auroc_interval,
+    fewest_nonmembers,
+    mean_difference_interval,
+    tpr_interval,
 )
+from lightning_cwrf.metrics.functional.maxima import advantage_interval
+from lightning_cwrf.metrics.functional.roc import check_scores, count_scores, split_scores
 
 
 class MembershipMetric(Metric, ABC):
@@ -44,7 +45,7 @@ class MembershipMetric(Metric, ABC):
     ``compute()`` gives a scalar tensor and :meth:`interval` a confidence interval, both over all processes.
 
     Args:
-        seed: of the bootstrap; the caller's random state is never touched.
+        seed: of the split of :class:`EpsilonLowerBound`; the other metrics and their intervals draw nothing.
         kwargs: passed on to :class:`torchmetrics.Metric`.
     """
 
@@ -55,6 +56,7 @@ class MembershipMetric(Metric, ABC):
 
     def __init__(self, *, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_integer("seed", seed)
         self.seed = seed
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("is_member", default=[], dist_reduce_fx="cat")
@@ -63,6 +65,7 @@ class MembershipMetric(Metric, ABC):
         """Add examples.
 
         Raises:
+            TypeError: scores or ``is_member`` that are no tensors.
             ValueError: wrong shapes, an ``is_member`` that is not bool, or NaN scores (which).
         """
         check_scores(scores, is_member)
@@ -78,7 +81,10 @@ class MembershipMetric(Metric, ABC):
         return self._value(*self._data())
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """A two-sided confidence interval of :meth:`compute` over the same examples."""
+        """A two-sided confidence interval of what :meth:`compute` estimates, over other examples like these.
+
+        ``docs/numbers.md`` tells how each is made, how often it holds in simulation, and what it does not cover.
+        """
         with self._synced():
             return self._interval(*self._data(), confidence)
 
@@ -117,7 +123,7 @@ class MembershipMetric(Metric, ABC):
 
 
 class MembershipAUROC(MembershipMetric):
-    """Area under the attack's ROC; 0.5 is chance. Its interval is a stratified bootstrap over examples.
+    """Area under the attack's ROC; 0.5 is chance. Its interval rests on DeLong's variance and has never zero width.
 
     >>> metric = MembershipAUROC()
     >>> metric.update(torch.tensor([0.9, 0.8, 0.8, 0.1]), torch.tensor([True, True, False, False]))
@@ -135,14 +141,15 @@ class MembershipAUROC(MembershipMetric):
         return auroc_p_value(scores, is_member)
 
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
-        return bootstrap_counts(auroc_of, scores, is_member, confidence, self.seed)
+        return _interval(auroc_interval(count_scores(scores, is_member), confidence))
 
 
 class TPRAtFPR(MembershipMetric):
     """The share of members found while at most ``max_fpr`` of the non-members are falsely accused.
 
-    The threshold is set on the non-members alone; given it, the interval of the members' share is exact
-    (Clopper–Pearson).
+    The threshold is set on these non-members, so its FPR on others is not known exactly. The interval is one of the
+    TPR at the threshold whose FPR on *all* non-members is ``max_fpr``; it covers the uncertainty of the threshold too
+    (:func:`~lightning_cwrf.metrics.functional.tpr_interval`). With few non-members it bounds from above alone.
 
     Args:
         max_fpr: the FPR allowed. Published: 1e-3 and 1e-5.
@@ -151,7 +158,7 @@ class TPRAtFPR(MembershipMetric):
     >>> metric.update(torch.tensor([0.9, 0.2, 0.8, 0.1]), torch.tensor([True, True, False, False]))
     >>> metric.compute()
     tensor(0.5000, dtype=torch.float64)
-    >>> metric.note
+    >>> metric.note.partition(";")[0]
     '2 non-members cannot show an FPR of 0.001: this is the TPR at zero false positives'
     """
 
@@ -160,8 +167,7 @@ class TPRAtFPR(MembershipMetric):
 
     def __init__(self, max_fpr: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0.0 <= max_fpr <= 1.0:
-            raise ValueError(f"max_fpr must lie in [0, 1], not {max_fpr}.")
+        check_number("max_fpr", max_fpr, low=0, high=1)
         self.max_fpr = max_fpr
 
     def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
@@ -171,24 +177,31 @@ class TPRAtFPR(MembershipMetric):
         return tpr_p_value(scores, is_member, self.max_fpr)
 
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
-        members, _ = split_scores(scores, is_member)
-        found = round(float(self._value(scores, is_member)) * len(members))
-        return clopper_pearson(found, len(members), confidence)
+        return _interval(tpr_interval(count_scores(scores, is_member), self.max_fpr, confidence))
 
     @property
     def note(self) -> str | None:
-        """Says so where there are too few non-members to see the FPR that was asked."""
+        """Says so where there are too few non-members to see the FPR that was asked, or to bound the TPR from below."""
         with self._synced():
             nonmembers = int((~self._data()[1]).sum())
-        if nonmembers * self.max_fpr >= 1:
+        fewest = fewest_nonmembers(self.max_fpr)
+        if nonmembers >= fewest:
             return None
+        if nonmembers * self.max_fpr >= 1:
+            return (
+                f"{nonmembers} non-members cannot bound the TPR at an FPR of {self.max_fpr:g} from below (at 95% "
+                f"confidence); {fewest} can"
+            )
         return (
-            f"{nonmembers} non-members cannot show an FPR of {self.max_fpr:g}: this is the TPR at zero false positives"
+            f"{nonmembers} non-members cannot show an FPR of {self.max_fpr:g}: this is the TPR at zero false "
+            "positives; its interval bounds the TPR at that FPR from above alone"
         )
 
 
 class AttackAdvantage(MembershipMetric):
     """Membership advantage, max(TPR − FPR). Its best threshold is chosen on the same examples, so it errs upwards.
+
+    Its interval allows for that: it is one of the best threshold's advantage on all examples.
 
     >>> metric = AttackAdvantage()
     >>> metric.update(torch.tensor([0.9, 0.8, 0.8, 0.1]), torch.tensor([True, True, False, False]))
@@ -206,7 +219,7 @@ class AttackAdvantage(MembershipMetric):
         return advantage_p_value(scores, is_member)
 
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
-        return bootstrap_counts(advantage_of, scores, is_member, confidence, self.seed)
+        return _interval(advantage_interval(count_scores(scores, is_member), confidence))
 
 
 class BalancedAccuracy(MembershipMetric):
@@ -228,7 +241,8 @@ class BalancedAccuracy(MembershipMetric):
         return advantage_p_value(scores, is_member)
 
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
-        return bootstrap_counts(balanced_accuracy_of, scores, is_member, confidence, self.seed)
+        low, high = _interval(advantage_interval(count_scores(scores, is_member), confidence))
+        return Interval((1 + low) / 2, (1 + high) / 2)
 
 
 class LossGap(MembershipMetric):
@@ -249,14 +263,20 @@ class LossGap(MembershipMetric):
         return loss_gap_p_value(scores, is_member)
 
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
-        return bootstrap_means(scores, is_member, confidence, self.seed)
+        members, nonmembers = split_scores(scores, is_member)
+        return _interval(mean_difference_interval(nonmembers, members, confidence))
 
 
 class P1Score(MembershipMetric):
     """P1 = 2·Acc·(1 − Adv) / (Acc + 1 − Adv): utility and privacy in one number, 1 is best.
 
+    Its interval goes from P1 of the lowest accuracy and the highest advantage of their own intervals to P1 of the
+    opposite ends, which holds however the two depend on each other.
+
     Args:
         accuracy: test accuracy in [0, 1]. None: it is taken from the ``correct`` of the non-members in ``update``.
+        accuracy_examples: how many examples the accuracy was measured on, for its part of the interval. None: the
+            accuracy is taken as exact, and the interval covers the advantage alone.
 
     >>> metric = P1Score(accuracy=1.0)
     >>> metric.update(torch.tensor([0.9, 0.8, 0.8, 0.1]), torch.tensor([True, True, False, False]))
@@ -268,11 +288,15 @@ class P1Score(MembershipMetric):
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
     correct: list[Tensor]
 
-    def __init__(self, accuracy: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, accuracy: float | None = None, *, accuracy_examples: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if accuracy is not None and not 0.0 <= accuracy <= 1.0:
-            raise ValueError(f"accuracy must lie in [0, 1], not {accuracy}.")
-        self.accuracy = accuracy
+        if accuracy is not None:
+            check_number("accuracy", accuracy, low=0, high=1)
+        if accuracy_examples is not None:
+            check_integer("accuracy_examples", accuracy_examples, low=1)
+            if accuracy is None:
+                raise ValueError("accuracy_examples goes with accuracy; without it the non-members are counted.")
+        self.accuracy, self.accuracy_examples = accuracy, accuracy_examples
         self.add_state("correct", default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, is_member: Tensor, correct: Tensor | None = None) -> None:
@@ -281,8 +305,8 @@ class P1Score(MembershipMetric):
             raise ValueError("P1Score needs the accuracy once: P1Score(accuracy=...), or update(..., correct=...).")
         super().update(scores, is_member)
         if correct is not None:
-            if correct.shape != is_member.shape or correct.dtype != torch.bool:
-                raise ValueError(f"correct must be bool of shape {tuple(is_member.shape)}.")
+            if not isinstance(correct, Tensor) or correct.shape != is_member.shape or correct.dtype != torch.bool:
+                raise ValueError(f"correct must be a bool tensor of shape {tuple(is_member.shape)}.")
             self.correct.append(correct)
 
     def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
@@ -292,10 +316,16 @@ class P1Score(MembershipMetric):
         return advantage_p_value(scores, is_member)  # at a given accuracy P1 falls as the advantage rises
 
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
-        accuracy = self._accuracy(is_member)
-        return bootstrap_counts(
-            lambda counts: p1_score(accuracy, advantage_of(counts)), scores, is_member, confidence, self.seed
-        )
+        low, high = _interval(advantage_interval(count_scores(scores, is_member), confidence))
+        worst, best = self._accuracy_interval(is_member, confidence)
+        return Interval(float(p1_score(worst, high)), float(p1_score(best, low)))
+
+    def _accuracy_interval(self, is_member: Tensor, confidence: float) -> Interval:
+        accuracy = float(self._accuracy(is_member))
+        trials = self.accuracy_examples if self.accuracy is not None else int((~is_member).sum())
+        if trials is None:
+            return Interval(accuracy, accuracy)
+        return clopper_pearson(round(accuracy * trials), trials, confidence)
 
     def _accuracy(self, is_member: Tensor) -> Tensor | float:
         if self.accuracy is not None:
@@ -324,8 +354,7 @@ class EpsilonLowerBound(MembershipMetric):
 
     def __init__(self, delta: float = 0.0, confidence: float = 0.95, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0.0 <= delta < 1.0:
-            raise ValueError(f"delta must lie in [0, 1), not {delta}.")
+        check_number("delta", delta, low=0, high=1, high_open=True)
         check_confidence(confidence)
         self.delta, self.confidence = delta, confidence
 
@@ -349,3 +378,8 @@ class EpsilonLowerBound(MembershipMetric):
             if best > 0.5
             else ("so few examples cannot show any ε above 0")
         )
+
+
+def _interval(bounds: tuple[Tensor, Tensor]) -> Interval:
+    low, high = (float(bound) for bound in bounds)
+    return Interval(low, high)

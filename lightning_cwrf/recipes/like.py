@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable, Mapping, Sized
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -24,13 +26,15 @@ from lightning_cwrf.callbacks import (
     GradientMaskCallback,
     PrivacyScoringCallback,
 )
-from lightning_cwrf.data import isolated_rng, reads_alike
+from lightning_cwrf.data import all_digests, isolated_rng, reads_alike
 from lightning_cwrf.defenses import DefenseMixin
 from lightning_cwrf.defenses.registry import Defense
 from lightning_cwrf.poisson import users_loader, whole_order
+from lightning_cwrf.recipes.cwrf import CWRF
+from lightning_cwrf.shadows.identity import identity
 
 if TYPE_CHECKING:
-    from lightning_cwrf.recipes.recipe import CWRF, ShadowRecipe
+    from lightning_cwrf.recipes.recipe import ShadowRecipe
 
 _WATCHERS = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar)
 """Callbacks that look at a training and do not shape it."""
@@ -62,6 +66,10 @@ def read_recipe(
     """See :meth:`~lightning_cwrf.ShadowRecipe.like`."""
     if not isinstance(model, LightningModule):
         raise TypeError(f"like reads the training of a LightningModule, not of a {type(model).__name__}.")
+    given: Any = trainer
+    if not isinstance(given, Trainer):
+        what = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
+        raise TypeError(f"like reads a Trainer of lightning.pytorch, not {what}: ShadowRecipe.like(trainer, model).")
     if trainer.train_dataloader is not None and model._trainer is not trainer:
         raise ValueError(
             "this model's last Trainer is another one, so its defense may be of another training: read each recipe "
@@ -77,7 +85,7 @@ def read_recipe(
         augment=augment,
         callbacks=callbacks,
         defense=defense,
-        cwrf=_cwrf_of(trainer, callbacks is not None),
+        cwrf=_cwrf_of(trainer, callbacks is not None, found, augment is not None),
     )
     _check_rebuilds(recipe, model)
     return recipe
@@ -92,6 +100,7 @@ def _module_of(model: LightningModule) -> Callable[[], LightningModule]:
             f"the hyper-parameter {modules[0]} is a module, with the weights it has now; pass module=, a function that "
             f"builds the {cls.__name__} with an untrained one."
         )
+    _warn_of_changes(given, model.hparams_initial)
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return functools.partial(cls, **given)
@@ -103,6 +112,22 @@ def _module_of(model: LightningModule) -> Callable[[], LightningModule]:
             "save_hyperparameters() in its __init__, of all its arguments, or pass module=, a function that builds it."
         )
     return functools.partial(cls, **{name: given[name] for name in named})
+
+
+def _warn_of_changes(now: Mapping[str, Any], initial: Mapping[str, Any]) -> None:
+    """Hyper-parameters set after the module was built: before its training (a learning rate finder) or after it."""
+    changed = [name for name, value in now.items() if name in initial and _told(value) != _told(initial[name])]
+    if changed:
+        said = ", ".join(f"{name} was {initial[name]!r} and is {now[name]!r} now" for name in changed)
+        warnings.warn(
+            f"hyper-parameters were changed after the module was built ({said}); the recipe takes them as they are "
+            "now. If the training used others, pass module=, a function that builds the module with those.",
+            stacklevel=5,
+        )
+
+
+def _told(value: Any) -> str:
+    return identity(value, version="of what cannot be told, nothing is compared")
 
 
 def _arguments_of(trainer: Trainer) -> dict[str, Any]:
@@ -151,8 +176,8 @@ def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | No
             "pass augment=, a function of one example; the pool is read without it."
         )
     return {
-        "batch_size": loader.batch_size * world_size,
-        "drop_last": loader.drop_last,
+        "batch_size": loader.batch_sampler.batch_size * world_size,
+        "drop_last": loader.batch_sampler.drop_last,
         "shuffle": order == "shuffled",
         "examples": len(loader.dataset),
         "collate": None if loader.collate_fn is default_collate else loader.collate_fn,
@@ -173,9 +198,7 @@ def _defense_of(model: LightningModule) -> Defense | None:
     return Defense(mixin, settings)
 
 
-def _cwrf_of(trainer: Trainer, others_given: bool) -> CWRF | None:
-    from lightning_cwrf.recipes.recipe import CWRF
-
+def _cwrf_of(trainer: Trainer, others_given: bool, loader: Any, augmented: bool) -> CWRF | None:
     ours: dict[type, Any] = {}
     others = []
     for callback in _callbacks_of(trainer):
@@ -193,22 +216,73 @@ def _cwrf_of(trainer: Trainer, others_given: bool) -> CWRF | None:
     scoring, rewind, mask = (
         ours.get(kind) for kind in (PrivacyScoringCallback, CriticalRewindCallback, GradientMaskCallback)
     )
-    if not (scoring and rewind and mask) or not (rewind.scores is rewind.given_mask is mask.given_mask is None):
+    if not (scoring and rewind and mask):
         raise ValueError(
             "shadow models score, rewind and freeze their own weights: the Trainer needs PrivacyScoringCallback, "
-            "CriticalRewindCallback and GradientMaskCallback, without scores or masks from files."
+            "CriticalRewindCallback and GradientMaskCallback."
         )
+    settings = {name: value for each in (scoring, rewind, mask) for name, value in _settings_of(each).items()}
     return CWRF(
-        nonmembers=scoring.nonmembers,
-        rate=rewind.rate,
-        lam=scoring.lam,
-        steps=scoring.steps,
-        lr=scoring.lr,
-        kind=scoring.kind,
-        per_layer=rewind.per_layer,
-        to=rewind.to,
-        tune=mask.tune,
+        **settings,
+        vanilla="redraw" if isinstance(scoring.vanilla, str) and scoring.vanilla == "redraw" else "own",
+        members=_members_of(scoring, loader, augmented),
     )
+
+
+def _settings_of(callback: Callback) -> dict[str, Any]:
+    """A callback's settings that :class:`CWRF` has too; any other that was given is an error."""
+    kind = type(callback)
+    known = {field.name for field in dataclasses.fields(CWRF)}
+    settings = {}
+    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
+        if (kind, name) in _READ_BY_THEMSELVES:
+            continue
+        value = getattr(callback, _HELD_AS.get(name, name))
+        if name in known and (kind, name) not in _REFUSED:
+            settings[name] = value
+        elif value is not parameter.default:
+            why = _REFUSED.get((kind, name), "CWRF has no such setting")
+            raise ValueError(
+                f"{kind.__name__}({name}=...) cannot be carried to shadow models: {why}. Leave it out, or write the "
+                "recipe as a function of your own."
+            )
+    return settings
+
+
+_READ_BY_THEMSELVES = {(PrivacyScoringCallback, "vanilla"), (PrivacyScoringCallback, "members")}
+
+_HELD_AS = {"mask": "given_mask"}
+"""Attributes of callbacks that are not called as the parameter is."""
+
+_REFUSED: dict[tuple[type, str], str] = {
+    (CriticalRewindCallback, "scores"): "each shadow model scores its own weights, on its own members",
+    (CriticalRewindCallback, "mask"): "each shadow model chooses its own weights, by its own scores",
+    (CriticalRewindCallback, "vanilla"): "each shadow model is rewound to the weights that it is scored against",
+    (GradientMaskCallback, "mask"): "each shadow model chooses its own weights, by its own scores",
+}
+"""Settings of a callback that belong to one model, and why."""
+
+
+def _members_of(scoring: PrivacyScoringCallback, loader: Any, augmented: bool) -> Literal["training", "plain"]:
+    """Whether the model was scored on its training batches or on its members as the data set gives them."""
+    given = scoring.members
+    if given is None:
+        return "training"
+    source = given.dataset if isinstance(given, DataLoader) else given
+    if augmented:  # their content differs each time
+        same = isinstance(source, Sized) and len(source) == len(loader.dataset)
+    else:
+        trained = DataLoader(loader.dataset, batch_size=256, collate_fn=loader.collate_fn)
+        with isolated_rng():
+            found = all_digests(given)
+            same = found is not None and found == all_digests(trained)
+    if not same:
+        raise ValueError(
+            "PrivacyScoringCallback(members=...) are other data than the training data, and what a shadow model should "
+            "score on instead cannot be told. Pass the plain training data, leave members out, or write the recipe as "
+            "a function of your own."
+        )
+    return "plain"
 
 
 def _callbacks_of(trainer: Trainer) -> list[Callback]:

@@ -7,19 +7,21 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_cwrf.callbacks import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
-from lightning_cwrf.data import Batches, OverlapCheck, SeededOrder, isolated_rng
+from lightning_cwrf.checks import check_flag, check_integer
+from lightning_cwrf.data import Batches, OverlapCheck, SeededOrder, all_digests, isolated_rng
 from lightning_cwrf.defenses.registry import Defense
+from lightning_cwrf.recipes.cwrf import CWRF
 from lightning_cwrf.recipes.stacked import check_stackable, train_stack
-from lightning_cwrf.shadows.train import seed_all
-from lightning_cwrf.vanilla import capture
+from lightning_cwrf.shadows.jobs import seed_all
+from lightning_cwrf.vanilla import capture, redraw
 
 _QUIET = {
     "accelerator": "auto",
@@ -29,43 +31,6 @@ _QUIET = {
     "enable_model_summary": False,
     "enable_checkpointing": False,
 }
-
-
-@dataclass(frozen=True)
-class CWRF:
-    """How shadow models are hardened: settings of the three CWRF callbacks, by their names there.
-
-    The vanilla weights are each shadow model's own, from before its training.
-
-    Args:
-        nonmembers: reference data, as for :class:`~lightning_cwrf.PrivacyScoringCallback`.
-
-    >>> CWRF(nonmembers=[], rate=0.05).rate
-    0.05
-    """
-
-    nonmembers: Batches = field(repr=False)
-    rate: float = 0.03
-    lam: float = 0.7
-    steps: int = 30
-    lr: float = 1e-3
-    kind: Literal["privacy", "learnability", "random"] = "privacy"
-    per_layer: bool = False
-    to: Literal["vanilla", "zero"] = "vanilla"
-    tune: Literal["rest", "masked"] = "rest"
-
-    def __post_init__(self) -> None:
-        self.callbacks({})  # they check their settings
-
-    def callbacks(self, vanilla: Mapping[str, Tensor]) -> list[Callback]:
-        """The callbacks of one hardening; ``vanilla`` is θ_vn."""
-        return [
-            PrivacyScoringCallback(
-                self.nonmembers, dict(vanilla), lam=self.lam, steps=self.steps, lr=self.lr, kind=self.kind
-            ),
-            CriticalRewindCallback(self.rate, per_layer=self.per_layer, to=self.to),
-            GradientMaskCallback(tune=self.tune),
-        ]
 
 
 @dataclass(frozen=True)
@@ -119,6 +84,13 @@ class ShadowRecipe:
                 raise TypeError(
                     f"{name} must be a function, not a {type(value).__name__}: it is called for each model."
                 )
+        if not isinstance(self.trainer, Mapping):
+            raise TypeError(f"trainer must be a dict of a Trainer's arguments, not a {type(self.trainer).__name__}.")
+        for name, kind, make in (("defense", Defense, "create_defense(name, ...)"), ("cwrf", CWRF, "CWRF(nonmembers)")):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                what = value.__name__ if isinstance(value, type) else f"a {type(value).__name__}"
+                raise TypeError(f"{name} must be what {make} gives, not {what}.")
         unknown = sorted(set(self.trainer) - set(inspect.signature(Trainer.__init__).parameters))
         if unknown:
             raise ValueError(f"a Trainer has no argument {', '.join(unknown)}.")
@@ -127,8 +99,11 @@ class ShadowRecipe:
             raise ValueError(
                 f"a shadow model's Trainer cannot be given {', '.join(ours)}: it trains quietly, by itself."
             )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
+        check_integer("batch_size", self.batch_size, low=1)
+        check_flag("drop_last", self.drop_last)
+        check_flag("shuffle", self.shuffle)
+        if self.examples is not None:
+            check_integer("examples", self.examples, low=1)
 
     @classmethod
     def like(
@@ -174,7 +149,7 @@ class ShadowRecipe:
         (model,), (vanilla,) = self._build([seed], [start])
         seed_all(seed)
         callbacks = [] if self.callbacks is None else self.callbacks()
-        callbacks += [] if self.cwrf is None else self.cwrf.callbacks(vanilla)
+        callbacks += [] if self.cwrf is None else self._hardening(self.cwrf, model, members, vanilla, seed)
         loader = DataLoader(
             members if self.augment is None else _Augmented(members, self.augment),
             batch_size=self.batch_size,
@@ -184,6 +159,19 @@ class ShadowRecipe:
         )
         self._fit(model, loader, callbacks, model)
         return model
+
+    def _hardening(
+        self, cwrf: CWRF, model: LightningModule, members: Dataset[Any], own: Mapping[str, Tensor], seed: int
+    ) -> list[Callback]:
+        """The callbacks of CWRF for one model; ``own`` are its initial weights."""
+        vanilla = own
+        if cwrf.vanilla == "redraw":
+            # Under a seed of its own: the model's would draw the model's initial weights again.
+            with isolated_rng(), _quiet():
+                seed_all(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+                vanilla = redraw(model)
+        plain = DataLoader(members, batch_size=self.batch_size, collate_fn=self.collate)
+        return cwrf.callbacks(vanilla, plain if cwrf.members == "plain" else None)
 
     def train_stack(
         self,
@@ -223,16 +211,22 @@ class ShadowRecipe:
                 self.defense.attach(model)
         return model
 
-    def check(self, pool: Dataset[Any], *, start: bool, stack: int) -> None:
+    def check(
+        self, pool: Dataset[Any], *, population: Dataset[Any] | None = None, start: bool = False, stack: int = 1
+    ) -> None:
         """What can be known to be wrong before any shadow model is trained; ``train_shadows`` asks for it.
 
         Raises:
             TypeError: ``module`` builds no LightningModule.
-            ValueError: CWRF without base models, reference data that stand in the pool, a stack that cannot be.
+            ValueError: CWRF without base models, reference data or a defense's data that are in the pool or the
+                population, a stack that cannot be.
         """
         if self.cwrf is not None:
             _check_start(start)
-            OverlapCheck(pool, self.cwrf.nonmembers, "CWRF's nonmembers")
+        for name, data in self._data().items():
+            OverlapCheck(pool, data, name)
+            if population is not None:
+                _check_apart(population, data, name)
         with isolated_rng():
             model = self.build()
         if stack > 1:
@@ -245,6 +239,15 @@ class ShadowRecipe:
                 "the attack takes them for its like. A pool should hold the members and as many non-members.",
                 stacklevel=3,
             )
+
+    def _data(self) -> dict[str, Batches]:
+        """Data that shape the models beside their training examples, by what to call them."""
+        found = {} if self.cwrf is None else {"CWRF's nonmembers": self.cwrf.nonmembers}
+        if self.defense is not None:
+            for name, value in self.defense.settings.items():
+                if name == "nonmembers" or isinstance(value, (Dataset, DataLoader)):
+                    found[f"{self.defense.mixin.__name__}'s {name}"] = value
+        return found
 
     def _check_stack(self) -> None:
         for name, what in (
@@ -289,6 +292,16 @@ def _check_start(given: bool) -> None:
         )
 
 
+def _check_apart(population: Dataset[Any], data: Batches, name: str) -> None:
+    inside, outside = all_digests(population), all_digests(data)
+    common = len(inside & outside) if inside is not None and outside is not None else 0
+    if common:
+        raise ValueError(
+            f"{common} examples of the population are among {name}, which shape the models, and no shadow model may "
+            "see the population. Take them out of one of the two."
+        )
+
+
 class _Augmented(Dataset[Any]):
     def __init__(self, data: Dataset[Any], augment: Callable[[Any], Any]) -> None:
         self.data = data
@@ -309,7 +322,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            said = "many workers|number of training batches|treespec|validation_step|fix=True replaced"
+            said = "many workers|number of training batches|treespec|validation_step|fix=True replaced|vanilla='redraw'"
             warnings.filterwarnings("ignore", f".*({said}).*")
             yield
     finally:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cwrf.checks import check_integer
+
 
 def balanced_membership(models: int, examples: int, seed: int = 0) -> Tensor:
     """Membership in which every example is IN for exactly half of the models, and every model has half the examples.
@@ -25,6 +27,9 @@ def balanced_membership(models: int, examples: int, seed: int = 0) -> Tensor:
     >>> membership.sum(0).tolist(), membership.sum(1).tolist()
     ([2, 2, 2, 2, 2, 2], [3, 3, 3, 3])
     """
+    check_integer("the number of shadow models", models)
+    check_integer("the number of examples", examples)
+    check_integer("seed", seed, low=0)
     if models < 2 or models % 2:
         raise ValueError(f"the number of shadow models must be even and at least 2, not {models}: half of them are IN.")
     if examples < 2:

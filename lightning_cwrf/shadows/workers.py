@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import multiprocessing
 import os
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +18,7 @@ from typing import Any, TypeVar
 
 import joblib
 import torch
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
 
@@ -21,6 +26,9 @@ T = TypeVar("T")
 
 ATTEMPTS = 3
 """How often work is tried whose worker process is lost."""
+
+_EVERY = 1.0
+"""Seconds between looks at whether the parent is there."""
 
 _CLUSTERS = ("ray", "distributed")  # their errors are about workers: the work's own come back as text
 
@@ -32,13 +40,17 @@ class Share:
     Attributes:
         threads: of torch; None: as it is.
         gpus: of all worker processes of this machine; each takes one of them.
+        parent: the process that the worker must not outlive; None: a cluster sees to it.
     """
 
     threads: int | None = None
     gpus: tuple[str, ...] = ()
+    parent: int | None = None
 
     def take(self) -> None:
         """Called in the worker process, before its first work touches a GPU."""
+        if self.parent is not None:
+            _end_with(self.parent)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it shares the terminal with the others
         _keep_freed_memory()
         if self.threads is not None:
@@ -88,7 +100,7 @@ def run(
                 outcomes.append(work(item, None))
                 on_done()
             return outcomes, []
-    share = Share(max(1, cores // workers), gpus) if here else Share()
+    share = Share(max(1, cores // workers), gpus, os.getpid()) if here else Share()
     for attempt in range(1, ATTEMPTS + 1):
         parallel = _Parallel(n_jobs=workers, batch_size=1)
         parallel.on_done = on_done
@@ -116,6 +128,29 @@ class _Parallel(joblib.Parallel):  # type: ignore[misc]
     def print_progress(self) -> None:
         """Called by joblib after every item, on every backend."""
         self.on_done()
+
+
+def end_workers() -> None:
+    """End the worker processes of this machine, which joblib keeps for the next work; then new ones begin."""
+    get_reusable_executor().shutdown(wait=True)
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, however that ended: a killed one cannot say so.
+
+    A thread looks for it, which works on every system but Windows, where a process keeps its parent's number. Linux'
+    own signal (PR_SET_PDEATHSIG) would come when the parent's thread that began this process ends.
+    """
+    if sys.platform == "win32":
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="ends with its parent").start()
 
 
 def visible_gpus() -> tuple[str, ...]:

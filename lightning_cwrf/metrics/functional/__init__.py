@@ -1,7 +1,17 @@
 """Membership metrics as functions of (score, is_member); see :mod:`lightning_cwrf.metrics` for the classes."""
 
 from lightning_cwrf.metrics.functional.epsilon import epsilon_lower_bound, one_run_epsilon, one_run_p_value
-from lightning_cwrf.metrics.functional.intervals import Interval, clopper_pearson
+from lightning_cwrf.metrics.functional.intervals import (
+    Interval,
+    auroc_interval,
+    clopper_pearson,
+    fewest_nonmembers,
+    mean_difference_interval,
+    mean_interval,
+    proportion_interval,
+    tpr_interval,
+)
+from lightning_cwrf.metrics.functional.maxima import advantage_interval
 from lightning_cwrf.metrics.functional.roc import (
     attack_advantage,
     balanced_accuracy,
@@ -21,20 +31,27 @@ from lightning_cwrf.metrics.functional.significance import (
 
 __all__ = [
     "Interval",
+    "advantage_interval",
     "advantage_p_value",
     "attack_advantage",
+    "auroc_interval",
     "auroc_p_value",
     "balanced_accuracy",
     "clopper_pearson",
     "epsilon_lower_bound",
+    "fewest_nonmembers",
     "loss_gap",
     "loss_gap_p_value",
+    "mean_difference_interval",
+    "mean_interval",
     "membership_auroc",
     "membership_roc",
     "one_run_epsilon",
     "one_run_p_value",
     "p1_score",
+    "proportion_interval",
     "resolvable_auc",
     "tpr_at_fpr",
+    "tpr_interval",
     "tpr_p_value",
 ]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
-from lightning_cwrf.metrics.functional.intervals import check_confidence, clopper_pearson
+from lightning_cwrf.checks import check_confidence, check_integer, check_number
+from lightning_cwrf.metrics.functional.intervals import clopper_pearson
+from lightning_cwrf.metrics.functional.maxima import wilson
 from lightning_cwrf.metrics.functional.roc import membership_roc, split_scores
 
 
@@ -39,8 +43,8 @@ def epsilon_lower_bound(
     3.3
     """
     check_confidence(confidence)
-    if not 0.0 <= delta < 1.0:
-        raise ValueError(f"delta must lie in [0, 1), not {delta}.")
+    check_number("delta", delta, low=0, high=1, high_open=True)
+    check_integer("seed", seed)
     members, nonmembers = split_scores(scores, is_member)
     generator = torch.Generator().manual_seed(seed)
     if len(members) < 2 or len(nonmembers) < 2:
@@ -64,19 +68,13 @@ def _best_test(members: Tensor, nonmembers: Tensor, *, delta: float, confidence:
     """
     scores = torch.cat([members, nonmembers])
     fpr, tpr, thresholds = membership_roc(scores, torch.arange(len(scores), device=scores.device) < len(members))
-    z = float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
-    tpr_low, _ = _wilson(tpr[1:], len(members), z)
-    _, fpr_high = _wilson(fpr[1:], len(nonmembers), z)
+    z = float(special.ndtri((1 + confidence) / 2))
+    tpr_low, _ = wilson(tpr[1:], len(members), z)
+    _, fpr_high = wilson(fpr[1:], len(nonmembers), z)
     above = (tpr_low - delta).clamp_min(0) / fpr_high
     below = (1 - fpr_high - delta).clamp_min(0) / (1 - tpr_low)
     high = bool(above.max() >= below.max())
     return float(thresholds[1:][(above if high else below).argmax()]), high
-
-
-def _wilson(rate: Tensor, trials: int, z: float) -> tuple[Tensor, Tensor]:
-    centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
-    reach = z / (1 + z * z / trials) * (rate * (1 - rate) / trials + z * z / (4 * trials**2)).sqrt()
-    return centre - reach, centre + reach
 
 
 def _bound(hits: int, m: int, false: int, n: int, *, high: bool, delta: float, confidence: float) -> float:
@@ -92,6 +90,7 @@ def one_run_epsilon(
     guesses: int | None = None,
     delta: float = 0.0,
     confidence: float = 0.95,
+    seed: int = 0,
 ) -> Tensor:
     """Privacy auditing with one training run (Steinke, Nasr & Jagielski 2023): a lower bound on ε at a confidence.
 
@@ -99,7 +98,8 @@ def one_run_epsilon(
     ``guesses / 2`` highest scores and "out" for the as many lowest, and abstains on the rest. Were the training
     (ε, δ)-DP, v right guesses of r or more would have at most the probability
     ``P(B ≥ v) + 2mδ · max_i {P(v − i ≤ B < v) / i}`` with B ~ Binomial(r, e^ε / (1 + e^ε)) (their main theorem); the
-    bound is the largest ε that this rejects.
+    bound is the largest ε that this rejects. Equal scores are ordered at random: the order of the canaries must not
+    tell what the scores do not.
 
     Args:
         scores: of the m canaries, ``(m,)``, higher = more likely included.
@@ -107,11 +107,13 @@ def one_run_epsilon(
         guesses: r, even, fixed before looking at the scores' fit. None: all of them.
         delta: δ.
         confidence: of the bound.
+        seed: of the order of equal scores; fix it beforehand too.
 
     Returns:
         A scalar float64 tensor, 0 where nothing can be shown.
 
     Raises:
+        TypeError: guesses or a seed that are no integers.
         ValueError: an odd number of guesses, or more than there are canaries; a δ or confidence out of range.
 
     >>> coins = torch.tensor([True, False] * 100)
@@ -119,14 +121,17 @@ def one_run_epsilon(
     4.19
     """
     check_confidence(confidence)
-    if not 0.0 <= delta < 1.0:
-        raise ValueError(f"delta must lie in [0, 1), not {delta}.")
+    check_number("delta", delta, low=0, high=1, high_open=True)
+    check_integer("seed", seed)
     split_scores(scores, included)
     m = len(scores)
+    if guesses is not None:
+        check_integer("guesses", guesses)
     r = m - m % 2 if guesses is None else guesses
     if r % 2 or not 2 <= r <= m:
         raise ValueError(f"guesses must be even and between 2 and the {m} canaries, not {guesses}.")
-    order = scores.argsort(descending=True, stable=True)
+    shuffled = torch.randperm(m, generator=torch.Generator().manual_seed(seed)).to(scores.device)
+    order = shuffled[scores[shuffled].argsort(descending=True, stable=True)]
     right = int(included[order[: r // 2]].sum() + (~included[order[m - r // 2 :]]).sum())
     low, high = 0.0, 1.0
     if one_run_p_value(m, r, right, 0.0, delta) > 1 - confidence:
@@ -142,15 +147,30 @@ def one_run_epsilon(
 def one_run_p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
     """The most likely that (ε, δ)-DP training lets ``right`` guesses or more be right (Steinke et al. 2023).
 
+    Args:
+        canaries: m.
+        guesses: r, at most m.
+        right: v, at most r.
+        epsilon: ε, 0 or more; infinite is allowed.
+        delta: δ.
+
+    Raises:
+        TypeError: counts that are no integers, an ε or δ that is no number.
+        ValueError: out of range.
+
     >>> round(one_run_p_value(10, 4, 4, 0.0, 0.0), 6)
     0.0625
     """
-    q = 1 / (1 + math.exp(-epsilon))
-    k = torch.arange(guesses + 1, dtype=torch.float64)
-    log_choose = math.lgamma(guesses + 1) - torch.lgamma(k + 1) - torch.lgamma(guesses - k + 1)
-    mass = torch.exp(log_choose + k * math.log(q) + (guesses - k) * math.log1p(-q))
-    tail = float(mass[right:].sum())
+    check_integer("canaries", canaries, low=1)
+    check_integer("guesses", guesses, low=1, high=canaries)
+    check_integer("right", right, low=0, high=guesses)
+    check_number("delta", delta, low=0, high=1, high_open=True)
+    if epsilon != math.inf:
+        check_number("epsilon", epsilon, low=0)
+    q = float(special.expit(epsilon))
+    tail = float(special.bdtrc(right - 1, guesses, q)) if right else 1.0
     if delta == 0.0 or right == 0:
         return min(1.0, tail)
-    below = mass[:right].flip(0).cumsum(0) / torch.arange(1, right + 1, dtype=torch.float64)
-    return min(1.0, tail + 2 * canaries * delta * float(below.max()))
+    i = np.arange(1, right + 1)
+    at_least = np.where(i == right, 1.0, special.bdtrc(right - i - 1.0, guesses, q))  # P(B >= right - i)
+    return min(1.0, tail + 2 * canaries * delta * float(((at_least - tail) / i).max()))

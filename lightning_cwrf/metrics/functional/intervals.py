@@ -1,18 +1,25 @@
-"""Confidence intervals: exact for a proportion, by stratified bootstrap over examples for everything else."""
+"""Confidence intervals of what is read off an attack's scores. ``docs/numbers.md`` has their simulated coverage.
+
+Those of a ROC's measures are functions of counts per distinct score, as the measures are, and work along the last
+dimension: leading dimensions are independent samples.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import special
 from torch import Tensor
 
-from lightning_cwrf.metrics.functional.roc import ScoreCounts, count_scores, split_scores
+from lightning_cwrf.checks import check_confidence, check_integer
+from lightning_cwrf.metrics.functional.roc import ScoreCounts, auroc_of
 
-REPLICATES = 1000
-_CELLS = 1 << 24  # counts held at a time, 128 MB each for members and non-members
+FEW = 4.0
+"""Examples in wrong order at which the AUC's variance is half the data's and half Newcombe's."""
 
 
 class Interval(NamedTuple):
@@ -22,106 +29,247 @@ class Interval(NamedTuple):
     high: float
 
 
-def check_confidence(confidence: float) -> None:
-    """Raise a ValueError unless ``confidence`` lies strictly between 0 and 1."""
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}.")
-
-
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """The exact (Clopper–Pearson) interval of a binomial proportion.
+
+    Raises:
+        TypeError: counts that are not integers, a confidence that is not a number.
+        ValueError: counts or confidence out of range.
 
     >>> low, high = clopper_pearson(0, 10)
     >>> round(low, 4), round(high, 4)
     (0.0, 0.3085)
     """
-    check_confidence(confidence)
-    if not 0 <= successes <= trials or trials == 0:
-        raise ValueError(f"need 0 <= successes <= trials and trials > 0, not {successes} of {trials}.")
-    tail = (1 - confidence) / 2
-    low = 0.0 if successes == 0 else _solve(lambda p: 1 - _binomial_cdf(successes - 1, trials, p), tail)
-    high = 1.0 if successes == trials else _solve(lambda p: -_binomial_cdf(successes, trials, p), -tail)
-    return Interval(low, high)
+    check_integer("trials", trials, low=1)
+    check_integer("successes", successes, low=0, high=trials)
+    low, high = proportion_interval(torch.tensor(float(successes)), trials, confidence)
+    return Interval(float(low), float(high))
 
 
-def bootstrap_counts(
-    statistic: Callable[[ScoreCounts], Tensor],
-    scores: Tensor,
-    is_member: Tensor,
-    confidence: float,
-    seed: int,
-    replicates: int = REPLICATES,
-) -> Interval:
-    """Percentile interval of a statistic of counts; members and non-members are resampled apart.
+def proportion_interval(successes: Tensor, trials: int, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+    """:func:`clopper_pearson` of many counts of successes in as many trials; float64 of their shape.
 
-    Args:
-        statistic: maps :class:`ScoreCounts` of shape ``(b, g)`` to ``(b,)``.
-        scores: shape ``(n,)``.
-        is_member: bool ``(n,)``.
-        confidence: for example 0.95.
-        seed: of a generator of its own; the caller's random state is not touched.
-        replicates: number of bootstrap samples.
+    >>> proportion_interval(torch.tensor([0, 10]), 10)[0]
+    tensor([0.0000, 0.6915], dtype=torch.float64)
     """
     check_confidence(confidence)
-    counts = count_scores(scores.cpu(), is_member.cpu())
-    generator = torch.Generator().manual_seed(seed)
-    step = max(1, _CELLS // len(counts.scores))
-    values = []
-    for done in range(0, replicates, step):
-        size = min(step, replicates - done)
-        resampled = (_resample(part, size, generator) for part in (counts.members, counts.nonmembers))
-        values.append(statistic(ScoreCounts(counts.scores, *resampled)))
-    return percentile(torch.cat(values), confidence)
+    tail, found = (1 - confidence) / 2, successes.double().cpu().numpy()
+    return torch.from_numpy(_at_least(found, trials, tail)), torch.from_numpy(_at_most(found, trials, tail))
 
 
-def bootstrap_means(losses: Tensor, is_member: Tensor, confidence: float, seed: int) -> Interval:
-    """Percentile interval of the non-members' mean minus the members' mean."""
+def tpr_interval(counts: ScoreCounts, max_fpr: float, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+    """An interval of the highest TPR of any threshold whose *population* FPR is at most ``max_fpr``.
+
+    The threshold with that FPR is unknown. For each threshold, one test asks whether the N of n non-members above it
+    can be Binomial(n, ``max_fpr``), and another which TPRs let the M of m members above it be Binomial(m, TPR). Each
+    bound is the extreme over all thresholds at which the two together do not reject: of their normal scores z₁ and z₂,
+    counted as 0 where they point the other way, ``z₁² + z₂² < z²`` with Q(z) = (1 − confidence) / 2. Both tests are
+    exact, so a smooth ROC is covered in small samples as in large ones, and so are ties. If the ROC has a corner
+    exactly at ``max_fpr``, a 95 % interval may hold in 88 % of samples only. With fewer non-members than
+    :func:`fewest_nonmembers` the lower bound is 0.
+
+    Args:
+        counts: members and non-members at each distinct score.
+        max_fpr: the FPR allowed.
+        confidence: of the interval.
+
+    Returns:
+        The two bounds, float64 of the leading shape of ``counts``.
+
+    >>> counts = ScoreCounts(torch.arange(2.0), torch.tensor([60.0, 40.0]), torch.tensor([0.0, 1000.0]))
+    >>> [round(float(bound), 3) for bound in tpr_interval(counts, 0.01)]
+    [0.497, 0.697]
+    """
     check_confidence(confidence)
-    generator = torch.Generator().manual_seed(seed)
-    means = [_resampled_means(part.cpu().double(), generator) for part in split_scores(losses, is_member)]
-    return percentile(means[1] - means[0], confidence)
+    radius = normal_quantile(confidence)
+    above = counts.members.cumsum(-1).cpu() - counts.members.cpu()  # members strictly above each score
+    seen = counts.nonmembers.cumsum(-1).cpu()
+    m, n = round(float(counts.members.sum(-1).flatten()[0])), round(float(seen[..., -1].flatten()[0]))
+    ks = np.arange(n + 1)
+    too_many = special.ndtri(special.bdtr(ks - 1.0, n, max_fpr) if max_fpr < 1 else np.zeros(n + 1))
+    too_many[0] = -np.inf  # no non-member above is never too many
+    too_few = special.ndtri(special.bdtrc(ks.astype(float), n, max_fpr))
+
+    def left(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The tail that the first test leaves to the second."""
+        return np.asarray(special.ndtr(-np.sqrt(radius**2 - np.clip(scores, 0, None) ** 2)))
+
+    # Of thresholds whose first score is 0, only the one with the most members (the fewest) can be the extreme.
+    usable = ks[(too_many < radius) & (ks >= ks[too_many <= 0].max())]
+    found = _members_above(above, seen, torch.from_numpy(usable) + 1, m)
+    high = _at_most(found, m, left(too_many[usable])).max(-1)
+    usable = ks[(too_few < radius) & (ks <= ks[too_few <= 0].min())]
+    found = _members_above(above, seen, torch.from_numpy(usable), m)
+    low = _at_least(found, m, left(too_few[usable])).min(-1)
+    return torch.from_numpy(np.asarray(low)), torch.from_numpy(np.asarray(high))
 
 
-def percentile(values: Tensor, confidence: float) -> Interval:
-    """The central interval of ``confidence`` of the replicates."""
-    tail = (1 - confidence) / 2
-    low, high = torch.quantile(values.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(low, high)
+def fewest_nonmembers(max_fpr: float, confidence: float = 0.95) -> float:
+    """The non-members below which :func:`tpr_interval` bounds no TPR from below; infinite at an FPR of 0.
+
+    >>> fewest_nonmembers(1e-3)
+    3688
+    """
+    if max_fpr <= 0:
+        return math.inf
+    return 1 if max_fpr >= 1 else math.ceil(math.log((1 - confidence) / 2) / math.log1p(-max_fpr))
 
 
-def _resample(counts: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    total = int(counts.sum())
-    owners = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
-    drawn = owners[torch.randint(total, (size, total), generator=generator)]
-    return torch.zeros(size, len(counts), dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones((), dtype=torch.float64).expand_as(drawn)
-    )
+def auroc_interval(counts: ScoreCounts, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+    """An interval of the AUC A: all a with ``|A − a| ≤ z·√(a (1 − a) κ)``.
+
+    κ is DeLong's variance over A (1 − A). Near 0 and 1 few examples are in the wrong order and DeLong's variance is
+    too small too often; there κ moves towards that of Newcombe (2006, method 5), if that is larger, with the weight
+    ``4 / (4 + J)``, where J is Kish's effective number of members, or of non-members, in the wrong order. Where A is 0
+    or 1 the bound is exact: k = min(m, n) disjoint pairs are independent, so all in order have a chance of at most aᵏ.
+
+    Returns:
+        The two bounds, float64 of the leading shape of ``counts``.
+
+    >>> perfect = ScoreCounts(torch.arange(2.0), torch.tensor([50.0, 0.0]), torch.tensor([0.0, 50.0]))
+    >>> [round(float(bound), 3) for bound in auroc_interval(perfect)]
+    [0.929, 1.0]
+    """
+    check_confidence(confidence)
+    members, nonmembers = counts.members.cpu(), counts.nonmembers.cpu()
+    m, n = members.sum(-1), nonmembers.sum(-1)
+    auc = auroc_of(ScoreCounts(counts.scores, members, nonmembers))
+    below = (n[..., None] - nonmembers.cumsum(-1) + nonmembers / 2) / n[..., None]  # of non-members, for a member
+    over = (members.cumsum(-1) - members / 2) / m[..., None]  # of members, for a non-member
+    inside, outside = auc * (1 - auc), torch.zeros_like(auc)
+    wrong = torch.full_like(auc, math.inf)
+    for weight, share, size in ((members, below, m), (nonmembers, over, n)):
+        spread = (weight * (share - auc[..., None]).square()).sum(-1) / (size - 1).clamp_min(1)
+        outside = outside + spread / size
+        for part in (share, 1 - share):
+            effective = (weight * part).sum(-1).square() / (weight * part.square()).sum(-1).clamp_min(1e-300)
+            wrong = torch.minimum(wrong, effective)
+    delong = outside / inside.clamp_min(1e-300)
+    weight = FEW / (FEW + wrong)
+    kappa = delong + weight * (_newcombe(auc, m, n) - delong).clamp_min(0)
+    z2 = normal_quantile(confidence) ** 2 * kappa
+    reach = (z2 * inside + z2.square() / 4).sqrt()
+    low, high = (auc + z2 / 2 - reach) / (1 + z2), (auc + z2 / 2 + reach) / (1 + z2)
+    exact = ((1 - confidence) / 2) ** (1 / torch.minimum(m, n))
+    low = torch.where(auc == 1, exact, torch.where(auc == 0, 0.0, low))
+    high = torch.where(auc == 0, 1 - exact, torch.where(auc == 1, 1.0, high))
+    return low, high
 
 
-def _resampled_means(values: Tensor, generator: torch.Generator) -> Tensor:
-    size, step = len(values), max(1, _CELLS // len(values))
-    chunks = []
-    for done in range(0, REPLICATES, step):
-        drawn = torch.randint(size, (min(step, REPLICATES - done), size), generator=generator)
-        chunks.append(values[drawn].mean(1))
-    return torch.cat(chunks)
+def mean_interval(values: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+    """An interval of a mean: the farther of the bounds of Student's t, plain and with Hall's (1992) correction.
+
+    Hall's cubic transformation takes out the skewness of the values, which t alone ignores: of losses it misses the
+    bound on the long side too often.
+
+    Args:
+        values: independent, ``(..., n)``.
+        confidence: of the interval.
+
+    Returns:
+        The two bounds, float64 ``(...)``; infinite where there is one value alone.
+
+    >>> low, high = mean_interval(torch.arange(11.0))
+    >>> round(float(low), 3), round(float(high), 3)
+    (2.772, 7.228)
+    """
+    return _t_interval([_moments(values)], [1.0], confidence)
 
 
-def _binomial_cdf(k: int, n: int, p: float) -> float:
-    """P(X ≤ k) for X ~ Binomial(n, p), summed in log space."""
-    if p <= 0.0 or p >= 1.0:
-        return 1.0 if p <= 0.0 or k >= n else 0.0
-    i = torch.arange(k + 1, dtype=torch.float64)
-    log_choose = math.lgamma(n + 1) - torch.lgamma(i + 1) - torch.lgamma(n - i + 1)
-    return float(torch.exp(log_choose + i * math.log(p) + (n - i) * math.log1p(-p)).sum().clamp(max=1.0))
+def mean_difference_interval(first: Tensor, second: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+    """An interval of mean(first) − mean(second): the farther of the bounds of Welch's t, plain and without skewness.
+
+    The correction for skewness is that of :func:`mean_interval`, for two samples (Zhou & Dinh 2005).
+
+    Args:
+        first: independent values, ``(..., m)``.
+        second: ``(..., n)``.
+        confidence: of the interval.
+
+    Returns:
+        The two bounds, float64 ``(...)``; infinite where a side has one value alone.
+
+    >>> low, high = mean_difference_interval(torch.arange(11.0), torch.zeros(2))
+    >>> round(float(low), 3), round(float(high), 3)
+    (2.772, 7.228)
+    """
+    return _t_interval([_moments(first), _moments(second)], [1.0, -1.0], confidence)
 
 
-def _solve(rising: Callable[[float], float], goal: float) -> float:
-    """The p in [0, 1] at which a rising function reaches ``goal``, by bisection to full precision."""
-    low, high = 0.0, 1.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < goal else (low, middle)
-        if high - low < 1e-15:
-            break
-    return (low + high) / 2
+def welch_freedom(variances: list[Tensor], sizes: list[int]) -> Tensor:
+    """Welch–Satterthwaite's degrees of freedom; ``variances`` are those of the means."""
+    total = torch.stack(variances).sum(0)
+    parts = sum(v.square() / max(size - 1, 1) for v, size in zip(variances, sizes, strict=True))
+    freedom = total.square() / torch.as_tensor(parts).clamp_min(1e-300)
+    return torch.where(total > 0, freedom, float(min(sizes) - 1))
+
+
+class _Moments(NamedTuple):
+    mean: Tensor
+    variance: Tensor  # of the mean
+    third: Tensor  # third central moment of the mean
+    size: int
+
+
+def _moments(values: Tensor) -> _Moments:
+    values = values.detach().cpu().double()
+    size = values.shape[-1]
+    mean = values.mean(-1)
+    centred = values - mean[..., None]
+    return _Moments(mean, centred.square().sum(-1) / max(size - 1, 1) / size, centred.pow(3).mean(-1) / size**2, size)
+
+
+def _t_interval(parts: list[_Moments], signs: list[float], confidence: float) -> tuple[Tensor, Tensor]:
+    check_confidence(confidence)
+    centre = torch.stack([s * p.mean for s, p in zip(signs, parts, strict=True)]).sum(0)
+    if min(p.size for p in parts) < 2:
+        return torch.full_like(centre, -math.inf), torch.full_like(centre, math.inf)
+    error = torch.stack([p.variance for p in parts]).sum(0).sqrt()
+    third = torch.stack([s * p.third for s, p in zip(signs, parts, strict=True)]).sum(0)
+    skewness = torch.where(error > 0, third / error.pow(3).clamp_min(1e-300), 0.0)
+    freedom = welch_freedom([p.variance for p in parts], [p.size for p in parts])
+    reach = torch.from_numpy(np.asarray(special.stdtrit(freedom.numpy(), (1 + confidence) / 2)))
+    right = torch.maximum(reach, _unskewed(reach, skewness))
+    left = torch.minimum(-reach, _unskewed(-reach, skewness))
+    return centre - error * right, centre - error * left
+
+
+def _unskewed(quantile: Tensor, skewness: Tensor) -> Tensor:
+    """The inverse of Hall's transformation ``t + s (t² / 3 + 1 / 6) + s² t³ / 27``, which is nearly normal."""
+    flat = skewness.abs() < 1e-6  # where the formula divides by nearly 0
+    s = torch.where(flat, 1.0, skewness)
+    inside = 1 + s * (quantile - s / 6)
+    found = 3 / s * (inside.sign() * inside.abs().pow(1 / 3) - 1)
+    return torch.where(flat, quantile, found)
+
+
+def _members_above(above: Tensor, seen: Tensor, ks: Tensor, m: int) -> NDArray[np.float64]:
+    """How many members lie strictly above the k-th highest non-member: 0 for k = 0, all m beyond the last one."""
+    wanted = ks.to(seen.dtype).expand(*seen.shape[:-1], len(ks)).contiguous()
+    places = torch.searchsorted(seen.contiguous(), wanted)
+    found = above.gather(-1, places.clamp_max(above.shape[-1] - 1))
+    found = torch.where(places == above.shape[-1], float(m), found)
+    return torch.where(wanted == 0, 0.0, found).numpy()
+
+
+def _at_least(successes: NDArray[np.float64], trials: int, tail: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rate at which so many successes or more have the chance ``tail``."""
+    bound = special.betaincinv(np.maximum(successes, 1), trials - np.maximum(successes, 1) + 1, tail)
+    return np.asarray(np.where(successes == 0, 0.0, bound))
+
+
+def _at_most(successes: NDArray[np.float64], trials: int, tail: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rate at which so many successes or fewer have the chance ``tail``."""
+    return np.asarray(1 - _at_least(trials - successes, trials, tail))
+
+
+def _newcombe(auc: Tensor, m: Tensor, n: Tensor) -> Tensor:
+    """Variance of the AUC over A (1 − A), by Newcombe (2006); A a little off 0 and 1."""
+    pairs, more = m * n, (m + n) / 2 - 1
+    a = (auc * pairs + 0.5) / (pairs + 1)
+    return (1 + more * ((1 - a) / (2 - a) + a / (1 + a))) / pairs
+
+
+def normal_quantile(confidence: float) -> float:
+    """How many standard deviations a two-sided normal interval reaches."""
+    return float(special.ndtri((1 + confidence) / 2))

@@ -1,8 +1,8 @@
 """The ROC of a membership attack, and what is read off it.
 
 Points of equal score are one step of the curve. Every measure is a function of two rows of counts over the distinct
-scores, highest first: how many members and how many non-members have each. A bootstrap replicate is nothing but other
-counts, so the same functions serve the value and its interval.
+scores, highest first: how many members and how many non-members have each. The intervals are functions of the same
+counts.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_cwrf.checks import check_number
+
 
 class ScoreCounts(NamedTuple):
     """Members and non-members per distinct score, highest score first.
 
-    ``members`` and ``nonmembers`` are float64 of shape ``(..., g)``; leading dimensions are bootstrap replicates.
+    ``members`` and ``nonmembers`` are float64 of shape ``(..., g)``; leading dimensions are independent samples.
     """
 
     scores: Tensor
@@ -25,7 +27,15 @@ class ScoreCounts(NamedTuple):
 
 
 def check_scores(scores: Tensor, is_member: Tensor) -> None:
-    """Raise a ValueError unless both are 1-D of one length, ``is_member`` is bool and no score is NaN."""
+    """Raise unless both are 1-D tensors of one length, ``is_member`` is bool and no score is NaN or complex.
+
+    Raises:
+        TypeError: one is no tensor, or scores are complex numbers.
+        ValueError: wrong shapes, an ``is_member`` that is not bool, or NaN scores (which).
+    """
+    for name, value in (("scores", scores), ("is_member", is_member)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, not a {type(value).__name__}; use torch.as_tensor({name}).")
     if scores.ndim != 1 or scores.shape != is_member.shape:
         raise ValueError(
             f"scores and is_member must be 1-D and of one length, not {tuple(scores.shape)} and "
@@ -33,6 +43,8 @@ def check_scores(scores: Tensor, is_member: Tensor) -> None:
         )
     if is_member.dtype != torch.bool:
         raise ValueError(f"is_member must be a bool tensor, not {is_member.dtype}; use is_member.bool().")
+    if scores.is_complex():
+        raise TypeError(f"scores must be real numbers, which can be ordered, not {scores.dtype}.")
     bad = scores.isnan().nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"{len(bad)} scores are NaN (first at {bad[:10]}).")
@@ -65,6 +77,7 @@ def membership_roc(scores: Tensor, is_member: Tensor) -> tuple[Tensor, Tensor, T
 
     Returns:
         FPR, TPR (float64) and thresholds, each of shape ``(distinct + 1,)``; the first threshold is infinite.
+        Thresholds of integer or bool scores are float64.
 
     >>> fpr, tpr, thresholds = membership_roc(torch.tensor([2.0, 1.0, 1.0]), torch.tensor([True, True, False]))
     >>> fpr.tolist(), tpr.tolist(), thresholds.tolist()
@@ -72,8 +85,8 @@ def membership_roc(scores: Tensor, is_member: Tensor) -> tuple[Tensor, Tensor, T
     """
     counts = count_scores(scores, is_member)
     fpr, tpr = _rates(counts)
-    first = torch.full_like(counts.scores[:1], torch.inf, dtype=counts.scores.dtype)
-    return fpr, tpr, torch.cat([first, counts.scores])
+    thresholds = counts.scores if counts.scores.is_floating_point() else counts.scores.double()
+    return fpr, tpr, torch.cat([torch.full_like(thresholds[:1], torch.inf), thresholds])
 
 
 def membership_auroc(scores: Tensor, is_member: Tensor) -> Tensor:
@@ -93,8 +106,7 @@ def tpr_at_fpr(scores: Tensor, is_member: Tensor, max_fpr: float = 1e-3) -> Tens
     >>> tpr_at_fpr(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, False, True]), max_fpr=0.5)
     tensor(0.5000, dtype=torch.float64)
     """
-    if not 0.0 <= max_fpr <= 1.0:
-        raise ValueError(f"max_fpr must lie in [0, 1], not {max_fpr}.")
+    check_number("max_fpr", max_fpr, low=0, high=1)
     return tpr_of(count_scores(scores, is_member), max_fpr)
 
 
@@ -113,17 +125,21 @@ def balanced_accuracy(scores: Tensor, is_member: Tensor) -> Tensor:
     >>> balanced_accuracy(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, False, False]))
     tensor(1., dtype=torch.float64)
     """
-    return balanced_accuracy_of(count_scores(scores, is_member))
+    return (1 + attack_advantage(scores, is_member)) / 2
 
 
 def p1_score(accuracy: Tensor | float, advantage: Tensor | float) -> Tensor:
     """P1 = 2·Acc·(1 − Adv) / (Acc + 1 − Adv), the harmonic mean of utility and privacy (as in PAST, Hu et al. 2024).
 
+    Raises:
+        TypeError: not numbers or tensors of them.
+        ValueError: an accuracy or advantage outside [0, 1].
+
     >>> p1_score(1.0, 0.0)
     tensor(1., dtype=torch.float64)
     """
-    utility = torch.as_tensor(accuracy, dtype=torch.float64)
-    privacy = 1 - torch.as_tensor(advantage, dtype=torch.float64)
+    utility, lost = (_rate(*given) for given in (("accuracy", accuracy), ("advantage", advantage)))
+    privacy = 1 - lost
     total = utility + privacy
     return torch.where(total > 0, 2 * utility * privacy / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
 
@@ -158,9 +174,17 @@ def advantage_of(counts: ScoreCounts) -> Tensor:
     return (tpr - fpr).amax(-1)
 
 
-def balanced_accuracy_of(counts: ScoreCounts) -> Tensor:
-    """(1 + maximum of TPR − FPR) / 2."""
-    return (1 + advantage_of(counts)) / 2
+def _rate(name: str, value: Tensor | float) -> Tensor:
+    """A number or a tensor of numbers in [0, 1], as float64."""
+    if not isinstance(value, Tensor):
+        check_number(name, value, low=0, high=1)
+        return torch.tensor(float(value), dtype=torch.float64)
+    if value.dtype == torch.bool or value.is_complex():
+        raise TypeError(f"{name} must be a number, not of {value.dtype}.")
+    rates = value.double()
+    if not bool(((rates >= 0) & (rates <= 1)).all()):
+        raise ValueError(f"{name} must be a number in [0, 1], not {value.tolist()}.")
+    return rates
 
 
 def _rates(counts: ScoreCounts) -> tuple[Tensor, Tensor]:

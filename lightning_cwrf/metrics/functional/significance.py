@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy import special
 from torch import Tensor
 
-from lightning_cwrf.metrics.functional.intervals import check_confidence
+from lightning_cwrf.checks import check_confidence, check_integer
+from lightning_cwrf.metrics.functional.intervals import welch_freedom
 from lightning_cwrf.metrics.functional.roc import (
     advantage_of,
     auroc_of,
@@ -46,16 +48,19 @@ def resolvable_auc(members: int, nonmembers: int, confidence: float = 0.95) -> f
         confidence: of the one-sided test.
 
     Raises:
+        TypeError: numbers of examples that are no integers, a confidence that is no number.
         ValueError: a group is empty; a confidence out of range.
 
     >>> round(resolvable_auc(100, 100), 3), resolvable_auc(1, 2)
     (0.567, inf)
     """
     check_confidence(confidence)
+    check_integer("members", members)
+    check_integer("nonmembers", nonmembers)
     if members < 1 or nonmembers < 1:
         raise ValueError(f"both groups are needed: there are {members} members, {nonmembers} non-members.")
     pairs = members * nonmembers
-    z = float(torch.special.ndtri(torch.tensor(confidence, dtype=torch.float64)))
+    z = float(special.ndtri(confidence))
     least = pairs / 2 + 0.5 + z * math.sqrt(pairs * (members + nonmembers + 1) / 12)
     won = math.ceil(least - 1e-9)  # pairs in which the member scores higher
     return won / pairs if won <= pairs else math.inf
@@ -91,7 +96,7 @@ def advantage_p_value(scores: Tensor, is_member: Tensor) -> float:
 
 
 def loss_gap_p_value(losses: Tensor, is_member: Tensor) -> float:
-    """One-sided test of a positive loss gap: the difference of means over its standard error, against the normal.
+    """One-sided test of a positive loss gap: Welch's t, the difference of means over its standard error.
 
     >>> round(loss_gap_p_value(torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([True, True, False, False])), 3)
     0.5
@@ -99,11 +104,13 @@ def loss_gap_p_value(losses: Tensor, is_member: Tensor) -> float:
     members, nonmembers = (part.double() for part in split_scores(losses, is_member))
     if len(members) < 2 or len(nonmembers) < 2:
         return 1.0
-    error = math.sqrt(float(members.var()) / len(members) + float(nonmembers.var()) / len(nonmembers))
+    variances = [part.var() / len(part) for part in (members, nonmembers)]
+    error = math.sqrt(float(sum(variances)))
     gap = float(nonmembers.mean() - members.mean())
     if error == 0:
         return 0.0 if gap > 0 else 1.0
-    return _upper_tail(gap / error)
+    freedom = float(welch_freedom(variances, [len(members), len(nonmembers)]))
+    return float(special.stdtr(freedom, -gap / error))
 
 
 def _upper_tail(z: float) -> float:

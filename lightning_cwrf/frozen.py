@@ -1,0 +1,57 @@
+"""The masked weights of one parameter: where they are, and the values they are held at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Frozen:
+    """Flat positions in a parameter, and the values that it holds there."""
+
+    index: Tensor
+    value: Tensor
+
+    def mask(self, parameter: Tensor) -> Tensor:
+        """The positions as a mask of the parameter's shape, for layouts that have no flat view."""
+        flat = torch.zeros(parameter.numel(), dtype=torch.bool, device=parameter.device)
+        return flat.index_fill_(0, self.index, True).view(parameter.shape)
+
+    def like(self, tensor: Tensor) -> Frozen:
+        """The same on the device and in the precision of ``tensor``."""
+        return Frozen(self.index.to(tensor.device), self.value.to(tensor.device, tensor.dtype))
+
+    def follow(self, tensor: Tensor) -> None:
+        """Go to the device and precision of ``tensor``."""
+        if self.index.device != tensor.device or self.value.dtype != tensor.dtype:
+            there = self.like(tensor)
+            self.index, self.value = there.index, there.value
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """How many of the values in ``tensor`` are others than those held; NaN is the same as NaN. On its device."""
+        now = tensor.detach().take(self.index)
+        return ((now != self.value) & ~(now.isnan() & self.value.isnan())).sum()
+
+    def write(self, tensor: Tensor) -> None:
+        """Write the held values into ``tensor``, in place."""
+        if tensor.is_contiguous():
+            tensor.view(-1).scatter_(0, self.index, self.value)
+        else:
+            tensor[self.mask(tensor)] = self.value
+
+    def clear_gradient(self, parameter: Tensor) -> None:
+        """Set the gradients of the masked weights to zero, in place."""
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        if gradient.is_sparse:
+            gradient = parameter.grad = gradient.coalesce()
+            rows = self.mask(parameter)[tuple(gradient.indices())]
+            gradient.values().masked_fill_(rows, 0)
+        elif gradient.is_contiguous():
+            gradient.view(-1).index_fill_(0, self.index, 0)
+        else:
+            gradient.masked_fill_(self.mask(parameter), 0)

@@ -1,0 +1,106 @@
+"""The pool of examples as it is read: twice, to see that it reads alike."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_cwrf.classification import split_batch
+from lightning_cwrf.data import example_digests, isolated_rng
+from lightning_cwrf.overlap import is_ambiguous
+from lightning_cwrf.shadows.membership import balanced_membership
+
+
+@dataclass(frozen=True)
+class PoolData:
+    """Digests and targets of the pool, and digests of the population."""
+
+    digests: list[bytes]
+    targets: Tensor
+    population: list[bytes]
+
+
+def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
+    """Read both.
+
+    Raises:
+        TypeError: no data set of examples that are read by index, or examples of another form.
+        ValueError: an empty data set, one that reads differently each time, labels that are no class indices, or
+            examples of the population that are in the pool.
+    """
+    digests, targets = _read(pool, "pool")
+    others: list[bytes] = [] if population is None else _read(population, "population")[0]
+    common = len(set(digests).intersection(others))
+    if common and is_ambiguous(digests):
+        warnings.warn(
+            f"{common} examples of the population have the inputs of examples in the pool. Many examples of the pool "
+            "share theirs with one another, so this may be chance: see to it that no shadow model sees the population.",
+            stacklevel=3,
+        )
+    elif common:
+        raise ValueError(f"{common} examples of the population are in the pool; no shadow model may see it.")
+    return PoolData(digests, targets, others)
+
+
+def in_short(digests: list[bytes]) -> str:
+    """One digest of all examples, in their order."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _read(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
+    """Digests and targets of every example, read twice: a label may be random where an input is not."""
+    if isinstance(data, DataLoader):
+        raise TypeError(f"the {name} must be a data set, not a DataLoader; pass its dataset.")
+    if not isinstance(data, Dataset) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        raise TypeError(
+            f"the {name} must be a torch data set with a length whose examples are read by index, not a "
+            f"{type(data).__name__}: each shadow model is trained on its own half. TensorDataset, or a class of your "
+            "own with __len__ and __getitem__ on top of Dataset, is one."
+        )
+    if len(data) == 0:
+        raise ValueError(f"the {name} is empty.")
+    with isolated_rng():
+        digests, targets = _pass(data, name)
+        again, targets_again = _pass(data, name)
+    if digests != again or not torch.equal(targets, targets_again):
+        raise ValueError(
+            f"the {name} reads differently each time{'' if digests != again else ', in its labels'}; move random "
+            "augmentation into the recipe, so that an example can be told by its content."
+        )
+    if targets.ndim != 1 or targets.is_floating_point() or targets.dtype == torch.bool or targets.min() < 0:
+        raise ValueError(
+            f"the labels of the {name} must be class indices from 0 on, one for each example, not {targets.dtype} of "
+            f"shape {tuple(targets.shape)}{', some of them negative' if targets.ndim == 1 else ''}."
+        )
+    return digests, targets
+
+
+def _pass(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
+    digests: list[bytes] = []
+    targets = []
+    for batch in DataLoader(data, batch_size=256):
+        try:
+            targets.append(split_batch(batch)[1])
+        except TypeError as error:
+            raise TypeError(f"the {name} must give pairs (inputs, target), or dicts with a target: {error}") from error
+        digests += example_digests(batch)
+    return digests, torch.cat(targets)
+
+
+def membership_of(n: int, digests: list[bytes], seed: int) -> Tensor:
+    """Balanced halves; copies of one example are on the same side, or it would be both IN and OUT."""
+    first: dict[bytes, int] = {}
+    group = torch.tensor([first.setdefault(digest, len(first)) for digest in digests])
+    if len(first) < len(digests):
+        warnings.warn(
+            f"{len(digests) - len(first)} of the {len(digests)} examples of the pool are copies of others. Copies are "
+            "IN or OUT together, and count as often in every measure; take them out if they are not meant.",
+            stacklevel=3,
+        )
+    return balanced_membership(n, len(first), seed)[:, group]

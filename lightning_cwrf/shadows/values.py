@@ -1,0 +1,86 @@
+"""Kinds of values, as an identity takes them apart."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import types
+from enum import Enum
+from pathlib import PurePath
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+
+_MADE_BY_PYTHON = {
+    "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
+    "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__match_args__",
+    "__module__", "__orig_bases__", "__parameters__", "__qualname__", "__signature__", "__slotnames__",
+    "__static_attributes__", "__weakref__", "_abc_impl",
+}  # fmt: skip
+"""Attributes of a class that do not tell what it does, or tell it again."""
+
+
+def simple(value: Any) -> tuple[Any] | None:
+    """A plain value in a tuple; None: it is no plain value."""
+    if isinstance(value, Enum):
+        return None
+    if value is None or isinstance(value, (bool, int, str)):
+        return (value,)
+    if isinstance(value, float):
+        return (["float", value.hex()],)
+    if isinstance(value, complex):
+        return (["complex", value.real.hex(), value.imag.hex()],)
+    if isinstance(value, (bytes, bytearray)):
+        return (["bytes", value.hex()],)
+    if value is Ellipsis or value is NotImplemented:
+        return ([repr(value)],)
+    if isinstance(value, (PurePath, torch.dtype, torch.device)):
+        return ([type(value).__name__, str(value)],)
+    if isinstance(value, np.generic) and not value.dtype.hasobject:
+        return (["array", value.dtype.str, [], hashlib.sha256(value.tobytes()).hexdigest()],)
+    return None
+
+
+def is_made(attribute: str) -> bool:
+    """Whether an attribute of a class only tells again what others tell; pydantic's schemas hold addresses besides."""
+    pydantics = attribute.startswith("__pydantic_") and attribute not in (
+        "__pydantic_fields__",
+        "__pydantic_decorators__",
+    )
+    return attribute in _MADE_BY_PYTHON or pydantics or attribute == "__signature__"
+
+
+def cells(value: FunctionType) -> list[Any]:
+    """What a function closes over."""
+    contents = []
+    for cell in value.__closure__ or ():
+        try:
+            contents.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            contents.append(None)
+    return contents
+
+
+def is_given(value: Any) -> bool:
+    """Whether a value in an installed decorator is told: plain values and functions, such as its arguments."""
+    kinds = (FunctionType, types.MethodType, type, functools.partial)
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        return all(map(is_given, value.values() if isinstance(value, dict) else value))
+    return simple(value) is not None or isinstance(value, kinds)
+
+
+def descriptor(value: Any) -> tuple[Any, ...] | None:
+    """What a descriptor or a wrapper holds; None: it is something else."""
+    if isinstance(value, property):
+        return (value.fget, value.fset, value.fdel)
+    if isinstance(value, (staticmethod, classmethod)):
+        return (value.__func__,)
+    if isinstance(value, functools.cached_property):
+        return (value.func,)
+    if isinstance(value, functools.partialmethod):
+        return (value.func, value.args, value.keywords)
+    if hasattr(value, "__wrapped__") and callable(value) and type(value).__module__ in ("functools", "builtins"):
+        return (value.__wrapped__,)  # lru_cache
+    return None

@@ -1,0 +1,94 @@
+"""The k largest of many scores (Eq. 5), found by counting the bits of the scores instead of sorting them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_CHUNK = 1 << 18  # scores per counting step: its temporaries stay in the cache
+
+
+def apportion(sizes: list[int], wanted: int) -> list[int]:
+    """Share ``wanted`` out in proportion to ``sizes``: floors, then the largest remainders, earlier ones first.
+
+    >>> apportion([8, 2, 10], 5)
+    [2, 1, 2]
+    """
+    total = sum(sizes)
+    shares = [wanted * size // total for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda i: -(wanted * sizes[i] % total))
+    for i in order[: wanted - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    """Masks of the k largest scores. The bits of non-negative floats, read as integers, are in the floats' order.
+
+    In NumPy, whose loops run on one thread: with torch's, two cores meet several hundred times in such short
+    passes, and waiting for one another costs more than they save as soon as anything else runs on the machine.
+    """
+    if k == 0:
+        return {name: torch.zeros(score.shape, dtype=torch.bool) for name, score in scores.items()}
+    high = np.zeros(1 << 16, dtype=np.int64)
+    keys = {}
+    for name, score in scores.items():
+        keys[name], counts = _order_keys(name, score)
+        high += counts
+    top, above = _bucket_of(high, k)
+    low = np.zeros_like(high)
+    for chunk in (chunk for key in keys.values() for chunk in _chunks(key)):
+        low += np.bincount(chunk[chunk >> 16 == top] & 0xFFFF, minlength=1 << 16)
+    bottom, inside = _bucket_of(low, k - above)
+    threshold, ties = (top << 16) | bottom, k - above - inside
+    masks = {}
+    for name, key in keys.items():
+        mask = np.empty(key.shape, dtype=np.bool_)
+        for chunk, out in zip(_chunks(key), _chunks(mask), strict=True):
+            np.greater(chunk, threshold, out=out)
+            if ties:
+                first = np.flatnonzero(chunk == threshold)[:ties]
+                out[first] = True
+                ties -= len(first)
+        masks[name] = torch.from_numpy(mask).view(scores[name].shape)
+    return masks
+
+
+def _bucket_of(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
+    """The bucket that holds the k-th largest element, and how many lie in the buckets above."""
+    from_top = counts[::-1].cumsum()
+    position = int(np.searchsorted(from_top, k))
+    bucket = len(counts) - 1 - position
+    return bucket, int(from_top[position] - counts[bucket])
+
+
+def _order_keys(name: str, score: Tensor) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """The scores' bits, and how many scores have each upper half. That count also shows every bad score."""
+    if score.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"the scores of {name!r} must be float32, not {score.dtype}; pass them through .float().")
+    flat = score.detach().cpu().float().reshape(-1).numpy()
+    counts = _count_high(flat.view(np.uint32))
+    if counts[0x8000:].any():  # the sign bit is set
+        if (flat < 0).any():
+            raise ValueError(f"the scores of {name!r} hold negative values; a score is a sum of absolute values.")
+        flat = flat + np.float32(0)  # -0.0 becomes 0.0
+        counts = _count_high(flat.view(np.uint32))
+    if counts[0x7F80:].any():
+        raise ValueError(f"the scores of {name!r} hold NaN or infinite values; was the learning rate too high?")
+    return flat.view(np.uint32), counts
+
+
+def _count_high(keys: NDArray[np.uint32]) -> NDArray[np.int64]:
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for chunk in _chunks(keys):
+        counts += np.bincount(chunk >> 16, minlength=1 << 16)
+    return counts
+
+
+def _chunks(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (flat[begin : begin + _CHUNK] for begin in range(0, len(flat), _CHUNK))
