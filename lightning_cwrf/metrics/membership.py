@@ -158,7 +158,7 @@ class TPRAtFPR(MembershipMetric):
     >>> metric.update(torch.tensor([0.9, 0.2, 0.8, 0.1]), torch.tensor([True, True, False, False]))
     >>> metric.compute()
     tensor(0.5000, dtype=torch.float64)
-    >>> metric.note.partition(";")[0]
+    >>> metric.note
     '2 non-members cannot show an FPR of 0.001: this is the TPR at zero false positives'
     """
 
@@ -193,8 +193,7 @@ class TPRAtFPR(MembershipMetric):
                 f"confidence); {fewest} can"
             )
         return (
-            f"{nonmembers} non-members cannot show an FPR of {self.max_fpr:g}: this is the TPR at zero false "
-            "positives; its interval bounds the TPR at that FPR from above alone"
+            f"{nonmembers} non-members cannot show an FPR of {self.max_fpr:g}: this is the TPR at zero false positives"
         )
 
 
