@@ -1,10 +1,10 @@
 """Membership metrics: torchmetrics over (score, is_member), each with a confidence interval."""
 
+from lightning_cwrf.metrics.epsilon import EpsilonLowerBound
 from lightning_cwrf.metrics.functional.intervals import Interval
 from lightning_cwrf.metrics.membership import (
     AttackAdvantage,
     BalancedAccuracy,
-    EpsilonLowerBound,
     LossGap,
     MembershipAUROC,
     MembershipMetric,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from lightning_cwrf.checks import check_confidence, check_integer, check_number
+from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.metrics.functional import (
     Interval,
     advantage_p_value,
@@ -21,7 +20,6 @@ from lightning_cwrf.metrics.functional import (
     auroc_p_value,
     balanced_accuracy,
     clopper_pearson,
-    epsilon_lower_bound,
     loss_gap,
     loss_gap_p_value,
     membership_auroc,
@@ -330,53 +328,6 @@ class P1Score(MembershipMetric):
         if self.accuracy is not None:
             return self.accuracy
         return dim_zero_cat(self.correct)[~is_member].double().mean()
-
-
-class EpsilonLowerBound(MembershipMetric):
-    """An ε that the training exceeds, at a confidence (:func:`~lightning_cwrf.metrics.functional.epsilon_lower_bound`).
-
-    The threshold is chosen on one half of the examples and measured on the other. The interval goes from it upwards: an
-    audit bounds nothing from above.
-
-    Args:
-        delta: δ.
-        confidence: of the bound.
-
-    >>> metric = EpsilonLowerBound()
-    >>> metric.update(torch.rand(100), torch.arange(100) < 50)
-    >>> metric.compute()
-    tensor(0., dtype=torch.float64)
-    """
-
-    higher_is_better = False
-    plot_lower_bound = 0.0
-
-    def __init__(self, delta: float = 0.0, confidence: float = 0.95, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        check_number("delta", delta, low=0, high=1, high_open=True)
-        check_confidence(confidence)
-        self.delta, self.confidence = delta, confidence
-
-    def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
-        return epsilon_lower_bound(scores, is_member, delta=self.delta, confidence=self.confidence, seed=self.seed)
-
-    def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
-        bound = epsilon_lower_bound(scores, is_member, delta=self.delta, confidence=confidence, seed=self.seed)
-        return Interval(float(bound), math.inf)
-
-    @property
-    def note(self) -> str | None:
-        """How large a bound this many examples can show at most."""
-        with self._synced():
-            members = self._data()[1]
-        sides = [max(1, int(n) - int(n) // 2) for n in (members.sum(), (~members).sum())]
-        perfect = (clopper_pearson(n, n, self.confidence).low for n in sides)
-        best = min(perfect)
-        return (
-            f"this many examples cannot show an ε above {math.log(best / (1 - best)):.2g}"
-            if best > 0.5
-            else ("so few examples cannot show any ε above 0")
-        )
 
 
 def _interval(bounds: tuple[Tensor, Tensor]) -> Interval:
