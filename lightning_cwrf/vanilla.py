@@ -233,8 +233,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             'saves them there; pass vanilla="redraw" to draw new ones.'
         )
     with path.open("rb") as file:
-        begin = file.read(4)
-    if begin.startswith(_TORCH_FILES):
+        begin = file.read(9)
+    # A safetensors file begins with the length of its header, whose bytes can be any, and the header itself.
+    if begin.startswith(_TORCH_FILES) and begin[8:] != b"{":
         return _state_in(_unpickled(path), str(path))
     try:
         tensors, kind, _ = load_tensors(path, what="file of weights")

@@ -139,6 +139,21 @@ def test_a_file_is_read_by_its_content_whatever_it_is_called(tmp_path, name):
         assert same(load_vanilla(path, model), capture(start))
 
 
+@pytest.mark.parametrize("length", range(1, 200, 2))
+def test_the_length_of_a_files_header_does_not_make_it_a_pickle(tmp_path, length):
+    model = nn.Module()
+    model.add_module("n" * length, nn.Linear(3, 2))
+    path = save_vanilla(model, tmp_path / "w")
+    with pytest.warns(UserWarning, match="own present weights"):
+        assert same(load_vanilla(path, model), capture(model))
+
+
+def test_a_pickle_of_the_old_format_is_read(tmp_path):
+    model = net()
+    torch.save(model.state_dict(), tmp_path / "w", _use_new_zipfile_serialization=False)
+    assert same(load_vanilla(tmp_path / "w", net()), capture(model))
+
+
 def test_files_of_other_programs_and_of_early_versions_have_no_digest_and_are_read(tmp_path):
     start = net()
     safetensors.torch.save_file(capture(start), tmp_path / "w.safetensors")
