@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from lightning_cwrf.examples import ExampleId
 
+SCORED = "reference data of the scoring"
+"""What a module has seen that CWRF has scored."""
+
 _ATTRIBUTE = "_lightning_cwrf_seen"
 
 

@@ -15,7 +15,7 @@ from lightning_cwrf.callbacks.common import OncePerModule, saved_state, training
 from lightning_cwrf.checks import check_choice, check_integer
 from lightning_cwrf.data import Batches, all_ids, bring_to, isolated_rng
 from lightning_cwrf.scores import check_scoring, learnability_scores, privacy_vulnerability_scores, save_scores
-from lightning_cwrf.seen import record_seen
+from lightning_cwrf.seen import SCORED, record_seen
 from lightning_cwrf.transfer import transfer_of
 from lightning_cwrf.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
 
@@ -99,7 +99,7 @@ class PrivacyScoringCallback(OncePerModule):
         """Note on the module which reference data it has seen, for audits."""
         super().on_fit_start(trainer, pl_module)
         if self.kind == "privacy":
-            record_seen(pl_module, "reference data of the scoring", all_ids(self.nonmembers) or ())
+            record_seen(pl_module, SCORED, all_ids(self.nonmembers) or ())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.done_with is not None or self.scores is not None:

@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.data import Batches, OverlapCheck, SeededOrder, all_digests, isolated_rng
+from lightning_cwrf.defenses import DefenseMixin
 from lightning_cwrf.defenses.registry import Defense
 from lightning_cwrf.recipes.cwrf import CWRF
 from lightning_cwrf.recipes.stacked import check_stackable, train_stack
+from lightning_cwrf.seen import SCORED, seen_by
 from lightning_cwrf.shadows.jobs import seed_all
 from lightning_cwrf.vanilla import capture, redraw
 
@@ -211,6 +213,31 @@ class ShadowRecipe:
                 self.defense.attach(model)
         return model
 
+    def differences(self, model: nn.Module) -> list[str]:
+        """How ``model`` was visibly not trained by this recipe: another architecture, another defense, or CWRF.
+
+        Much cannot be seen: a checkpoint that was loaded into the user's own class has lost its defense and its record
+        of CWRF, and nothing in a model tells its epochs or its data.
+
+        >>> from lightning_cwrf import RelaxLossMixin
+        >>> plain = ShadowRecipe(LightningModule, {"max_epochs": 1}, batch_size=32)
+        >>> plain.differences(RelaxLossMixin.attach(LightningModule(), alpha=0.5))
+        ['it was trained with RelaxLossMixin (alpha=0.5, upper=1.0), and they with no defense']
+        """
+        if not isinstance(model, LightningModule):  # a wrapper of one, or a module of another kind
+            return []
+        with isolated_rng():
+            own = self.build()
+        found = []
+        shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (own, model)]
+        if shapes[0] != shapes[1]:
+            found.append("its weights have other names or shapes than theirs")
+        if isinstance(model, DefenseMixin) and _defense_of(own) != _defense_of(model):
+            found.append(f"it was trained with {_defense_of(model)}, and they with {_defense_of(own)}")
+        if self.cwrf is None and SCORED in seen_by(model):
+            found.append("it was hardened by CWRF, and they were not")
+        return found
+
     def check(
         self, pool: Dataset[Any], *, population: Dataset[Any] | None = None, start: bool = False, stack: int = 1
     ) -> None:
@@ -282,6 +309,14 @@ class ShadowRecipe:
             trainer.fit(module, batches)
         for model in models:
             model.to(trainer.strategy.root_device)
+
+
+def _defense_of(module: LightningModule) -> str:
+    if not isinstance(module, DefenseMixin):
+        return "no defense"
+    settings = dict(module._named_settings())
+    name = settings.pop("name")
+    return f"{name} ({', '.join(f'{key}={value}' for key, value in settings.items())})" if settings else str(name)
 
 
 def _check_start(given: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -38,6 +38,7 @@ class ShadowSignals:
         store: where the models' files are, under the key of pool, population, views, recipe and seed.
         views: functions of a batch of inputs, for the audited model's own outputs on them; or empty.
         view_logits: on q augmented views of the pool, ``(k, q, n, K)``, or None.
+        recipe: what the models were trained by, or None.
     """
 
     logits: Tensor = field(repr=False)
@@ -49,6 +50,7 @@ class ShadowSignals:
     store: ShadowStore
     views: tuple[View, ...] = field(default=(), repr=False)
     view_logits: Tensor | None = field(default=None, repr=False)
+    recipe: Recipe | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -63,6 +65,14 @@ class ShadowSignals:
     def weights(self, model: int) -> dict[str, Tensor]:
         """The state dict of one shadow model; :func:`train_shadows` must have run with ``keep_weights=True``."""
         return self.store.weights(model)
+
+    def differences(self, model: nn.Module) -> list[str]:
+        """How ``model`` was visibly not trained as these models were (:meth:`ShadowRecipe.differences`).
+
+        Of a recipe that is a function of one's own nothing can be seen.
+        """
+        tell = getattr(self.recipe, "differences", None)
+        return [] if tell is None else list(tell(model))
 
 
 def train_shadows(
@@ -167,6 +177,7 @@ def train_shadows(
         store=kept,
         views=views,
         view_logits=torch.stack([s["view_logits"] for s in signals]) if views else None,
+        recipe=recipe,
     )
 
 
