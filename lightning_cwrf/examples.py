@@ -42,8 +42,8 @@ def fingerprints(inputs: Any) -> list[bytes]:
     """One 16-byte digest of content per example of a batch of inputs (a tensor, or a nest of tensors).
 
     Two examples have the same digest when their values, shape and dtype are the same, whatever their position. The
-    padding of a batch is no content: sequences of integers ``(n, length)`` count without what an ``attention_mask``
-    beside them leaves out, and without zeros at the end.
+    padding of a batch is no content: what an ``attention_mask`` ``(n, length)`` leaves out of the inputs beside it does
+    not count, at either end, nor do zeros at the end of sequences of integers.
 
     >>> a, b, c = fingerprints(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
     >>> a == c, a == b
@@ -80,19 +80,31 @@ def _columns(inputs: Any, mask: Tensor | None) -> list[tuple[Any, list[bytes]]]:
     leaf = leaf.detach().cpu().contiguous()
     if leaf.ndim == 0:
         raise ValueError("every input must have the batch first, not shape ().")
-    return [((str(leaf.dtype), "sequence" if _is_sequence(leaf) else tuple(leaf.shape[1:])), _rows(leaf, mask))]
+    masked = mask is not None and leaf.shape[:2] == mask.shape
+    shape = ("sequence", *leaf.shape[2:]) if masked or _is_sequence(leaf) else tuple(leaf.shape[1:])
+    return [((str(leaf.dtype), shape), _masked(leaf, mask) if masked and mask is not None else _rows(leaf))]
 
 
 def _is_sequence(leaf: Tensor) -> bool:
     return leaf.ndim == 2 and not leaf.is_floating_point() and not leaf.is_complex()
 
 
-def _rows(leaf: Tensor, mask: Tensor | None) -> list[bytes]:
-    """The bytes of each example, of integer sequences without their padding."""
+def _masked(leaf: Tensor, mask: Tensor) -> list[bytes]:
+    """The bytes of what a mask leaves of each example, wherever in its row that stands."""
+    kept = leaf[mask].reshape(-1).view(torch.uint8).numpy()
+    size = len(kept) // max(1, int(mask.sum()))
+    ends = [0, *(mask.sum(1).cumsum(0) * size).tolist()]
+    return [kept[begin:end].tobytes() for begin, end in itertools.pairwise(ends)]
+
+
+def _bytes(rows: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in rows.contiguous().view(torch.uint8).numpy()]
+
+
+def _rows(leaf: Tensor) -> list[bytes]:
+    """The bytes of each example, of integer sequences without the zeros at their end."""
     if not _is_sequence(leaf):
-        return [row.tobytes() for row in leaf.reshape(len(leaf), -1).view(torch.uint8).numpy()]
-    if mask is not None and mask.shape == leaf.shape:
-        leaf = leaf * mask
+        return _bytes(leaf.reshape(len(leaf), -1))
     width = leaf.shape[1]
     # The last place that is not zero; a row of zeros alone has none.
     ends = width - leaf.ne(0).flip(1).int().argmax(1) if width else torch.zeros(len(leaf), dtype=torch.long)
@@ -122,7 +134,8 @@ def example_ids(batch: Any, key: Key | None = None) -> list[ExampleId]:
         return [(known, None) for known in example_keys(batch, key)]
     try:
         _, targets = split_batch(batch)
-        labels = list(map(int, targets))
+        labels = torch.as_tensor(targets).tolist()
+        labels = list(map(int, labels))
     except (TypeError, ValueError, RuntimeError):  # only the user's own step can tell them
         labels = []
     digests = example_digests(batch)

@@ -16,8 +16,10 @@ from lightning_cwrf import (
     without_overlap,
 )
 from lightning_cwrf.audit import AuditResult, audit
+from lightning_cwrf.audit.sides import _but, apart
 from lightning_cwrf.data import example_ids, fingerprints
 from lightning_cwrf.defenses import create_defense
+from lightning_cwrf.outputs import ModelOutputs
 from lightning_cwrf.seen import load_seen_state, record_seen, seen_by, seen_state
 from tests.helpers import Classifier, digits, loader, part, trained, trainer
 from tests.recipes import Memorise
@@ -248,6 +250,49 @@ def test_padding_is_no_content():
     assert fingerprints(pairs[0]) == fingerprints(pairs[1])
     apart = [torch.tensor([[1, 2], [1, 0]]), torch.tensor([[3, 0], [2, 3]])]
     assert len(set(fingerprints(apart))) == 2  # one row does not run on into the next
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("kind", ["tokens", "samples", "frames"])
+def test_what_a_mask_leaves_out_is_no_content(left, kind):
+    """Decoders pad at the left, and audio is padded too."""
+    torch.manual_seed(0)
+    rows = [torch.randn(n, 3) for n in (3, 6, 4)]
+    rows = {"tokens": [r[:, 0].gt(0).long() for r in rows], "samples": [r[:, 0] for r in rows], "frames": rows}[kind]
+
+    def batch(chosen):
+        width = max(len(rows[i]) for i in chosen)
+        x, mask = (
+            torch.zeros(len(chosen), width, *rows[0].shape[1:], dtype=rows[0].dtype),
+            torch.zeros(len(chosen), width),
+        )
+        for line, i in enumerate(chosen):
+            places = slice(width - len(rows[i]), None) if left else slice(len(rows[i]))
+            x[line, places], mask[line, places] = rows[i], 1
+        return {"x": x, "attention_mask": mask.long()}
+
+    whole = fingerprints(batch([0, 1, 2]))
+    assert len(set(whole)) == 3
+    assert fingerprints(batch([2, 0])) == [whole[2], whole[0]]
+
+
+def test_many_examples_are_dropped_in_one_pass():
+    """Each place is looked up once, not each among all that are dropped: 30,000 took minutes."""
+    n = 30_000
+    outputs = ModelOutputs(torch.zeros(n, 2), torch.zeros(n, dtype=torch.long), [b"%d" % i for i in range(n)])
+    others = ModelOutputs(torch.zeros(n, 2), torch.zeros(n, dtype=torch.long), [b"%d" % (i + 9) for i in range(n)])
+    looked_up = _Counting(range(5))
+    assert _but(7, looked_up) == [5, 6]
+    assert looked_up.passes == 1
+    assert len(apart(outputs, others, None, seen={}, overlap="drop").nonmembers) == 9
+
+
+class _Counting(list):
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
 
 
 def test_sparse_inputs_have_content():

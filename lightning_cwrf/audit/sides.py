@@ -68,7 +68,7 @@ def apart(
     if overlap != "drop":
         return Sides(members, nonmembers, population, overlap=places)
     kept = {
-        name: [i for i in range(len(outputs)) if i not in set(places[name])]
+        name: _but(len(outputs), places[name])
         for name, outputs in (("nonmembers", nonmembers), ("population", population))
         if outputs is not None and name in places
     }
@@ -80,6 +80,12 @@ def apart(
     if population is not None and "population" in kept:
         population = population.at(kept["population"])
     return Sides(members, nonmembers, population, kept, places)
+
+
+def _but(total: int, places: Collection[int]) -> list[int]:
+    """All places below ``total`` but these."""
+    left_out = set(places)
+    return [place for place in range(total) if place not in left_out]
 
 
 def _seen(outputs: ModelOutputs, seen: Mapping[str, Collection[ExampleId]]) -> dict[str, list[int]]:
