@@ -17,7 +17,7 @@ from lightning_cwrf import (
 )
 from lightning_cwrf.audit import AuditResult, audit
 from lightning_cwrf.audit.sides import _but, apart
-from lightning_cwrf.data import example_ids, fingerprints
+from lightning_cwrf.data import example_digests, example_ids, fingerprints
 from lightning_cwrf.defenses import create_defense
 from lightning_cwrf.outputs import ModelOutputs
 from lightning_cwrf.seen import load_seen_state, record_seen, seen_by, seen_state
@@ -293,6 +293,44 @@ class _Counting(list):
     def __iter__(self):
         self.passes += 1
         return super().__iter__()
+
+
+@pytest.mark.parametrize("form", ["dict", "named", "texts", "triple"])
+def test_an_index_in_the_batch_hides_no_overlap(form):
+    """Each data set numbers its own examples, so a copy has another number."""
+
+    class Numbered(Dataset):
+        def __init__(self, begin, end):
+            self.examples = part(begin, end)
+
+        def __len__(self):
+            return len(self.examples)
+
+        def __getitem__(self, i):
+            x, y = self.examples[i]
+            if form == "triple":
+                return x, y, i
+            name, known = {"dict": ("idx", i), "named": ("Sample_ID", i), "texts": ("id", f"no {i}")}[form]
+            return {"x": x, name: known, "labels": y}
+
+    class Own(Classifier):
+        def classification_step(self, batch):
+            x, y = (batch["x"], batch["labels"]) if isinstance(batch, dict) else batch[:2]
+            return self(x), y
+
+    model = Own()
+    with pytest.raises(ValueError, match="20 of the 40 examples of nonmembers are members"):
+        audit(model, members=Numbered(0, 40), nonmembers=Numbered(20, 60))
+    assert len(without_overlap(Numbered(20, 60), Numbered(0, 40))) == 20
+    audit(model, members=Numbered(0, 40), nonmembers=Numbered(40, 80))
+
+
+def test_numbers_that_are_all_there_is_are_content():
+    ids, ages = torch.tensor([1, 2]), torch.tensor([30, 30])
+    assert len(set(example_digests(({"id": ids}, ages)))) == 2
+    assert len(set(example_digests((ids, ages, ages)))) == 2
+    assert len(set(example_digests(({"age": ids, "x": ages}, ages)))) == 2
+    assert len(set(example_digests(({"input_ids": torch.tensor([[1, 2], [1, 3]]), "x": ages}, ages)))) == 2
 
 
 def test_sparse_inputs_have_content():

@@ -43,7 +43,9 @@ class Estimate:
     shadow_interval: Interval | None = None
 
     def __str__(self) -> str:
-        if math.isinf(self.interval.high):  # a lower bound is an interval of its own
+        if math.isinf(self.interval.high) and math.isfinite(
+            self.interval.low
+        ):  # a lower bound is an interval of its own
             return f"≥ {self.value:.3f}"
         return f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]"
 
