@@ -294,6 +294,7 @@ def _run(chosen: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict
         for attack in chosen:
             attack.check(evidence)
     scores, failures = {}, {}
+    untouched = _versions(evidence)
     for attack in chosen:
         try:
             scores[attack.name] = attack(evidence)
@@ -301,7 +302,19 @@ def _run(chosen: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict
             if len(chosen) == 1:
                 raise
             failures[attack.name] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        changed = [name for name, version in _versions(evidence).items() if version != untouched[name]]
+        if changed:
+            raise ValueError(
+                f"the {attack.name} attack changed the evidence's {', '.join(changed)} in place, which other attacks "
+                "see too; let it work on a copy (.clone())."
+            )
     return scores, failures
+
+
+def _versions(evidence: Evidence) -> dict[str, int]:
+    """How often each tensor of the evidence was written to."""
+    tensors = {name: value for name, value in vars(evidence).items() if isinstance(value, Tensor)}
+    return {name: value._version for name, value in tensors.items() if not value.is_inference()}
 
 
 def _attacks(attacks: Sequence[str | Attack] | None, shadows: ShadowSignals | None) -> list[Attack]:

@@ -97,13 +97,23 @@ def _seen(outputs: ModelOutputs, seen: Mapping[str, Collection[ExampleId]]) -> d
 
 
 def suspicions(sides: Sides, model: Mapping[str, Estimate]) -> list[str]:
-    """What looks like a mistake, and may be none: sides on other scales, sides swapped.
+    """What looks like a mistake, and may be none: sides on other scales, sides swapped, copies, random outputs.
 
     Args:
         sides: of the audit.
         model: train_accuracy, test_accuracy, train_loss, test_loss, loss_gap.
     """
-    said = []
+    said = [
+        f"{len(outputs) - len(set(outputs.ids))} of the {len(outputs)} {name} are copies of others. Intervals and "
+        "p-values count each as an independent example; if copies are not meant, take them out."
+        for name, outputs in (("members", sides.members), ("non-members", sides.nonmembers))
+        if is_ambiguous(outputs.ids)
+    ]
+    if sides.members.random:
+        said.append(
+            "the model gives other outputs each time for the same inputs, in eval mode too: attacks look weaker than "
+            "those of somebody who asks it several times. Is there a dropout without training=self.training?"
+        )
     for name, outputs in (("non-members", sides.nonmembers), ("population", sides.population)):
         here, there = sides.members.scale, None if outputs is None else outputs.scale
         if here is not None and there is not None and _differ(here, there):
