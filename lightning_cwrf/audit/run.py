@@ -264,7 +264,7 @@ def audit_outputs(
         failures,
         overlap=sides.overlap,
         overlap_policy=overlap,
-        remarks=suspicions(sides, model),
+        remarks=suspicions(sides, model, overlap),
     )
 
 

@@ -96,18 +96,19 @@ def _seen(outputs: ModelOutputs, seen: Mapping[str, Collection[ExampleId]]) -> d
     return {what: [i for i, known in enumerate(ids) if is_seen(known, found)] for what, found in seen.items()}
 
 
-def suspicions(sides: Sides, model: Mapping[str, Estimate]) -> list[str]:
+def suspicions(sides: Sides, model: Mapping[str, Estimate], overlap: Overlap) -> list[str]:
     """What looks like a mistake, and may be none: sides on other scales, sides swapped, copies, random outputs.
 
     Args:
         sides: of the audit.
         model: train_accuracy, test_accuracy, train_loss, test_loss, loss_gap.
+        overlap: of the audit; ``"allow"`` says that different examples share their content.
     """
     said = [
         f"{len(outputs) - len(set(outputs.ids))} of the {len(outputs)} {name} are copies of others. Intervals and "
         "p-values count each as an independent example; if copies are not meant, take them out."
         for name, outputs in (("members", sides.members), ("non-members", sides.nonmembers))
-        if is_ambiguous(outputs.ids)
+        if overlap != "allow" and is_ambiguous(outputs.ids)
     ]
     if sides.members.random:
         said.append(
