@@ -23,6 +23,8 @@ ExampleId: TypeAlias = tuple[Hashable, int | None]
 """What an example is known by: a digest of its inputs with its label, or a key with None."""
 
 _MASK = "attention_mask"
+_NUMBERS = {"idx", "index", "indices", "id", "ids", "uid", "guid"}
+"""Keys (also as the last part of one, ``sample_idx``) under which a batch numbers its examples."""
 
 
 def tensors_of(inputs: Any) -> list[Tensor]:
@@ -42,8 +44,8 @@ def fingerprints(inputs: Any) -> list[bytes]:
     """One 16-byte digest of content per example of a batch of inputs (a tensor, or a nest of tensors).
 
     Two examples have the same digest when their values, shape and dtype are the same, whatever their position. The
-    padding of a batch is no content: sequences of integers ``(n, length)`` count without what an ``attention_mask``
-    beside them leaves out, and without zeros at the end.
+    padding of a batch is no content: what an ``attention_mask`` ``(n, length)`` leaves out of the inputs beside it does
+    not count, at either end, nor do zeros at the end of sequences of integers.
 
     >>> a, b, c = fingerprints(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
     >>> a == c, a == b
@@ -80,19 +82,31 @@ def _columns(inputs: Any, mask: Tensor | None) -> list[tuple[Any, list[bytes]]]:
     leaf = leaf.detach().cpu().contiguous()
     if leaf.ndim == 0:
         raise ValueError("every input must have the batch first, not shape ().")
-    return [((str(leaf.dtype), "sequence" if _is_sequence(leaf) else tuple(leaf.shape[1:])), _rows(leaf, mask))]
+    masked = mask is not None and leaf.shape[:2] == mask.shape
+    shape = ("sequence", *leaf.shape[2:]) if masked or _is_sequence(leaf) else tuple(leaf.shape[1:])
+    return [((str(leaf.dtype), shape), _masked(leaf, mask) if masked and mask is not None else _rows(leaf))]
 
 
 def _is_sequence(leaf: Tensor) -> bool:
     return leaf.ndim == 2 and not leaf.is_floating_point() and not leaf.is_complex()
 
 
-def _rows(leaf: Tensor, mask: Tensor | None) -> list[bytes]:
-    """The bytes of each example, of integer sequences without their padding."""
+def _masked(leaf: Tensor, mask: Tensor) -> list[bytes]:
+    """The bytes of what a mask leaves of each example, wherever in its row that stands."""
+    kept = leaf[mask].reshape(-1).view(torch.uint8).numpy()
+    size = len(kept) // max(1, int(mask.sum()))
+    ends = [0, *(mask.sum(1).cumsum(0) * size).tolist()]
+    return [kept[begin:end].tobytes() for begin, end in itertools.pairwise(ends)]
+
+
+def _bytes(rows: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in rows.contiguous().view(torch.uint8).numpy()]
+
+
+def _rows(leaf: Tensor) -> list[bytes]:
+    """The bytes of each example, of integer sequences without the zeros at their end."""
     if not _is_sequence(leaf):
-        return [row.tobytes() for row in leaf.reshape(len(leaf), -1).view(torch.uint8).numpy()]
-    if mask is not None and mask.shape == leaf.shape:
-        leaf = leaf * mask
+        return _bytes(leaf.reshape(len(leaf), -1))
     width = leaf.shape[1]
     # The last place that is not zero; a row of zeros alone has none.
     ends = width - leaf.ne(0).flip(1).int().argmax(1) if width else torch.zeros(len(leaf), dtype=torch.long)
@@ -101,12 +115,38 @@ def _rows(leaf: Tensor, mask: Tensor | None) -> list[bytes]:
 
 
 def example_digests(batch: Any) -> list[bytes]:
-    """:func:`fingerprints` of a batch's inputs; of the whole batch where only the user's own step can take it apart."""
+    """:func:`fingerprints` of a batch's inputs, without the numbers that a batch gives its examples.
+
+    Those are no content: the same example has another one in another data set. They are known by their key
+    (``"idx"``, ``"sample_id"``). A batch that only the user's own step can take apart counts without all that is one
+    integer per example (its labels, an index), where there is more than that.
+
+    >>> a, b = example_digests({"x": torch.zeros(2, 3), "idx": torch.tensor([0, 1]), "label": torch.tensor([0, 0])})
+    >>> a == b
+    True
+    """
     try:
         inputs, _ = split_batch(batch)
     except TypeError:
-        inputs = batch
+        larger = [value for value in batch if not _numbers(value)] if isinstance(batch, (tuple, list)) else None
+        return fingerprints(larger or batch)
+    if isinstance(inputs, Mapping):
+        content = {
+            name: value
+            for name, value in inputs.items()
+            if str(name).lower().strip("_").rpartition("_")[2] not in _NUMBERS or not _numbers(value)
+        }
+        inputs = content or inputs
     return fingerprints(inputs)
+
+
+def _numbers(value: Any) -> bool:
+    """Whether it is one integer, or one text, per example."""
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(isinstance(each, (str, bytes, int)) for each in value)
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and value.dtype.kind in "iu"
+    return isinstance(value, Tensor) and value.ndim == 1 and not value.is_floating_point() and not value.is_complex()
 
 
 def example_ids(batch: Any, key: Key | None = None) -> list[ExampleId]:
@@ -122,7 +162,8 @@ def example_ids(batch: Any, key: Key | None = None) -> list[ExampleId]:
         return [(known, None) for known in example_keys(batch, key)]
     try:
         _, targets = split_batch(batch)
-        labels = list(map(int, targets))
+        labels = torch.as_tensor(targets).tolist()
+        labels = list(map(int, labels))
     except (TypeError, ValueError, RuntimeError):  # only the user's own step can tell them
         labels = []
     digests = example_digests(batch)
@@ -172,10 +213,18 @@ def _example(batch: Any, i: int) -> Any:
 
 
 def reads_alike(data: Batches) -> bool:
-    """Whether some batches, labels too, are the same when they are read again; random augmentation changes them."""
+    """Whether some batches, labels too, are the same when they are read again; random augmentation changes them.
+
+    They are read the other way round then: workers that begin with the same random state in every pass would augment
+    the same examples in the same way.
+    """
+
+    def read(backwards: bool) -> list[list[bytes]]:
+        return [sorted(fingerprints(batch)) for batch in some_batches(data, backwards=backwards)]
+
     with isolated_rng():  # a loader draws a seed for its workers
-        first, again = ([fingerprints(batch) for batch in some_batches(data)] for _ in range(2))
-    return first == again
+        first, again = read(False), read(True)
+    return first in (again, again[::-1])
 
 
 def check_reads_alike(data: Batches, name: str, transfer: Callable[[Any], Any] | None = None) -> None:

@@ -84,8 +84,11 @@ def as_loader(
     return _like(loader, generator, batch_size=size, sampler=order)
 
 
-def some_batches(data: Batches, examples: int = 256, batches: int = 3) -> Iterable[Any]:
-    """Few of the batches that :func:`as_loader` gives in order, spread over the data; of a stream the first."""
+def some_batches(data: Batches, examples: int = 256, batches: int = 3, *, backwards: bool = False) -> Iterable[Any]:
+    """Few of the batches that :func:`as_loader` gives in order, spread over the data; of a stream the first.
+
+    ``backwards`` gives them, and the examples in each, the other way round where the data have places.
+    """
     loader = _loader(data, None)
     if loader is None or isinstance(loader.dataset, IterableDataset):
         first: Iterable[Any] = as_loader(data, shuffle=False)
@@ -98,6 +101,8 @@ def some_batches(data: Batches, examples: int = 256, batches: int = 3) -> Iterab
     if groups is None:
         groups = [given.places[i : i + size] for i in range(0, len(given.places), size)]  # type: ignore[misc]
     chosen = [groups[i] for i in _spread(len(groups), max(batches, math.ceil(examples / size)))]
+    if backwards:
+        chosen = [group[::-1] for group in reversed(chosen)]
     if given.batches is None and loader.batch_sampler is None:
         return _like(loader, None, batch_size=None, sampler=[place for group in chosen for place in group])
     return _grouped(loader, chosen, None)
@@ -151,11 +156,28 @@ def check_batches(data: Any, name: str = "") -> None:
         what = "; make it a TensorDataset" if isinstance(data, (Tensor, np.ndarray)) else ""
         raise TypeError(f"{wanted} {type(data).__name__}{what}.")
     first = data[0] if isinstance(data, (list, tuple)) and data else None
+    if isinstance(first, (Tensor, np.ndarray)):
+        raise TypeError(
+            f"{wanted} a {type(data).__name__} of {type(first).__name__}s; of inputs and targets make a "
+            "TensorDataset(inputs, targets), of one batch a list that holds it."
+        )
     if isinstance(first, (DataLoader, Dataset)):
         raise TypeError(
             f"{wanted} a {type(data).__name__} of {type(first).__name__}s; of several loaders pass one, or one over a "
             "ConcatDataset."
         )
+
+
+def iterates_itself(data: Any) -> bool:
+    """Whether a loader's class has an iteration of its own, which a loader that is built anew goes without.
+
+    >>> iterates_itself(DataLoader(range(3)))
+    False
+    """
+    kind = type(data)
+    if not isinstance(data, DataLoader) or kind.__module__.partition(".")[0] == "torchdata":
+        return False
+    return kind.__iter__ is not DataLoader.__iter__
 
 
 def _loader(data: Batches, batch_size: int | None) -> DataLoader[Any] | None:

@@ -34,6 +34,7 @@ class ModelOutputs:
         digests: of the inputs' content, one per example.
         keys: the user's own ids; None: examples are known by content.
         scale: mean and standard deviation of the inputs' floats; None: they have none.
+        random: the model gave other logits when it was asked a second time.
     """
 
     logits: Tensor
@@ -41,6 +42,7 @@ class ModelOutputs:
     digests: list[bytes]
     keys: list[Hashable] | None = None
     scale: tuple[float, float] | None = None
+    random: bool = False
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -116,6 +118,7 @@ def collect_outputs(
     logits, targets, digests = [], [], []
     keys: list[Hashable] | None = None if key is None else []
     scale = _Scale()
+    random = False
     with evaluating(model):
         for batch in as_loader(data, shuffle=False):
             digests += example_digests(batch)
@@ -123,6 +126,10 @@ def collect_outputs(
                 keys += example_keys(batch, key)
             scale.see(batch)
             z, y = classification_step(model, bring(batch))
+            if not logits:
+                again, _ = classification_step(model, bring(batch))
+                # Kernels may sum in another order; noise that hides members is far larger.
+                random = z.shape == again.shape and not torch.allclose(z.float(), again.float(), rtol=1e-2, atol=1e-3)
             logits.append(z.float().cpu())
             targets.append(y.cpu())
     if not targets:
@@ -133,7 +140,7 @@ def collect_outputs(
     classes = sorted({z.shape[1] for z in logits})
     if len(classes) > 1:
         raise ValueError(f"the model gives {' and '.join(map(str, classes))} classes on different batches of {name}.")
-    outputs = ModelOutputs(torch.cat(logits), torch.cat(targets), digests, keys, scale.value)
+    outputs = ModelOutputs(torch.cat(logits), torch.cat(targets), digests, keys, scale.value, random)
     check_no_probabilities(outputs.logits, name)
     return outputs
 

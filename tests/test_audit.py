@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback, attacks
-from lightning_cwrf.attacks import available_attacks, create_attack
+from lightning_cwrf.attacks import Attack, available_attacks, create_attack
 from lightning_cwrf.attacks.augmentation import default_views
 from lightning_cwrf.audit import AuditResult, audit, audit_outputs
 from lightning_cwrf.audit.evidence import columns_of
@@ -276,6 +276,14 @@ def test_a_failed_attack_is_named_and_the_others_stand(audited, shadows):
         trainer(max_epochs=1, callbacks=[callback]).fit(Classifier(), loader(0, 100))
 
 
+def test_an_attack_that_writes_into_the_evidence_is_an_error():
+    """The attacks after it would see what it left."""
+    model = Classifier()
+    careless = Attack("careless", lambda evidence: evidence.logits.zero_()[:, 0])
+    with pytest.raises(ValueError, match=r"the careless attack changed the evidence's logits in place.*clone"):
+        audit(model, members=MEMBERS, nonmembers=NONMEMBERS, attacks=[careless, create_attack("loss")])
+
+
 class Stop(Callback):
     def on_train_batch_end(self, trainer, *_):
         trainer.should_stop = True
@@ -285,7 +293,7 @@ class Stop(Callback):
     "stop",
     [
         {"callbacks": [Stop()]},
-        {"max_steps": 3},
+        {"max_steps": 6},
         {"callbacks": [EarlyStopping("val_acc", patience=0, stopping_threshold=0.0, mode="max")]},
     ],
 )

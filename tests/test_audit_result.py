@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightning_cwrf.audit import AuditResult, Estimate
+from lightning_cwrf.audit import AuditResult, Estimate, audit_outputs
 from lightning_cwrf.audit.saved import plain, read_json, write_json
 from lightning_cwrf.metrics import Interval
+from lightning_cwrf.outputs import ModelOutputs
 
 
 def estimate(value, low, high, **more):
@@ -268,3 +269,12 @@ def test_the_most_exposed_by_hand():
     assert result.exposed("loss", count=1, target=1) == [(2, 1, 3.0, 0.0)]
     assert result.exposed("loss", count=0) == []
     assert result.auc_by_class("loss") == {0: 1.0, 1: 0.5}
+
+
+def test_a_mean_of_one_value_is_no_bound_and_a_high_confidence_is_not_certainty():
+    x = torch.tensor([[3.0, 1.0]])
+    one = ModelOutputs(x, torch.tensor([0]), [b"a"]), ModelOutputs(x, torch.tensor([1]), [b"b"])
+    text = str(audit_outputs(*one, confidence=0.999))
+    assert "test loss: 2.127 [-inf, inf]" in text
+    assert "In brackets: 99.9% confidence interval." in text
+    assert "at 99.9% confidence" in text

@@ -1,10 +1,13 @@
 """The audited members are the training members, or the audit says why they cannot be known."""
 
 import copy
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,6 +28,7 @@ from torch.utils.data import (
 from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback
 from lightning_cwrf.audit import audit
 from lightning_cwrf.callbacks.audit import weights_digest
+from lightning_cwrf.data import reads_alike
 from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.scores import learnability_scores, privacy_vulnerability_scores
 from tests.helpers import Classifier, digits, loader, part, same_snapshot, snapshot, trained, trainer
@@ -150,6 +154,40 @@ def test_limited_batches_of_a_shuffled_loader():
         )
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_training_of_less_than_an_epoch(shuffle):
+    """4 of 10 batches are trained on; the other 120 examples are no members."""
+    run = trainer(max_steps=4, max_epochs=-1, callbacks=[MIAAuditCallback(OTHERS)])
+    with pytest.raises(MisconfigurationException, match="leaves out about 60% of the examples"):
+        run.fit(Classifier(), DataLoader(POOL, batch_size=20, shuffle=shuffle))
+
+
+class _Stop(Callback):
+    def __init__(self, batches):
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop |= trainer.fit_loop.epoch_loop.total_batch_idx + 1 >= self.batches
+
+
+@pytest.mark.parametrize(("settings", "batches", "share"), [({}, 4, 60), ({"limit_train_batches": 3}, 6, 49)])
+def test_a_training_that_is_stopped_early(settings, batches, share):
+    """Its 40 epochs were to draw every example."""
+    callback = MIAAuditCallback(OTHERS, every_n_epochs=0)
+    run = trainer(max_epochs=40, callbacks=[_Stop(batches), callback], **settings)
+    with pytest.warns(UserWarning, match=f"ended before it had drawn about {share}% of the examples"):
+        run.fit(Classifier(), DataLoader(POOL, batch_size=20, shuffle=True))
+    assert any("ended before" in note for note in callback.result.notes())
+
+
+def test_a_whole_epoch_leaves_out_nothing():
+    callback = MIAAuditCallback(OTHERS, every_n_epochs=0)
+    run = trainer(max_epochs=40, callbacks=[_Stop(10), callback], reload_dataloaders_every_n_epochs=1)
+    with pytest.warns(UserWarning, match="made anew every 1 epochs"):
+        run.fit(Classifier(), DataLoader(POOL, batch_size=20, shuffle=True))
+    assert not any("ended before" in note for note in callback.result.notes())
+
+
 def test_loaders_that_draw_few_of_their_examples(memorised):
     draws = DataLoader(POOL, batch_size=20, sampler=WeightedRandomSampler(torch.ones(200), 100))
     with pytest.warns(UserWarning, match="a pass leaves out 61% of the 200"):
@@ -260,6 +298,47 @@ def test_augmentation_of_the_last_examples_alone_is_found(memorised):
         audit(memorised, members=DataLoader(mixed, batch_size=32), nonmembers=part(1200, 1300))
     with pytest.raises(ValueError, match=r"members read differently each time .*or a stream that goes on"):
         audit(memorised, members=DataLoader(Stream(), batch_size=8), nonmembers=OTHERS)
+
+
+class _Noisy(Dataset):
+    """Its random numbers are its own: every worker begins each pass with the same."""
+
+    def __init__(self):
+        self.random = random.Random(0)
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, i):
+        x, y = POOL[i]
+        return x + self.random.gauss(0, 1), y
+
+
+class _Seeded(_Noisy):
+    def __getitem__(self, i):
+        x, y = POOL[i]
+        return x + float(np.random.randn()), y
+
+
+def _seed(worker):
+    np.random.seed(worker)
+
+
+@pytest.mark.parametrize(("data", "init"), [(_Noisy(), None), (_Seeded(), _seed)])
+def test_augmentation_of_workers_that_begin_alike_is_found(data, init):
+    noisy = DataLoader(data, batch_size=16, num_workers=2, worker_init_fn=init)
+    assert not reads_alike(noisy)
+    assert reads_alike(DataLoader(Subset(POOL, range(100)), batch_size=16, num_workers=2, shuffle=True))
+
+
+def test_a_loader_with_an_iteration_of_its_own_is_told(memorised):
+    class Scaled(DataLoader):
+        def __iter__(self):
+            for x, y in super().__iter__():
+                yield x / 255, y
+
+    with pytest.warns(UserWarning, match=r"members: Scaled has an __iter__ of its own"):
+        audit(memorised, members=Scaled(POOL, batch_size=16), nonmembers=OTHERS)
 
 
 def test_augmentation_in_the_transfer_hook_is_found():

@@ -16,8 +16,10 @@ from lightning_cwrf import (
     without_overlap,
 )
 from lightning_cwrf.audit import AuditResult, audit
-from lightning_cwrf.data import example_ids, fingerprints
+from lightning_cwrf.audit.sides import _but, apart
+from lightning_cwrf.data import example_digests, example_ids, fingerprints
 from lightning_cwrf.defenses import create_defense
+from lightning_cwrf.outputs import ModelOutputs
 from lightning_cwrf.seen import load_seen_state, record_seen, seen_by, seen_state
 from tests.helpers import Classifier, digits, loader, part, trained, trainer
 from tests.recipes import Memorise
@@ -248,6 +250,87 @@ def test_padding_is_no_content():
     assert fingerprints(pairs[0]) == fingerprints(pairs[1])
     apart = [torch.tensor([[1, 2], [1, 0]]), torch.tensor([[3, 0], [2, 3]])]
     assert len(set(fingerprints(apart))) == 2  # one row does not run on into the next
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("kind", ["tokens", "samples", "frames"])
+def test_what_a_mask_leaves_out_is_no_content(left, kind):
+    """Decoders pad at the left, and audio is padded too."""
+    torch.manual_seed(0)
+    rows = [torch.randn(n, 3) for n in (3, 6, 4)]
+    rows = {"tokens": [r[:, 0].gt(0).long() for r in rows], "samples": [r[:, 0] for r in rows], "frames": rows}[kind]
+
+    def batch(chosen):
+        width = max(len(rows[i]) for i in chosen)
+        x, mask = (
+            torch.zeros(len(chosen), width, *rows[0].shape[1:], dtype=rows[0].dtype),
+            torch.zeros(len(chosen), width),
+        )
+        for line, i in enumerate(chosen):
+            places = slice(width - len(rows[i]), None) if left else slice(len(rows[i]))
+            x[line, places], mask[line, places] = rows[i], 1
+        return {"x": x, "attention_mask": mask.long()}
+
+    whole = fingerprints(batch([0, 1, 2]))
+    assert len(set(whole)) == 3
+    assert fingerprints(batch([2, 0])) == [whole[2], whole[0]]
+
+
+def test_many_examples_are_dropped_in_one_pass():
+    """Each place is looked up once, not each among all that are dropped: 30,000 took minutes."""
+    n = 30_000
+    outputs = ModelOutputs(torch.zeros(n, 2), torch.zeros(n, dtype=torch.long), [b"%d" % i for i in range(n)])
+    others = ModelOutputs(torch.zeros(n, 2), torch.zeros(n, dtype=torch.long), [b"%d" % (i + 9) for i in range(n)])
+    looked_up = _Counting(range(5))
+    assert _but(7, looked_up) == [5, 6]
+    assert looked_up.passes == 1
+    assert len(apart(outputs, others, None, seen={}, overlap="drop").nonmembers) == 9
+
+
+class _Counting(list):
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("form", ["dict", "named", "texts", "triple"])
+def test_an_index_in_the_batch_hides_no_overlap(form):
+    """Each data set numbers its own examples, so a copy has another number."""
+
+    class Numbered(Dataset):
+        def __init__(self, begin, end):
+            self.examples = part(begin, end)
+
+        def __len__(self):
+            return len(self.examples)
+
+        def __getitem__(self, i):
+            x, y = self.examples[i]
+            if form == "triple":
+                return x, y, i
+            name, known = {"dict": ("idx", i), "named": ("Sample_ID", i), "texts": ("id", f"no {i}")}[form]
+            return {"x": x, name: known, "labels": y}
+
+    class Own(Classifier):
+        def classification_step(self, batch):
+            x, y = (batch["x"], batch["labels"]) if isinstance(batch, dict) else batch[:2]
+            return self(x), y
+
+    model = Own()
+    with pytest.raises(ValueError, match="20 of the 40 examples of nonmembers are members"):
+        audit(model, members=Numbered(0, 40), nonmembers=Numbered(20, 60))
+    assert len(without_overlap(Numbered(20, 60), Numbered(0, 40))) == 20
+    audit(model, members=Numbered(0, 40), nonmembers=Numbered(40, 80))
+
+
+def test_numbers_that_are_all_there_is_are_content():
+    ids, ages = torch.tensor([1, 2]), torch.tensor([30, 30])
+    assert len(set(example_digests(({"id": ids}, ages)))) == 2
+    assert len(set(example_digests((ids, ages, ages)))) == 2
+    assert len(set(example_digests(({"age": ids, "x": ages}, ages)))) == 2
+    assert len(set(example_digests(({"input_ids": torch.tensor([[1, 2], [1, 3]]), "x": ages}, ages)))) == 2
 
 
 def test_sparse_inputs_have_content():

@@ -275,6 +275,7 @@ def test_batches_are_of_the_size_asked_for_where_they_are_not_ready():
         ({"a": DataLoader(DATA)}, "not a dict; of several loaders pass one"),
         ([DataLoader(DATA), DataLoader(DATA)], "not a list of DataLoaders; of several"),
         ((DATA, DATA), "not a tuple of TensorDatasets"),
+        ((torch.zeros(3, 2), torch.zeros(3)), r"not a tuple of Tensors; .* TensorDataset\(inputs, targets\)"),
         (torch.zeros(3, 2), "not Tensor; make it a TensorDataset"),
         (torch.zeros(3, 2).numpy(), "not ndarray; make it a TensorDataset"),
         ("data", "not str"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback
 from lightning_cwrf.audit import audit
@@ -239,3 +239,23 @@ def test_settings_of_the_callback(wrong, error):
 def test_numpy_targets_are_taken():
     _, targets = classification_step(Classifier(), (X[:4], np.array([1, 2, 3, 4], dtype=np.int32)))
     assert targets.dtype == torch.int64
+
+
+def test_copies_on_a_side_are_told():
+    """Ten copies of each member make an interval of 60 examples as narrow as one of 600."""
+    members, others = part(0, 60), part(100, 160)
+    for given in ({"members": ConcatDataset([members] * 10)}, {"nonmembers": ConcatDataset([others] * 10)}):
+        with pytest.warns(UserWarning, match=r"540 of the 600 (non-)?members are copies of others"):
+            audit(Classifier(), **{"members": members, "nonmembers": others, **given})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        audit(Classifier(), members=ConcatDataset([members, part(0, 1)]), nonmembers=others)
+
+
+def test_a_model_that_draws_at_random_is_told():
+    class Dropped(Classifier):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x))  # without training=self.training
+
+    with pytest.warns(UserWarning, match="the model gives other outputs each time for the same inputs"):
+        audit(Dropped(), members=part(0, 60), nonmembers=part(100, 160))

@@ -43,7 +43,9 @@ class Estimate:
     shadow_interval: Interval | None = None
 
     def __str__(self) -> str:
-        if math.isinf(self.interval.high):  # a lower bound is an interval of its own
+        if math.isinf(self.interval.high) and math.isfinite(
+            self.interval.low
+        ):  # a lower bound is an interval of its own
             return f"≥ {self.value:.3f}"
         return f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]"
 
@@ -196,7 +198,7 @@ class AuditResult:
             p = found["auroc"].p_value
             rows.append([attack, *(str(found[name]) for name in columns), "" if p is None else f"{p:.2g}"])
         lines += ["", *aligned(rows), *self._over_shadows(), ""]
-        lines.append(f"In brackets: {self.confidence:.0%} confidence interval.")
+        lines.append(f"In brackets: {percent(self.confidence)} confidence interval.")
         rest = [name for name in every if name not in _SHOWN]
         lines += [f"Not shown, but in the estimates and the saved file: {', '.join(rest)}."] if rest else []
         return "\n".join([*lines, *self.notes(_SHOWN)])
@@ -212,7 +214,7 @@ class AuditResult:
         auc = f"from an AUC of {least:.3f} on" if math.isfinite(least) else "at no AUC"
         return (
             f"{members} members and {nonmembers} non-members: an attack is told from chance {auc} (one-sided, at "
-            f"{self.confidence:.0%} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
+            f"{percent(self.confidence)} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
         )
 
     def _below_chance(self) -> list[str]:
@@ -258,6 +260,15 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def percent(share: float) -> str:
+    """A share in words; 0.999 must not become 100%.
+
+    >>> percent(0.95), percent(0.999)
+    ('95%', '99.9%')
+    """
+    return f"{100 * share:.4g}%"
 
 
 def _estimate_of(content: dict[str, Any]) -> Estimate:

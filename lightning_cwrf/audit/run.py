@@ -26,6 +26,7 @@ from lightning_cwrf.audit.sides import apart, suspicions
 from lightning_cwrf.checks import check_choice, check_confidence, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap, check_batches, check_reads_alike
 from lightning_cwrf.examples import ExampleId
+from lightning_cwrf.loading import iterates_itself
 from lightning_cwrf.outputs import ModelOutputs, collect_inputs, collect_outputs, collect_view_logits
 from lightning_cwrf.overlap import OVERLAPS
 from lightning_cwrf.sampling import support
@@ -133,6 +134,12 @@ def check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None =
         raise TypeError(
             f"{name}: a {type(data).__name__} can be read only once, and an audit reads data again; pass a list of its "
             "batches, a DataLoader or a data set."
+        )
+    if iterates_itself(data):
+        warnings.warn(
+            f"{name}: {type(data).__name__} has an __iter__ of its own, which an audit goes without: it reads the "
+            "loader's data set with its collate function. If __iter__ changes the batches, pass a list of them.",
+            stacklevel=3,
         )
     check_reads_alike(data, name, transfer)
     if name != "members" or not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
@@ -257,7 +264,7 @@ def audit_outputs(
         failures,
         overlap=sides.overlap,
         overlap_policy=overlap,
-        remarks=suspicions(sides, model),
+        remarks=suspicions(sides, model, overlap),
     )
 
 
@@ -287,6 +294,7 @@ def _run(chosen: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict
         for attack in chosen:
             attack.check(evidence)
     scores, failures = {}, {}
+    untouched = _versions(evidence)
     for attack in chosen:
         try:
             scores[attack.name] = attack(evidence)
@@ -294,7 +302,19 @@ def _run(chosen: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict
             if len(chosen) == 1:
                 raise
             failures[attack.name] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        changed = [name for name, version in _versions(evidence).items() if version != untouched[name]]
+        if changed:
+            raise ValueError(
+                f"the {attack.name} attack changed the evidence's {', '.join(changed)} in place, which other attacks "
+                "see too; let it work on a copy (.clone())."
+            )
     return scores, failures
+
+
+def _versions(evidence: Evidence) -> dict[str, int]:
+    """How often each tensor of the evidence was written to."""
+    tensors = {name: value for name, value in vars(evidence).items() if isinstance(value, Tensor)}
+    return {name: value._version for name, value in tensors.items() if not value.is_inference()}
 
 
 def _attacks(attacks: Sequence[str | Attack] | None, shadows: ShadowSignals | None) -> list[Attack]:

@@ -68,7 +68,7 @@ def apart(
     if overlap != "drop":
         return Sides(members, nonmembers, population, overlap=places)
     kept = {
-        name: [i for i in range(len(outputs)) if i not in set(places[name])]
+        name: _but(len(outputs), places[name])
         for name, outputs in (("nonmembers", nonmembers), ("population", population))
         if outputs is not None and name in places
     }
@@ -82,6 +82,12 @@ def apart(
     return Sides(members, nonmembers, population, kept, places)
 
 
+def _but(total: int, places: Collection[int]) -> list[int]:
+    """All places below ``total`` but these."""
+    left_out = set(places)
+    return [place for place in range(total) if place not in left_out]
+
+
 def _seen(outputs: ModelOutputs, seen: Mapping[str, Collection[ExampleId]]) -> dict[str, list[int]]:
     """Places of what the model has seen, by its kind; where content tells examples apart at all."""
     ids = list(zip(outputs.digests, outputs.targets.tolist(), strict=True))
@@ -90,14 +96,25 @@ def _seen(outputs: ModelOutputs, seen: Mapping[str, Collection[ExampleId]]) -> d
     return {what: [i for i, known in enumerate(ids) if is_seen(known, found)] for what, found in seen.items()}
 
 
-def suspicions(sides: Sides, model: Mapping[str, Estimate]) -> list[str]:
-    """What looks like a mistake, and may be none: sides on other scales, sides swapped.
+def suspicions(sides: Sides, model: Mapping[str, Estimate], overlap: Overlap) -> list[str]:
+    """What looks like a mistake, and may be none: sides on other scales, sides swapped, copies, random outputs.
 
     Args:
         sides: of the audit.
         model: train_accuracy, test_accuracy, train_loss, test_loss, loss_gap.
+        overlap: of the audit; ``"allow"`` says that different examples share their content.
     """
-    said = []
+    said = [
+        f"{len(outputs) - len(set(outputs.ids))} of the {len(outputs)} {name} are copies of others. Intervals and "
+        "p-values count each as an independent example; if copies are not meant, take them out."
+        for name, outputs in (("members", sides.members), ("non-members", sides.nonmembers))
+        if overlap != "allow" and is_ambiguous(outputs.ids)
+    ]
+    if sides.members.random:
+        said.append(
+            "the model gives other outputs each time for the same inputs, in eval mode too: attacks look weaker than "
+            "those of somebody who asks it several times. Is there a dropout without training=self.training?"
+        )
     for name, outputs in (("non-members", sides.nonmembers), ("population", sides.population)):
         here, there = sides.members.scale, None if outputs is None else outputs.scale
         if here is not None and there is not None and _differ(here, there):

@@ -98,6 +98,7 @@ class MIAAuditCallback(OncePerModule):
         self.result: AuditResult | None = None
         self.history: list[dict[str, float]] = []
         self._final_step = -1
+        self._expected = 0.0  # the share of the members that the training was to leave out
         self._audited: bytes | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,6 +164,7 @@ class MIAAuditCallback(OncePerModule):
         if final:
             self._final_step = trainer.global_step
             self._audited = weights_digest(pl_module)
+            self.result.remarks.extend(self._left_out(trainer))
             for remark in self.result.remarks:
                 rank_zero_warn(remark)
         for name, why in self.result.failures.items():
@@ -173,7 +175,14 @@ class MIAAuditCallback(OncePerModule):
 
     def _check_coverage(self, trainer: Trainer) -> None:
         """Members that the training never draws would make any attack look weak."""
-        unseen = unseen_share(trainer)
+        if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                "the training loader is made anew every "
+                f"{trainer.reload_dataloaders_every_n_epochs} epochs, and the members are "  # type: ignore[attr-defined]
+                "those that the one in use at the audit can give. If an earlier one gives others, pass "
+                "MIAAuditCallback(members=...)."
+            )
+        self._expected = unseen = unseen_share(trainer)
         if unseen <= 0.01:
             return
         said = (
@@ -186,6 +195,17 @@ class MIAAuditCallback(OncePerModule):
                 f"{said}. Train on a Subset in place of a limit, or pass MIAAuditCallback(members=...)."
             )
         rank_zero_warn(f"{said}. Pass MIAAuditCallback(members=...).")
+
+    def _left_out(self, trainer: Trainer) -> list[str]:
+        """A remark where the training ended before it had drawn what it was to draw."""
+        unseen = 0.0 if self.members is not None else unseen_share(trainer, so_far=True)
+        if unseen <= max(0.01, self._expected + 0.001):
+            return []
+        return [
+            f"the training ended before it had drawn about {unseen:.0%} of the examples that its loader can give, and "
+            "which ones cannot be known: taken for members, they make attacks look weak. Pass "
+            "MIAAuditCallback(members=...), or train longer."
+        ]
 
     def _given(self, trainer: Trainer, pl_module: LightningModule, *, final: bool) -> dict[str, Any]:
         """The outputs on each side, and how they are compared."""

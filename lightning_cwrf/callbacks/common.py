@@ -177,10 +177,14 @@ def training_data(trainer: Trainer, callback: Callback) -> Any:
     return first_batches(loader, trainer.num_training_batches)
 
 
-def unseen_share(trainer: Trainer) -> float:
+def unseen_share(trainer: Trainer, *, so_far: bool = False) -> float:
     """The share of what the training loader can give that the whole training is expected to leave out.
 
     Poisson batches leave none out: with them, a member is what can be drawn.
+
+    Args:
+        trainer: in a fit.
+        so_far: by the batches that there were, instead of those that there will be: a training may be stopped.
     """
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -191,7 +195,13 @@ def unseen_share(trainer: Trainer) -> float:
     epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
     if trainer.max_steps != -1:
         epochs = min(epochs, trainer.max_steps * trainer.accumulate_grad_batches / batches)
-    return support(loader, int(batches)).unseen(epochs)
+    if so_far:
+        epochs = (trainer.fit_loop.epoch_loop.total_batch_idx + 1) / batches
+    given = support(loader, int(batches))
+    if epochs >= 1 or not given.places:
+        return given.unseen(epochs)
+    part = support(loader, max(1, math.ceil(epochs * batches)))
+    return 1 - len(part.places) * (1 - part.unseen(1)) / len(given.places)
 
 
 def _refuse_classes(trainer: Any) -> None:

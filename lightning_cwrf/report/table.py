@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_cwrf.audit import FPR, AuditResult, aligned
+from lightning_cwrf.audit.result import percent
 
 _MODEL_ROWS = {
     "train_accuracy": "train accuracy",
@@ -136,4 +137,4 @@ def _laid_out(rows: list[list[str]], results: Sequence[AuditResult]) -> str:
     rule = ["─" * max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = aligned([rows[0], rule, *rows[1:]])
     notes = dict.fromkeys(note for result in results for note in result.notes(_SHOWN))
-    return "\n".join([*lines, "", f"In brackets: {100 * results[0].confidence:.4g}% confidence interval.", *notes])
+    return "\n".join([*lines, "", f"In brackets: {percent(results[0].confidence)} confidence interval.", *notes])

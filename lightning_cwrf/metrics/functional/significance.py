@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_cwrf.checks import check_confidence, check_integer
 from lightning_cwrf.metrics.functional.intervals import welch_freedom
 from lightning_cwrf.metrics.functional.roc import (
+    ScoreCounts,
     advantage_of,
     auroc_of,
     count_scores,
@@ -21,6 +22,10 @@ from lightning_cwrf.metrics.functional.roc import (
 
 def auroc_p_value(scores: Tensor, is_member: Tensor) -> float:
     """One-sided Mann–Whitney test of AUC > ½: normal approximation, with the correction for ties.
+
+    Where nine in ten examples or more have one score and the rest all lie above it, or all below, the AUC hangs on how
+    many of the rest are members, and the normal approximation fails for few of them (p ≤ 0.001 in 2 % of audits of
+    1,000 members and 100 non-members that do not differ). There p is at least that of the exact test of this number.
 
     >>> auroc_p_value(torch.zeros(4), torch.tensor([True, True, False, False]))
     1.0
@@ -33,7 +38,20 @@ def auroc_p_value(scores: Tensor, is_member: Tensor) -> float:
     if variance <= 0:
         return 1.0
     excess = float(auroc_of(counts)) * m * n - m * n / 2 - 0.5  # the continuity correction
-    return _upper_tail(excess / math.sqrt(variance))
+    return max(_upper_tail(excess / math.sqrt(variance)), _few_apart_p_value(counts))
+
+
+def _few_apart_p_value(counts: ScoreCounts) -> float:
+    """How likely so few members are below (non-members above) what nearly all score; 0 where not nearly all do."""
+    tied = counts.members + counts.nonmembers
+    most = int(tied.argmax())
+    m, n = int(counts.members.sum()), int(counts.nonmembers.sum())
+    above, below = int(tied[:most].sum()), int(tied[most + 1 :].sum())
+    if above + below > (m + n) / 10 or (above and below):
+        return 0.0
+    if above:
+        return _hypergeometric_cdf(int(counts.nonmembers[:most].sum()), m, n, above)
+    return _hypergeometric_cdf(int(counts.members[most + 1 :].sum()), n, m, below)
 
 
 def resolvable_auc(members: int, nonmembers: int, confidence: float = 0.95) -> float:
