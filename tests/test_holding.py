@@ -509,3 +509,16 @@ def test_weights_that_are_unfrozen_later_are_told_of_before_the_training_and_whe
     assert (len(early), len(late)) == (1, 1)
     assert "the other 330 alone" in early[0]
     assert "backbone.1.bias, backbone.1.weight" in late[0]
+
+
+def test_gradients_that_are_clipped_in_the_modules_own_hook_are_those_of_the_live_weights():
+    class ClipsThere(Classifier):
+        def on_after_backward(self):
+            self.before = float(nn.utils.clip_grad_norm_(self.parameters(), 0.1))
+            self.after = float(torch.stack([p.grad.norm() for p in self.parameters()]).norm())
+
+    model = ClipsThere()
+    mask = WeightMask({n: torch.full(p.shape, n.startswith("net.5")) for n, p in model.named_parameters()})
+    trainer(max_epochs=1, callbacks=[GradientMaskCallback(mask=mask)]).fit(model, loader(0, 16))
+    assert model.before > 0.1
+    assert model.after == pytest.approx(0.1, rel=1e-3)

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, PrivacyScoringCallback, WeightMask
+from lightning_cwrf.copies import copied
 from lightning_cwrf.scores import load_scores, save_scores
-from lightning_cwrf.vanilla import capture, copied, load_vanilla, redraw, save_vanilla
+from lightning_cwrf.vanilla import capture, load_vanilla, redraw, save_vanilla
 
 
 def net():

@@ -110,6 +110,11 @@ class GradientMaskCallback(OncePerModule):
         before_saving = _BeforeSaving(self, trainer, pl_module)
         self._hooks.append(pl_module.register_state_dict_pre_hook(before_saving))  # type: ignore[no-untyped-call]
 
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the module's own hook of this name, where some clip gradients."""
+        if self.mask is not None and pl_module.automatic_optimization:
+            self.mask.zero_grad_(pl_module)
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.mask is not None:
             self.mask.zero_grad_(pl_module)
