@@ -245,7 +245,11 @@ def _state_in(loaded: Any, where: str) -> dict[str, Tensor]:
                     'pass its state dict: torch.load(path, weights_only=True)["state_dict"]. Else pass '
                     'vanilla="redraw".'
                 )
-    return {name: value.detach().cpu() for name, value in state.items()}
+    return {name: value.detach() if value.is_meta else value.detach().cpu() for name, value in state.items()}
+
+
+def _is_float(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -256,6 +260,11 @@ def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
         f"have {name!r} of shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
         for name, value in own.items()
         if name in state and state[name].shape != value.shape
+    ]
+    faults += [
+        f"have {name!r} as {state[name].dtype}" + " on the meta device, without values" * state[name].is_meta
+        for name, value in own.items()
+        if name in state and (state[name].is_meta or _is_float(value) != _is_float(state[name]))
     ]
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""

@@ -522,3 +522,16 @@ def test_gradients_that_are_clipped_in_the_modules_own_hook_are_those_of_the_liv
     trainer(max_epochs=1, callbacks=[GradientMaskCallback(mask=mask)]).fit(model, loader(0, 16))
     assert model.before > 0.1
     assert model.after == pytest.approx(0.1, rel=1e-3)
+
+
+def test_what_moves_weights_after_many_steps_is_found_within_ten():
+    class MovesLate(Classifier):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if 20 <= batch_idx < 30:
+                shift(self)
+
+    model = MovesLate()
+    values, mask = capture(model), masked(model)
+    with pytest.warns(UserWarning, match=f"{MOVED} {mask.count} frozen weights in epoch 0"):
+        trainer(callbacks=[GradientMaskCallback(mask=mask)], max_epochs=1).fit(model, loader(0, 40, batch_size=1))
+    assert held(model, mask, values)
