@@ -65,7 +65,7 @@ def _uncompiled(made: nn.Module) -> None:
     """Take Lightning's compiled steps off a copy: they are bound to the module that was compiled."""
     for module in made.modules():
         if vars(module).get("_compiler_ctx") is not None:
-            module._compiler_ctx = None
+            vars(module)["_compiler_ctx"] = None
             for name in COMPILED:
                 vars(module).pop(name, None)
 

@@ -15,7 +15,7 @@ from lightning_cwrf import (
     VanillaSnapshotCallback,
     WeightMask,
 )
-from lightning_cwrf.vanilla import save_vanilla
+from lightning_cwrf.vanilla import capture, save_vanilla
 from tests.helpers import OPTIMIZERS, Classifier, ManualClassifier, loader, part, trained, trainer
 
 
