@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_cwrf.classification import classification_step, split_batch
+from lightning_cwrf.copies import copied
 from lightning_cwrf.data import isolated_rng
-from lightning_cwrf.vanilla import copied
 
 _CHUNK = 1 << 20  # weights scored at a time, so that their products need no memory of the size of a layer
 
@@ -60,7 +60,8 @@ def accumulate(
 
     Each gradient is used and freed as soon as the backward pass has it, so that they never stand in memory together.
     A model that still needs a weight's old value afterwards (because it uses the weight detached somewhere) makes
-    autograd say so; then it begins anew, and all gradients of a step are kept until its backward pass is over.
+    autograd say so, as does one with reentrant checkpoints, whose gradients come in parts; then it begins anew, and all
+    gradients of a step are kept until its backward pass is over.
 
     Args:
         model: it is copied.
@@ -72,7 +73,7 @@ def accumulate(
     """
     try:
         return _descend(model, begin(), steps, lr, on_step, at_once=True)
-    except _OldValueNeeded:
+    except _GradientsKept:
         return _descend(model, begin(), steps, lr, on_step, at_once=False)
 
 
@@ -125,8 +126,11 @@ def _alike(model: nn.Module, joined: Any, first: Any, second: Any) -> bool:
     return bool(torch.allclose(together, apart, rtol=1e-3, atol=1e-4 * float(apart.abs().max())))
 
 
-class _OldValueNeeded(Exception):
-    """The backward pass needs a weight's value after its gradient is known."""
+class _GradientsKept(Exception):
+    """The backward pass needs a weight's value after its gradient is known, or gives the gradient in parts."""
+
+
+_WHY_KEPT = ("modified by an inplace operation", "use_reentrant=True")
 
 
 def _descend(
@@ -150,12 +154,14 @@ def _descend(
         loss = objective(work)
         if not torch.isfinite(loss):
             raise ValueError(f"the scoring loss is {loss.item()} at step {step + 1}; lower lr (now {lr}).")
+        if step == 0:
+            _check_copy(loss, model)
         if loss.requires_grad:
             try:
-                loss.backward(inputs=list(weights.values()))  # type: ignore[no-untyped-call]
+                loss.backward(inputs=list(weights.values()) if at_once else None)  # type: ignore[no-untyped-call]
             except RuntimeError as error:
-                if at_once and "modified by an inplace operation" in str(error):
-                    raise _OldValueNeeded from error
+                if at_once and any(why in str(error) for why in _WHY_KEPT):
+                    raise _GradientsKept from error
                 raise
         for name, weight in weights.items():
             if weight.grad is not None:
@@ -164,6 +170,25 @@ def _descend(
             on_step(step + 1)
     _tell_unreached([name for name in weights if name not in scores], len(weights))
     return {name: scores[name] for name in weights if name in scores}
+
+
+def _check_copy(loss: Tensor, model: nn.Module) -> None:
+    """Raise where the copy's loss is computed with the weights of the model that was copied."""
+    own = {id(p): name for name, p in model.named_parameters()}
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+        name = own.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise ValueError(
+                f"a copy of this {type(model).__name__} still computes with the {name!r} of the model itself, so its "
+                "weights cannot be scored: look for a lambda or an inner function on the module that names self, and "
+                "make it a method."
+            )
 
 
 @torch.no_grad()
@@ -177,6 +202,10 @@ def _take(name: str, scores: dict[str, Tensor], lr: float, weight: Tensor) -> No
     if name not in scores:
         scores[name] = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
     whole = (scores[name], gradient, weight)
+    if weight.is_complex():  # the first-order change of the loss where the weight is set to zero
+        scores[name] += (gradient.conj() * weight).real.float().abs_()
+        weight.sub_(gradient, alpha=lr)
+        return
     flat = all(tensor.is_contiguous() for tensor in whole)
     parts = zip(*(torch.split(t.view(-1), _CHUNK) for t in whole), strict=True) if flat else [whole]
     for score, g, w in parts:

@@ -31,9 +31,8 @@ class Frozen:
             self.index, self.value = there.index, there.value
 
     def moved(self, tensor: Tensor) -> Tensor:
-        """How many of the values in ``tensor`` are others than those held; NaN is the same as NaN. On its device."""
-        now = tensor.detach().take(self.index)
-        return ((now != self.value) & ~(now.isnan() & self.value.isnan())).sum()
+        """How many of the values in ``tensor`` are others than those held, bit for bit. On its device."""
+        return (_bits(tensor.detach().take(self.index)) != _bits(self.value)).sum()
 
     def write(self, tensor: Tensor) -> None:
         """Write the held values into ``tensor``, in place."""
@@ -55,3 +54,12 @@ class Frozen:
             gradient.view(-1).index_fill_(0, self.index, 0)
         else:
             gradient.masked_fill_(self.mask(parameter), 0)
+
+
+def _bits(values: Tensor) -> Tensor:
+    """Floats as integers: one comparison, in which NaN is itself."""
+    values = torch.view_as_real(values) if values.is_complex() else values
+    return values.view(_INTEGERS[values.element_size()])
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

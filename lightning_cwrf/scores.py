@@ -25,11 +25,12 @@ from torch.nn import functional as F
 
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
+from lightning_cwrf.copies import copied
 from lightning_cwrf.data import Batches, OverlapCheck, as_loader, bring_to, cycle
 from lightning_cwrf.descent import TwoBatches, accumulate, undisturbed
 from lightning_cwrf.descent import trainable_parameters as trainable_parameters  # it has always been here too
 from lightning_cwrf.files import load_tensors, save_tensors
-from lightning_cwrf.vanilla import VanillaSource, copied, load_vanilla
+from lightning_cwrf.vanilla import VanillaSource, load_vanilla
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _CONVS = nn.modules.conv._ConvNd

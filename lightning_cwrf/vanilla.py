@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_cwrf.copies import copied
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.files import digest, load_tensors, save_tensors
 
@@ -26,8 +27,13 @@ _TORCH_FILES = (b"PK\x03\x04", b"\x80")
 
 
 def capture(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's whole state dict (parameters and buffers) on the CPU."""
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
+    """A copy of the tensors of the model's state dict (parameters and buffers) on the CPU."""
+    return {name: value.to("cpu", copy=True).contiguous() for name, value in _tensors_of(model).items()}
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without what modules save beside tensors (``get_extra_state``)."""
+    return {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def save_vanilla(source: nn.Module | Mapping[str, Tensor], path: str | PathLike[str]) -> Path:
@@ -41,7 +47,7 @@ def save_vanilla(source: nn.Module | Mapping[str, Tensor], path: str | PathLike[
     >>> sorted(load_vanilla(path, nn.Linear(2, 2)))
     ['bias', 'weight']
     """
-    return save_tensors(source.state_dict() if isinstance(source, nn.Module) else source, path, _KIND)
+    return save_tensors(_tensors_of(source) if isinstance(source, nn.Module) else source, path, _KIND)
 
 
 def load_vanilla(source: VanillaSource, model: nn.Module) -> dict[str, Tensor]:
@@ -127,7 +133,8 @@ def redraw(model: nn.Module) -> dict[str, Tensor]:
     matters rather than its value. Hence a warning, not an error.
 
     Raises:
-        ValueError: a module owns parameters but has no ``reset_parameters``, so nothing tells how to draw them.
+        ValueError: a module owns parameters but has no ``reset_parameters``, or one that does not set all of them, as
+            under ``spectral_norm``: nothing tells how to draw them.
     """
     work = copied(model)
     stuck = []
@@ -140,12 +147,15 @@ def redraw(model: nn.Module) -> dict[str, Tensor]:
                 continue
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):
-                reset()
-            elif own:
-                stuck.append(f"{name or 'the model itself'} ({type(module).__name__})")
+                left = f": {', '.join(names)}" if (names := _left_by(reset, module)) else None
+            else:
+                left = "" if own else None
+            if left is not None:
+                stuck.append(f"{name or 'the model itself'} ({type(module).__name__}{left})")
     if stuck:
         raise ValueError(
-            f"vanilla='redraw' cannot draw the parameters of {', '.join(stuck)}: no reset_parameters method. Add one, "
+            f"vanilla='redraw' cannot draw the parameters of {', '.join(stuck)}: no reset_parameters method, or one "
+            "that does not set them. Add one, "
             "or pass the initial weights (VanillaSnapshotCallback saves them), or a factory of untrained modules."
         )
     warnings.warn(
@@ -157,55 +167,14 @@ def redraw(model: nn.Module) -> dict[str, Tensor]:
     return {**capture(work), **{name: value.cpu() for name, value in kept.items()}}
 
 
-def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any:
-    """A deep copy of a module; the module itself is never scored or redrawn.
-
-    Args:
-        model: the module.
-        weights: a state dict; the copy has its values, and shares the memory of the parameters with it where device
-            and precision are the same. The copy must not be trained then.
-
-    Raises:
-        TypeError: the module, or something that it holds, cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    own = model.state_dict(keep_vars=True)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    # A module may save its weights in a form of its own; then only its load_state_dict knows what to do with them.
-    plain = own.keys() <= {*parameters, *(name for name, _ in model.named_buffers())}
-    if weights is not None and plain:
-        for name in own.keys() & parameters.keys():
-            parameter = parameters[name]
-            given = weights[name].to(parameter.device, parameter.dtype)
-            memo[id(parameter)] = nn.Parameter(given, requires_grad=parameter.requires_grad)
-    try:
-        made = copy.deepcopy(model, memo)
-    except Exception as error:  # a __deepcopy__ may raise anything
-        raise TypeError(
-            f"{type(model).__name__} cannot be copied ({_uncopyable(model)}: {error}), and its weights are scored and "
-            "redrawn on a copy. Take that attribute off the module before, or give its class a __deepcopy__."
-        ) from error
-    if weights is not None and plain:
-        with torch.no_grad():
-            for name, buffer in made.named_buffers():
-                if name in own:
-                    buffer.copy_(weights[name])
-    elif weights is not None:
-        made.load_state_dict(weights)
-    return made
-
-
-def _uncopyable(model: nn.Module) -> str:
-    """Where in a module the thing is that cannot be copied."""
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if name in ("_parameters", "_buffers", "_modules"):
-                continue
-            try:
-                copy.deepcopy(value)
-            except Exception:
-                return f"attribute {f'{path}.{name}'.lstrip('.')!r} of type {type(value).__name__}"
-    return "one of its parameters or buffers"
+@torch.no_grad()
+def _left_by(reset: Callable[[], Any], module: nn.Module) -> list[str]:
+    """Draw a module's own parameters anew; the names of those that its ``reset_parameters`` does not set."""
+    own = [(name, p) for name, p in module.named_parameters(recurse=False) if p.is_floating_point()]
+    for _, p in own:
+        p.fill_(math.nan)
+    reset()
+    return [name for name, p in own if p.isnan().any()]
 
 
 def _made_by(factory: Callable[[], nn.Module]) -> dict[str, Tensor]:
@@ -277,11 +246,15 @@ def _state_in(loaded: Any, where: str) -> dict[str, Tensor]:
                     'pass its state dict: torch.load(path, weights_only=True)["state_dict"]. Else pass '
                     'vanilla="redraw".'
                 )
-    return {name: value.detach().cpu() for name, value in state.items()}
+    return {name: value.detach() if value.is_meta else value.detach().cpu() for name, value in state.items()}
+
+
+def _is_float(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
-    own = model.state_dict()
+    own = _tensors_of(model)
     faults = [f"lack {name!r} (shape {tuple(value.shape)})" for name, value in own.items() if name not in state]
     faults += [f"have an unknown {name!r}" for name in state if name not in own]
     faults += [
@@ -289,12 +262,26 @@ def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
         for name, value in own.items()
         if name in state and state[name].shape != value.shape
     ]
+    faults += [
+        f"have {name!r} as {state[name].dtype}" + " on the meta device, without values" * state[name].is_meta
+        for name, value in own.items()
+        if name in state and (state[name].is_meta or _is_float(value) != _is_float(state[name]))
+    ]
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ValueError(
             f"vanilla weights {'; '.join(faults[:5])}{more}; were they saved from another architecture? "
             'Pass vanilla="redraw" to draw new ones.'
         )
+    first: dict[int, str] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(p), name)
+        tied = other != name and {name, other} <= state.keys()
+        if tied and not torch.equal(state[name], state[other]):
+            raise ValueError(
+                f"the vanilla weights {other!r} and {name!r} differ, and in the model they are one and the same (tied) "
+                "parameter. Save them from a model in which they are tied."
+            )
     # A buffer may hold NaN or -inf on purpose.
     bad = [name for name, _ in model.named_parameters() if name in state and not torch.isfinite(state[name]).all()]
     if bad:

@@ -150,9 +150,9 @@ class DigitsData(LightningDataModule):
 
 
 class DigitsReference(Dataset):
-    """40 examples, as a data set that a YAML file can name."""
+    """Forty examples, from 100 on, as a data set that a YAML file can name."""
 
-    def __init__(self, begin: int = 100):
+    def __init__(self, begin: int = 100) -> None:
         self.begin = begin
 
     def __len__(self):

@@ -15,7 +15,7 @@ from lightning_cwrf import (
     VanillaSnapshotCallback,
     WeightMask,
 )
-from lightning_cwrf.vanilla import save_vanilla
+from lightning_cwrf.vanilla import capture, save_vanilla
 from tests.helpers import OPTIMIZERS, Classifier, ManualClassifier, loader, part, trained, trainer
 
 
@@ -531,3 +531,14 @@ def test_a_checkpoint_of_a_hardening_is_little_larger_than_that_of_a_plain_run(t
         sizes.append((tmp_path / "run.ckpt").stat().st_size)
     weights = 4 * sum(p.numel() for p in model.parameters())
     assert sizes[1] - sizes[0] < 0.1 * weights + 15_000
+
+
+def test_scores_that_are_no_tensors_or_all_zero():
+    weights = capture(Classifier())
+    names = [name for name, _ in Classifier().named_parameters()]
+    with pytest.raises(TypeError, match=r"scores of 'net\.0\.weight' must be a tensor, not a ndarray"):
+        CriticalRewindCallback(scores={name: weights[name].numpy() for name in names})
+    scores = {name: torch.zeros_like(weights[name]) for name in names}
+    callbacks = [CriticalRewindCallback(scores=scores, vanilla=weights), GradientMaskCallback()]
+    with pytest.warns(UserWarning, match="all scores are 0"):
+        trainer(callbacks=callbacks, max_epochs=1).fit(Classifier(), loader(0, 16))

@@ -286,3 +286,19 @@ def test_wrong_arguments_of_like(arguments, error, message):
     given = {"trainer": trainer(), "model": Classifier(width=4), "loader": loader(0, 64), **arguments}
     with pytest.raises(error, match=message):
         ShadowRecipe.like(given.pop("trainer"), given.pop("model"), **given)
+
+
+def test_weights_that_were_frozen_by_hand_are_told():
+    """The module built anew would train them."""
+    model = Classifier(width=4)
+    model.net[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"2 parameters, such as net\.0\.weight, are frozen in the model"):
+        SET_UP(trainer(), model)
+
+    def build():
+        made = Classifier(width=4)
+        made.net[0].requires_grad_(False)
+        return made
+
+    assert SET_UP(trainer(), model, module=build)
+    assert SET_UP(trainer(), model, callbacks=list)  # callbacks may freeze and unfreeze

@@ -28,7 +28,7 @@ trainer:
       init_args: {rate: 0.05}
     - class_path: lightning_cwrf.GradientMaskCallback
     - class_path: lightning_cwrf.MIAAuditCallback
-      init_args: {nonmembers: {class_path: tests.helpers.DigitsReference, init_args: {begin: 140}}}
+      init_args: {nonmembers: {class_path: tests.helpers.DigitsReference, init_args: {begin: 200}}}
 """
 
 

@@ -5,6 +5,8 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.compile import to_uncompiled
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn import functional as F
 
 from lightning_cwrf.defenses import DefenseMixin, HAMPMixin, PASTMixin, RelaxLossMixin, relaxloss_loss
@@ -197,3 +199,40 @@ def test_a_third_partys_init_that_configures_still_works():
         pass
 
     assert Old(strength=2).defense_settings == {"power": 2}
+
+
+class Counted(RelaxLossMixin):
+    calls = 0
+
+    def defense_loss(self, logits, targets):
+        Counted.calls += 1
+        return super().defense_loss(logits, targets)
+
+
+@pytest.mark.parametrize("uncompiled", [False, True])
+def test_a_module_whose_first_training_was_compiled_trains_with_the_defense(uncompiled):
+    model, Counted.calls = Classifier(), 0
+    trainer(max_epochs=1).fit(torch.compile(model, backend="eager"), loader(0, 16))
+    if uncompiled:
+        to_uncompiled(model)
+        Counted.attach(model)
+    else:
+        with pytest.warns(UserWarning, match="was compiled .* with its old training step. It is not compiled any more"):
+            Counted.attach(model)
+    trainer(max_epochs=1).fit(model, loader(0, 16))
+    assert Counted.calls == 1
+    trainer(max_epochs=1).fit(torch.compile(model, backend="eager"), loader(0, 16))
+    assert Counted.calls == 2
+    DefenseMixin.detach(model)
+    trainer(max_epochs=1).fit(model, loader(0, 16))
+    assert Counted.calls == 2
+
+
+def test_a_training_step_set_on_the_object_is_an_error():
+    model = Classifier()
+    model.training_step = lambda batch, batch_idx: model(batch[0]).sum()
+    with pytest.raises(MisconfigurationException, match="has a training_step set on the object, which would train it"):
+        RelaxLossMixin.attach(model)
+    assert type(model) is Classifier
+    del model.training_step
+    RelaxLossMixin.attach(model)

@@ -509,3 +509,29 @@ def test_weights_that_are_unfrozen_later_are_told_of_before_the_training_and_whe
     assert (len(early), len(late)) == (1, 1)
     assert "the other 330 alone" in early[0]
     assert "backbone.1.bias, backbone.1.weight" in late[0]
+
+
+def test_gradients_that_are_clipped_in_the_modules_own_hook_are_those_of_the_live_weights():
+    class ClipsThere(Classifier):
+        def on_after_backward(self):
+            self.before = float(nn.utils.clip_grad_norm_(self.parameters(), 0.1))
+            self.after = float(torch.stack([p.grad.norm() for p in self.parameters()]).norm())
+
+    model = ClipsThere()
+    mask = WeightMask({n: torch.full(p.shape, n.startswith("net.5")) for n, p in model.named_parameters()})
+    trainer(max_epochs=1, callbacks=[GradientMaskCallback(mask=mask)]).fit(model, loader(0, 16))
+    assert model.before > 0.1
+    assert model.after == pytest.approx(0.1, rel=1e-3)
+
+
+def test_what_moves_weights_after_many_steps_is_found_within_ten():
+    class MovesLate(Classifier):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if 20 <= batch_idx < 30:
+                shift(self)
+
+    model = MovesLate()
+    values, mask = capture(model), masked(model)
+    with pytest.warns(UserWarning, match=f"{MOVED} {mask.count} frozen weights in epoch 0"):
+        trainer(callbacks=[GradientMaskCallback(mask=mask)], max_epochs=1).fit(model, loader(0, 40, batch_size=1))
+    assert held(model, mask, values)

@@ -7,14 +7,23 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import (
+    DataLoader,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from lightning_cwrf.shadows.identity import identity
+from lightning_cwrf.shadows.jobs import told
 
 ROOT = Path(__file__).parents[1]
 PYTHON = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -409,3 +418,89 @@ def test_values_as_arguments():
     assert said == [identity(value) for value in values]
     with pytest.raises(TypeError, match=r"a tensor of layout torch\.sparse_coo"):
         identity(torch.ones(2).to_sparse())
+
+
+DATA = TensorDataset(torch.arange(20.0), torch.arange(20) % 2)
+
+
+def every_second(examples):
+    return default_collate(examples[::2])
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+LOADERS = {
+    "sampler": [{"sampler": SubsetRandomSampler([0, 1])}, {"sampler": SubsetRandomSampler([2, 3])}],
+    "weights": [{"sampler": WeightedRandomSampler([1.0] * 20, 5)}, {"sampler": WeightedRandomSampler([1.0, 0.0], 5)}],
+    "batches": [{"batch_sampler": [[0, 1], [2]]}, {"batch_sampler": [[0, 1], [3]]}],
+    "collate": [{}, {"collate_fn": every_second}],
+    "order": [{}, {"shuffle": True}],
+    "seed of the order": [{"shuffle": True, "generator": generator(seed)} for seed in (0, 1)],
+    "workers' seeds": [{}, {"worker_init_fn": every_second}],
+    "batch size": [{"batch_size": 2}, {"batch_size": 3}],
+    "last batch": [{"batch_size": 3}, {"batch_size": 3, "drop_last": True}],
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_what_a_loader_does_with_its_data(name):
+    a, b = (DataLoader(DATA, **settings) for settings in LOADERS[name])
+    assert identity(a) != identity(b)
+
+
+def test_a_loader_that_was_read_or_has_workers_is_the_same():
+    loader = DataLoader(DATA, shuffle=True, generator=generator(0))
+    before = identity(loader)
+    list(loader)
+    assert identity(loader) == before
+    assert identity(DataLoader(DATA, num_workers=2)) == identity(DataLoader(DATA))
+
+
+def module(*, frozen=False, order="rt", hook=None):
+    torch.manual_seed(0)
+    parts = {"r": nn.ReLU(), "t": nn.Tanh()}
+    made = nn.Sequential(OrderedDict([("l", nn.Linear(2, 2)), *((name, parts[name]) for name in order)]))
+    made.l.requires_grad_(not frozen)
+    if hook is not None:
+        made.register_forward_hook(hook)
+    return made
+
+
+@pytest.mark.parametrize("changed", [{"frozen": True}, {"order": "tr"}, {"hook": every_second}])
+def test_modules_are_known_by_what_is_trained_the_order_of_layers_and_hooks(changed):
+    assert identity(module(**changed)) != identity(module())
+    assert identity(module(**changed)) == identity(module(**changed))  # hooks are numbered in each process
+
+
+def test_containers_that_are_more_than_their_content():
+    assert identity(OrderedDict(a=1, b=2)) != identity(OrderedDict(b=2, a=1))
+    assert identity(defaultdict(int, a=1)) != identity(defaultdict(list, a=1))
+
+
+@pytest.mark.parametrize("how", ["globals()['WIDTH']", "eval('WIDTH')", "__import__('__main__').WIDTH"])
+def test_names_that_are_looked_up_by_text_are_refused(how):
+    recipe = cell(f"def recipe(members, seed):\n    return {how}")["recipe"]
+    with pytest.raises(TypeError, match=r"what \w+\(\) looks up \(read as recipe\), so a change in it would go unseen"):
+        identity(recipe)
+    assert identity(recipe, version="1")
+    assert identity(cell("def recipe(members, seed):\n    return members.eval()")["recipe"])  # a method of that name
+
+
+@pytest.mark.parametrize("how", ["sys.argv[1]", "argparse.ArgumentParser().parse_args().width"])
+def test_the_command_line_that_a_recipe_reads(how, monkeypatch):
+    def now(*given):
+        monkeypatch.setattr(sys, "argv", ["script.py", *given])
+        return identity(cell(f"import argparse, sys\ndef recipe(members, seed):\n    return {how}")["recipe"])
+
+    assert now("--width=8") == now("--width=8") != now("--width=16")
+
+
+def test_the_default_dtype_is_part_of_a_training():
+    before = told(every_second, ())
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert told(every_second, ()) != before
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, PrivacyScoringCallback, WeightMask
+from lightning_cwrf.copies import copied
 from lightning_cwrf.scores import load_scores, save_scores
-from lightning_cwrf.vanilla import capture, copied, load_vanilla, redraw, save_vanilla
+from lightning_cwrf.vanilla import capture, load_vanilla, redraw, save_vanilla
 
 
 def net():
@@ -304,3 +305,10 @@ def test_a_model_that_saves_its_weights_in_a_form_of_its_own_is_copied_by_its_ow
 
     model, other = Doubled(2, 2), Doubled(2, 2)
     assert torch.equal(copied(model, capture(other)).weight, other.weight)
+
+
+def test_weights_without_values_or_of_another_kind_are_refused():
+    model, weight = nn.Linear(2, 2), torch.ones(2, 2)
+    for other, said in ((weight.int(), "torch.int32"), (weight.to("meta"), "torch.float32 on the meta device")):
+        with pytest.raises(ValueError, match=f"vanilla weights have 'weight' as {said}"):
+            load_vanilla({**capture(nn.Linear(2, 2)), "weight": other}, model)

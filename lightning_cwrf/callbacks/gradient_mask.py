@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +21,8 @@ from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_avera
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback, check_mask, mask_identity
 from lightning_cwrf.checks import check_choice
 from lightning_cwrf.masks import WeightMask
+
+_LOOKS = 10  # each comparison takes as long as holding the weights does
 
 
 class GradientMaskCallback(OncePerModule):
@@ -30,8 +34,9 @@ class GradientMaskCallback(OncePerModule):
     optimization, where gradients are cleared as every backward pass accumulates them.
 
     Code that writes to the parameters by itself is found out: the weights are compared with the held values before
-    every step, whenever the module's ``state_dict`` is taken (so before every checkpoint), and after the last hook of
-    the fit. What was moved is put back, and a warning at the next of these or at the epoch's end says how much.
+    each of the first ten steps and every tenth later on, whenever the module's ``state_dict`` is taken (so before every
+    checkpoint), and after the last hook of the fit. What was moved is put back, at the latest after the next step, and
+    a warning at the next of these or at the epoch's end says how much.
 
     Args:
         mask: a mask, or a file of one; its weights are held at the values they have when training starts. None: the
@@ -60,6 +65,7 @@ class GradientMaskCallback(OncePerModule):
         self.mask: WeightMask | None = None
         self._trained: set[str] = set()
         self._unhooked = False
+        self._gradients_are_used = False
         # What was moved between steps and put back, as the most at one time; on the weights' device.
         self._strayed: dict[str, Tensor] = {}
 
@@ -88,14 +94,22 @@ class GradientMaskCallback(OncePerModule):
         self._release()
         self._check(trainer, pl_module, "before the training went on")
         self._trained = _trained(pl_module)
+        users = [pl_module, *trainer.callbacks]  # type: ignore[attr-defined]
+        self._gradients_are_used = pl_module.automatic_optimization and any(
+            is_overridden("on_after_backward", user) for user in users if user is not self
+        )
 
         def hold(optimizer: Any, *_: Any) -> None:
             mask.restore_(pl_module, optimizer)
 
+        steps = itertools.count()
+
         def look(optimizer: Any, *_: Any) -> None:
+            step = next(steps)
+            if step >= _LOOKS and step % _LOOKS:  # the values are written back after the step in any case
+                return
             for name, count in mask.moved_counts(pl_module).items():
                 self._strayed[name] = torch.maximum(self._strayed.get(name, count), count)
-            hold(optimizer)
 
         for optimizer in trainer.optimizers:
             # Opacus' DPOptimizer takes no hooks itself; the optimizer inside it does.
@@ -109,6 +123,11 @@ class GradientMaskCallback(OncePerModule):
             self._hooks += mask.clear_gradients_of(pl_module)
         before_saving = _BeforeSaving(self, trainer, pl_module)
         self._hooks.append(pl_module.register_state_dict_pre_hook(before_saving))  # type: ignore[no-untyped-call]
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the module's own hook of this name, where some clip gradients."""
+        if self.mask is not None and self._gradients_are_used:
+            self.mask.zero_grad_(pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.mask is not None:

@@ -62,6 +62,9 @@ class CriticalRewindCallback(OncePerModule):
             raise ValueError("pass scores or a mask, not both.")
         if scores is not None and not isinstance(scores, (str, PathLike, Mapping)):
             raise TypeError(f"scores must be a file or tensors by parameter name, not a {type(scores).__name__}.")
+        for name, score in scores.items() if isinstance(scores, Mapping) else ():
+            if not isinstance(score, Tensor):
+                raise TypeError(f"the scores of {name!r} must be a tensor, not a {type(score).__name__}.")
         check_mask(mask)
         if vanilla is not None:
             check_source(vanilla)
@@ -135,6 +138,8 @@ class CriticalRewindCallback(OncePerModule):
                 "Load the finished weights (load_from_checkpoint) instead of resuming."
             )
         self._check_scores(pl_module, scores)
+        if not any(bool(score.any()) for score in scores.values()):
+            rank_zero_warn("all scores are 0: which weights are rewound is their order in the model alone.")
         return WeightMask.top(scores, self.rate, per_layer=self.per_layer)
 
     def _check_scores(self, pl_module: LightningModule, scores: Mapping[str, Tensor]) -> None:

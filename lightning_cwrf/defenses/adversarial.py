@@ -163,8 +163,10 @@ class AdversarialRegularizationMixin(DefenseMixin):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if self._adversary is not None:
-            checkpoint[_STATE_KEY] = self._adversary.state_dict()
+        # Before the first step of a resumed run the attack is known by its saved state alone.
+        saved = self._saved_adversary if self._adversary is None else self._adversary.state_dict()
+        if saved is not None:
+            checkpoint[_STATE_KEY] = saved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

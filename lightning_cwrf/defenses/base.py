@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_cwrf.classification import classification_step
-from lightning_cwrf.defenses.bases import check_bases
+from lightning_cwrf.defenses.bases import check_bases, free_step
 from lightning_cwrf.masks import WeightMask
 from lightning_cwrf.seen import load_seen_state, seen_state
 
@@ -77,7 +77,8 @@ class DefenseMixin(_Base):
 
         Raises:
             TypeError: ``module`` is no LightningModule, or a setting is unknown.
-            MisconfigurationException: it has a defense already, or uses manual optimization.
+            MisconfigurationException: it has a defense already, uses manual optimization, or has a ``training_step``
+                set on the object.
             ValueError: a setting is out of range.
         """
         if not isinstance(module, LightningModule):
@@ -90,6 +91,7 @@ class DefenseMixin(_Base):
         _check_automatic(module, cls.__name__)
         original = type(module)
         check_settings(cls, settings)
+        free_step(module)
         attached: Any = module
         attached.__class__ = _attached_class(cls, original)
         try:
@@ -107,6 +109,7 @@ class DefenseMixin(_Base):
         original = getattr(type(module), "_attached_to", None)
         if original is None:
             raise MisconfigurationException(f"no defense was attached to {type(module).__name__}.")
+        free_step(module)
         module.hparams.pop(_HPARAMS_KEY, None)
         module._hparams_initial = copy.deepcopy(module.hparams)
         del module.defense_settings

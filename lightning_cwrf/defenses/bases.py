@@ -7,7 +7,10 @@ from types import CodeType
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_cwrf.copies import COMPILED
 
 
 def check_bases(cls: type, root: type) -> None:
@@ -59,6 +62,33 @@ def check_bases(cls: type, root: type) -> None:
                 "without the defense. Have it call super().training_step(batch, batch_idx), or override "
                 "defense_loss(logits, targets) or classification_step(batch) instead."
             )
+
+
+def free_step(module: LightningModule) -> None:
+    """Have a module's training step be that of its class; before a defense comes or goes, which changes the class.
+
+    A module that was fitted as ``torch.compile(module)`` has compiled steps of its old class as attributes.
+
+    Raises:
+        MisconfigurationException: the user has set a ``training_step`` on the object.
+    """
+    own = vars(module)
+    if own.get("_compiler_ctx") is not None:
+        module._compiler_ctx = None
+        for name in COMPILED:
+            own.pop(name, None)
+        rank_zero_warn(
+            f"this {type(module).__name__} was compiled (torch.compile) with its old training step. It is not compiled "
+            "any more; compile it again for the next fit."
+        )
+    for name in COMPILED:  # bound methods of the class, which to_uncompiled leaves there
+        if name in own and getattr(own[name], "__func__", None) is getattr(type(module), name):
+            del own[name]
+    if "training_step" in own:
+        raise MisconfigurationException(
+            f"this {type(module).__name__} has a training_step set on the object, which would train it instead of the "
+            "one of its class. Delete it (del module.training_step), or define it in a class."
+        )
 
 
 def _names(defense: type, bases: tuple[type, ...]) -> str:

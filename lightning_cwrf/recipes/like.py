@@ -87,7 +87,7 @@ def read_recipe(
         defense=defense,
         cwrf=_cwrf_of(trainer, callbacks is not None, found, augment is not None),
     )
-    _check_rebuilds(recipe, model)
+    _check_rebuilds(recipe, model, may_freeze=callbacks is not None)
     return recipe
 
 
@@ -290,7 +290,7 @@ def _callbacks_of(trainer: Trainer) -> list[Callback]:
     return callbacks
 
 
-def _check_rebuilds(recipe: ShadowRecipe, model: LightningModule) -> None:
+def _check_rebuilds(recipe: ShadowRecipe, model: LightningModule, may_freeze: bool) -> None:
     with isolated_rng():
         rebuilt = recipe.build()
     shapes: list[Mapping[str, Any]] = [
@@ -301,6 +301,17 @@ def _check_rebuilds(recipe: ShadowRecipe, model: LightningModule) -> None:
         raise ValueError(
             f"the module that was built anew has other weights than the model, such as {names[0]}; pass module=, a "
             "function that builds it as it was."
+        )
+    trained: list[Mapping[str, bool]] = [
+        {name: p.requires_grad for name, p in each.named_parameters()} for each in (rebuilt, model)
+    ]
+    changed = [name for name in trained[1] if trained[0][name] != trained[1][name]]
+    if changed and not may_freeze:
+        now = "trained" if trained[1][changed[0]] else "frozen"
+        raise ValueError(
+            f"{len(changed)} parameters, such as {changed[0]}, are {now} in the model (requires_grad) and not in the "
+            "module that was built anew; pass module=, a function that builds it and sets requires_grad as for the "
+            "training."
         )
     if isinstance(model, DefenseMixin) and not isinstance(rebuilt, DefenseMixin):
         raise ValueError("the model has a defense which the module that was built anew has not; pass defense=.")

@@ -20,6 +20,8 @@ _ENVIRONMENT = ("environ", "environb", "getenv", "getenvb")
 _OF_THE_MACHINE = {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
 """What a process may use; worker processes are given their share by these."""
 
+_BY_TEXT = {"globals", "eval", "exec", "__import__"}
+_COMMAND_LINE = {"argv", "parse_args", "parse_known_args"}
 _GLOBAL_LOADS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _BETWEEN = {"PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG"}
 
@@ -45,12 +47,14 @@ class Reads:
         modules: the same, as far as they are modules of the user's.
         names: every name in it, attributes too.
         environment: variables of the environment, with their present values; None under a name that cannot be told.
+        at_run_time: functions that look names up by text, so that anything may be meant.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     modules: dict[str, ModuleType] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
     environment: dict[str | None, str | None] = field(default_factory=dict)
+    at_run_time: set[str] = field(default_factory=set)
 
     @property
     def whole_modules(self) -> bool:
@@ -70,10 +74,14 @@ def reads_of(code: CodeType, scope: Mapping[str, Any]) -> Reads:
         for i, step in enumerate(steps):
             if step.opname in _GLOBAL_LOADS and step.argval in scope:
                 found.values[step.argval] = scope[step.argval]
+            elif step.opname in _GLOBAL_LOADS and step.argval in _BY_TEXT:
+                found.at_run_time.add(f"{step.argval}()")
             elif step.opname == "IMPORT_NAME":
                 found.values.update(_imported(step.argval, steps[i - 2].argval, steps[i - 1].argval, scope))
         read = _environment(steps, scope, found.values)
         found.environment.update((name, value) for name, value in read if name not in _OF_THE_MACHINE)
+    if not _COMMAND_LINE.isdisjoint(found.names):
+        found.values["sys.argv"] = list(sys.argv)
     for name, value in list(found.values.items()):
         if value is os.environ or value is getattr(os, "environb", None):  # not all of it
             del found.values[name]

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import types
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -16,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.data import as_loader, isolated_rng, reads_alike, tensors_of
 from lightning_cwrf.shadows.code import Reads, instructions, is_users, reads_of
-from lightning_cwrf.shadows.values import cells, descriptor, is_given, is_made, simple
+from lightning_cwrf.shadows.values import cells, descriptor, is_given, is_made, loader_settings, module_state, simple
 
 _NAMED_ONLY = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
 _C_FUNCTIONS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.ClassMethodDescriptorType, np.ufunc)
@@ -106,8 +107,11 @@ class _Teller:
         if isinstance(value, Enum):
             return ["enum", type(value).__qualname__, value.name, self.plain(value.value, read=read)]
         if isinstance(value, Mapping):
-            pairs = ([self.plain(k, read=read), self.plain(v, read=read)] for k, v in value.items())
-            return self._with_class(value, ["map", _sorted(pairs)])
+            pairs = [[self.plain(k, read=read), self.plain(v, read=read)] for k, v in value.items()]
+            if isinstance(value, OrderedDict):
+                return self._with_class(value, ["ordered map", pairs])
+            made = [self.plain(value.default_factory, read=True)] if isinstance(value, defaultdict) else []
+            return self._with_class(value, ["map", _sorted(pairs), *made])
         if isinstance(value, (list, tuple)):
             return self._with_class(value, ["list", [self.plain(item, read=read) for item in value]])
         if isinstance(value, (set, frozenset)):
@@ -128,13 +132,8 @@ class _Teller:
         if isinstance(value, ModuleType):
             return self._module(value, None) if is_users(value.__name__) else ["module", value.__name__]
         if isinstance(value, DataLoader) and not read:
-            return [
-                "loader",
-                value.batch_size,
-                value.drop_last,
-                type(value.sampler).__name__,
-                self.plain(value.dataset),
-            ]
+            settings = self._read_all(loader_settings(value), "DataLoader")
+            return ["loader", settings, self.plain(value.dataset)]
         if dataclasses.is_dataclass(value):
             return ["dataclass", self.plain(type(value), read=read), self._fields(value, read)]
         if isinstance(value, Dataset) and not read:
@@ -159,7 +158,8 @@ class _Teller:
             return ["objects", list(value.shape), self.plain(value.ravel().tolist())]
         else:
             kind, raw = value.dtype.str, np.ascontiguousarray(value)
-        return ["array", kind, list(value.shape), hashlib.sha256(raw.tobytes()).hexdigest()]
+        trained = ["trained"] if isinstance(value, Tensor) and value.requires_grad else []
+        return ["array", kind, list(value.shape), hashlib.sha256(raw.tobytes()).hexdigest(), *trained]
 
     def _fields(self, value: Any, read: bool) -> Any:
         """A dataclass's fields, and what else was set on the object."""
@@ -198,6 +198,9 @@ class _Teller:
         return ["function", name, self.plain(instructions(code)), self._read_all({**own, **closed}, name), reads]
 
     def _reads(self, reads: Reads, name: str) -> Any:
+        if reads.at_run_time and not self.covered:
+            with self._at(name):
+                raise _Refused(self._refusal(f"what {' and '.join(sorted(reads.at_run_time))} looks up"))
         if None in reads.environment:
             with self._at(name):
                 if not self.covered:
@@ -270,6 +273,8 @@ class _Teller:
         if isinstance(reduced, str):
             return ["name", type(value).__module__, reduced]
         make, arguments, *rest = reduced
+        if isinstance(value, nn.Module) and rest and isinstance(rest[0], dict):
+            rest[0] = module_state(rest[0])
         if make is copyreg.__newobj__ or make is copyreg.__newobj_ex__:  # type: ignore[attr-defined]
             arguments = (self.plain(arguments[0], read=read), *arguments[1:])
         state, items, pairs = [*rest, None, None, None][:3]

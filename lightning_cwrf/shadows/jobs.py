@@ -98,9 +98,12 @@ def train(jobs: list[Job], share: Share | None) -> list[tuple[str, str]]:
 
 
 def told(recipe: Recipe, views: tuple[View, ...], version: str | None = None) -> str:
-    """Identity of what is trained and how it is looked at; modules that it imports may draw random numbers."""
+    """Identity of what is trained and how it is looked at; modules that it imports may draw random numbers.
+
+    Torch's default dtype, in which a recipe builds its model, is the process's own.
+    """
     with isolated_rng():
-        return identity([recipe, views], version)
+        return identity([recipe, views, torch.get_default_dtype()], version)
 
 
 def seed_all(seed: int) -> None:

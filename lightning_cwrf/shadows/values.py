@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import BatchSampler, DataLoader, default_collate
 
 _MADE_BY_PYTHON = {
     "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
@@ -84,3 +85,30 @@ def descriptor(value: Any) -> tuple[Any, ...] | None:
     if hasattr(value, "__wrapped__") and callable(value) and type(value).__module__ in ("functools", "builtins"):
         return (value.__wrapped__,)  # lru_cache
     return None
+
+
+def loader_settings(loader: DataLoader[Any]) -> dict[str, Any]:
+    """What a loader does with its data set: which examples, in which order, in which batches."""
+    own = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
+    sampler: Any = loader.batch_sampler if own else loader.sampler
+    held = getattr(sampler, "__dict__", None)
+    state = sampler if held is None else {n: _seed_of(v) for n, v in held.items() if v is not loader.dataset}
+    return {
+        "batch_size": loader.batch_size,
+        "drop_last": loader.drop_last,
+        "sampler": [type(sampler), state],
+        "generator": _seed_of(loader.generator),
+        "collate_fn": None if loader.collate_fn is default_collate else loader.collate_fn,
+        "worker_init_fn": loader.worker_init_fn,
+    }
+
+
+def _seed_of(value: Any) -> Any:
+    """A generator by its seed: its state goes on whenever the loader is read."""
+    return value.initial_seed() if isinstance(value, torch.Generator) else value
+
+
+def module_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A module's state with its children in their order, and with its hooks without their numbers in this process."""
+    hooks = {n: list(v.values()) for n, v in state.items() if "_hooks" in n and isinstance(v, dict)}
+    return {**state, **hooks, "order": list(state.get("_modules", ()))}
