@@ -131,7 +131,7 @@ class OverlapCheck:
             self._done = True
             warnings.warn(
                 f"{' and '.join(changing)} read differently each time (random augmentation), so whether {name} hold "
-                "training examples cannot be told by content: see to it that they do not.",
+                "training examples cannot be told by content: make sure they do not.",
                 stacklevel=3,
             )
             return
@@ -159,7 +159,7 @@ class OverlapCheck:
         if places:
             warnings.warn(
                 f"{told(places, len(others), self.name, self.what, 'the same inputs')}. Many members share their "
-                "content with one another, so this may be chance: see to it that these are no training examples.",
+                "content with one another, so this may be chance: make sure that these are not training examples.",
                 stacklevel=4,
             )
 

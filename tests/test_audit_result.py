@@ -156,7 +156,7 @@ def test_other_files_are_told_from_audits(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no saved audit at .*none\.json"):
         AuditResult.load(tmp_path / "none.json")
     for name, content, message in (
-        ("torn.json", text[:100], "is damaged or no JSON"),
+        ("torn.json", text[:100], "is damaged or is not JSON"),
         ("other.json", "{}", "is not a saved audit"),
         ("list.json", "[1]", "is not a saved audit"),
         ("old.json", text.replace("AuditResult/2", "AuditResult/1"), "format lightning_cwrf.AuditResult/1 of another"),
@@ -166,7 +166,7 @@ def test_other_files_are_told_from_audits(tmp_path):
         with pytest.raises(ValueError, match=rf"{name} .*{message}|{message}"):
             AuditResult.load(tmp_path / name)
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is damaged or no JSON"):
+    with pytest.raises(ValueError, match="is damaged or is not JSON"):
         AuditResult.load(tmp_path / "bytes.json")
 
 
@@ -233,7 +233,9 @@ def test_nan_values_come_back(tmp_path):
 def test_an_auc_below_chance_asks_whether_the_sides_were_swapped(auc, high, said):
     estimates = {**made().estimates, "lira": {"auroc": estimate(auc, 0.0, high)}}
     notes = made(estimates=estimates).notes()
-    expected = f"lira: an AUC of {auc:.3f} is below chance, which no attack earns: are members and non-members swapped"
+    expected = (
+        f"lira: an AUC of {auc:.3f} is below chance, which no real attack should give: are members and non-members"
+    )
     assert any(note.startswith(expected) for note in notes) == said
     assert not any(note.startswith("loss: an AUC") for note in notes)
     assert not any("below chance" in note for note in made(estimates=estimates).notes(["advantage"]))

@@ -279,7 +279,7 @@ def test_wrong_fields_of_a_recipe():
         ({"defense": "hamp"}, TypeError, "defense must be what"),
         ({"callbacks": []}, TypeError, "callbacks must be a function"),
         ({"augment": 3}, TypeError, "augment must be a function"),
-        ({"loader": part(0, 64)}, ValueError, "no DataLoader that takes a whole dataset"),
+        ({"loader": part(0, 64)}, ValueError, "this training loader cannot be read"),
     ],
 )
 def test_wrong_arguments_of_like(arguments, error, message):

@@ -48,11 +48,11 @@ def test_an_overlap_can_be_dropped_or_allowed(tmp_path):
     exact = audit(model, nonmembers=part(100, 140), population=POPULATION, **given)
     assert dropped.values() == exact.values()
     assert dropped.overlap == {"nonmembers": list(range(40, 60)), "population": list(range(100, 108))}
-    assert "20 examples of nonmembers stand on another side too, and were left out" in str(dropped)
+    assert "20 examples of nonmembers are also in another set; they were left out" in str(dropped)
     allowed = audit(model, nonmembers=MIXED, population=population, overlap="allow", **given)
     assert len(allowed.losses) == 120
     assert allowed.overlap == dropped.overlap
-    assert "are counted all the same" in str(allowed)
+    assert "also in another set; they were kept" in str(allowed)
     again = AuditResult.load(allowed.save(tmp_path / "a.json"))
     assert (again.overlap, again.overlap_policy) == (allowed.overlap, "allow")
     assert exact.overlap == {}
@@ -458,3 +458,16 @@ def test_an_overlap_by_chance_in_categorical_reference_data_is_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         privacy_vulnerability_scores(Classifier(), Classifier(), MEMBERS, OTHERS, steps=1)
+
+
+def test_dropping_many_examples_of_categorical_data_is_remarked_on():
+    """A model that treats all examples alike, on few distinct inputs: what is left is unlike the members."""
+    x = torch.arange(40).remainder(8).float().unsqueeze(1)
+    members = TensorDataset(x[:20], torch.zeros(20, dtype=torch.long))
+    nonmembers = TensorDataset(x[20:] + 4, torch.zeros(20, dtype=torch.long))
+    shared = sum(float(value) in x[:20] for value in x[20:, 0] + 4)
+    with pytest.warns(UserWarning, match=f"{shared} of the 20 nonmembers were left out.*pass key="):
+        dropped = audit(nn.Linear(1, 2), members=members, nonmembers=nonmembers, overlap="drop")
+    assert any("attacks look stronger" in remark for remark in dropped.remarks)
+    allowed = audit(nn.Linear(1, 2), members=members, nonmembers=nonmembers, overlap="allow")
+    assert not any("left out" in remark for remark in allowed.remarks)

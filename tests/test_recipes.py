@@ -33,6 +33,7 @@ from lightning_cwrf.defenses import (
     available_defenses,
     create_defense,
 )
+from lightning_cwrf.seen import SCORED, record_seen
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.vanilla import capture
 from tests.helpers import OPTIMIZERS, Classifier, ManualClassifier, digits, loader, part, trainer
@@ -424,8 +425,8 @@ class Shapes(Callback):
         (lambda: finished(Unsaved()), r"lack width. Call save_hyperparameters\(\)"),
         (lambda: finished(Grown().grow()), "other weights than the model, such as extra.bias"),
         (lambda: finished(data=DataLoader(Jitter(), 16)), "read differently each time .* pass augment="),
-        (lambda: finished(data=Stream()), "no DataLoader that takes a whole dataset"),
-        (lambda: finished(data=DataLoader(part(0, 32), 8, sampler=WeightedRandomSampler([1.0] * 32, 32))), "that does"),
+        (lambda: finished(data=Stream()), "this training loader cannot be read"),
+        (lambda: finished(data=DataLoader(part(0, 32), 8, sampler=WeightedRandomSampler([1.0] * 32, 32))), "Subset"),
         (lambda: finished(callbacks=[Shapes()]), "Shapes may shape the training: pass callbacks="),
         (lambda: finished(callbacks=[Timer("00:01:00:00")]), "ends by the clock"),
     ],
@@ -565,3 +566,26 @@ def test_the_same_failure_is_told_once(tmp_path):
 
 def fails(members, seed):
     raise ArithmeticError("boom")
+
+
+def test_shadow_models_of_another_training_are_told(tmp_path):
+    """A hardened model that is audited with the shadow models of the unprotected one looks safe and may not be."""
+    pool = part(0, 80)
+    recipe = ShadowRecipe(functools.partial(Plain, width=2), {"max_epochs": 1, **CPU}, batch_size=16)
+    shadows = train(recipe, pool, 2, store=tmp_path)
+    sides = {"members": part(0, 40), "nonmembers": part(40, 80), "shadows": shadows, "attacks": ["loss", "attack_r"]}
+    assert shadows.differences(Plain(width=2)) == []
+    with pytest.warns(UserWarning, match=r"not trained as this model was: its weights have other names or shapes"):
+        result = audit(Plain(width=3), **sides)
+    assert "not trained as this model was" in str(result)
+    hardened = RelaxLossMixin.attach(Plain(width=2), alpha=0.5)
+    said = r"trained with RelaxLossMixin \(alpha=0\.5, upper=1\.0\), and they with no defense"
+    with pytest.warns(UserWarning, match=said):
+        audit(hardened, **sides)
+    tuned = replace(recipe, defense=create_defense("relaxloss", alpha=0.5))
+    assert tuned.differences(hardened) == []
+    assert "alpha=1.0" in tuned.differences(RelaxLossMixin.attach(Plain(width=2), alpha=1.0))[0]
+    assert tuned.differences(Plain(width=2)) == []  # a checkpoint in its own class has lost its defense
+    record_seen(hardened, SCORED, [(b"digest", 0)])
+    assert tuned.differences(hardened) == ["it was hardened by CWRF, and they were not"]
+    assert tuned.differences(nn.Linear(2, 2)) == []

@@ -43,9 +43,8 @@ class Estimate:
     shadow_interval: Interval | None = None
 
     def __str__(self) -> str:
-        if math.isinf(self.interval.high) and math.isfinite(
-            self.interval.low
-        ):  # a lower bound is an interval of its own
+        # A lower bound is an interval of its own.
+        if math.isinf(self.interval.high) and math.isfinite(self.interval.low):
             return f"≥ {self.value:.3f}"
         return f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]"
 
@@ -211,9 +210,9 @@ class AuditResult:
         """What so many examples can tell at all."""
         members, nonmembers = self._sizes()
         least = resolvable_auc(members, nonmembers, self.confidence)
-        auc = f"from an AUC of {least:.3f} on" if math.isfinite(least) else "at no AUC"
+        auc = f"an AUC of at least {least:.3f}" if math.isfinite(least) else "no AUC"
         return (
-            f"{members} members and {nonmembers} non-members: an attack is told from chance {auc} (one-sided, at "
+            f"{members} members and {nonmembers} non-members: {auc} is significantly better than chance (one-sided, at "
             f"{percent(self.confidence)} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
         )
 
@@ -221,16 +220,16 @@ class AuditResult:
         """A line for each attack whose AUC lies further below 1/2 than twice its interval reaches."""
         found = {name: estimates["auroc"] for name, estimates in self.estimates.items() if "auroc" in estimates}
         return [
-            f"{name}: an AUC of {e.value:.3f} is below chance, which no attack earns: are members and non-members "
-            "swapped, or the membership of the shadow models inverted?"
+            f"{name}: an AUC of {e.value:.3f} is below chance, which no real attack should give: are members and "
+            "non-members swapped, or the membership of the shadow models inverted?"
             for name, e in found.items()
             if 0.5 - e.value > 2 * (e.interval.high - e.value)
         ]
 
     def _overlaps(self) -> list[str]:
-        done = {"drop": "were left out", "allow": "are counted all the same"}.get(self.overlap_policy, "stand")
+        done = {"drop": "were left out", "allow": "were kept"}.get(self.overlap_policy, "were found")
         return [
-            f"{len(places)} examples of {name} stand on another side too, and {done}"
+            f"{len(places)} examples of {name} are also in another set; they {done}"
             for name, places in self.overlap.items()
         ]
 

@@ -115,10 +115,22 @@ def audit(
         shadow_resamples=shadow_resamples,
         seen=seen_by(model),
         overlap=overlap,
+        remarks=unlike_shadows(model, shadows),
     )
     for remark in result.remarks:
         warnings.warn(remark, stacklevel=2)
     return result
+
+
+def unlike_shadows(model: nn.Module, shadows: ShadowSignals | None) -> list[str]:
+    """A remark where the shadow models were visibly trained in another way than the audited model."""
+    found = [] if shadows is None else shadows.differences(model)
+    if not found:
+        return []
+    return [
+        f"the shadow models were not trained as this model was: {'; '.join(found)}. The attacks that use them are "
+        "weaker than an attacker who knows the training: train shadow models by its recipe (ShadowRecipe.like)."
+    ]
 
 
 def check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None = None) -> None:
@@ -205,6 +217,7 @@ def audit_outputs(
     shadow_resamples: int = 0,
     seen: Mapping[str, Collection[ExampleId]] | None = None,
     overlap: Overlap = "error",
+    remarks: Sequence[str] = (),
 ) -> AuditResult:
     """Run the attacks on a model's outputs: the loss attack, and with shadow models LiRA and (with a population) RMIA.
 
@@ -222,6 +235,7 @@ def audit_outputs(
         shadow_resamples: as for :func:`audit`.
         seen: what the model has seen besides its members (:func:`~lightning_cwrf.seen.seen_by`).
         overlap: as for :func:`audit`.
+        remarks: further :attr:`AuditResult.remarks`.
 
     Raises:
         ValueError: sides that overlap; an audited example is not in the shadow models' pool, or has another label
@@ -264,7 +278,7 @@ def audit_outputs(
         failures,
         overlap=sides.overlap,
         overlap_policy=overlap,
-        remarks=suspicions(sides, model, overlap),
+        remarks=[*remarks, *suspicions(sides, model, overlap)],
     )
 
 

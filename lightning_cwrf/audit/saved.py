@@ -60,7 +60,7 @@ def read_json(path: str | PathLike[str], kind: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also bytes that are no UTF-8
-        raise ValueError(f"{path} is damaged or no JSON: {error}.") from error
+        raise ValueError(f"{path} is damaged or is not JSON: {error}.") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != kind:
         name = kind.partition("/")[0]

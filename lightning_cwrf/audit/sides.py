@@ -63,7 +63,7 @@ def apart(
         said += [told(found, len(outputs), name, what, by) for what, found in others.items() if found]
         places[name] = sorted({place for found in others.values() for place in found})
     if said and overlap == "error":
-        raise ValueError(f"{'; '.join(said)}: these must be apart. {REMEDY}")
+        raise ValueError(f"{'; '.join(said)}: the sets must be disjoint. {REMEDY}")
     places = {name: found for name, found in places.items() if found}
     if overlap != "drop":
         return Sides(members, nonmembers, population, overlap=places)
@@ -110,6 +110,13 @@ def suspicions(sides: Sides, model: Mapping[str, Estimate], overlap: Overlap) ->
         for name, outputs in (("members", sides.members), ("non-members", sides.nonmembers))
         if overlap != "allow" and is_ambiguous(outputs.ids)
     ]
+    if overlap == "drop" and sides.members.keys is None and is_ambiguous(sides.members.ids):
+        said += [
+            f"{len(places)} of the {len(places) + len(sides.kept[name])} {name} were left out, and many members share "
+            "their content with one another (categorical data?). Then those that are left differ from the members by "
+            'construction, and attacks look stronger than they are: pass key=, or overlap="allow".'
+            for name, places in sides.overlap.items()
+        ]
     if sides.members.random:
         said.append(
             "the model gives other outputs each time for the same inputs, in eval mode too: attacks look weaker than "

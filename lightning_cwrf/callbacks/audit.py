@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.audit import AuditResult, attack_scores, audit_outputs
-from lightning_cwrf.audit.run import check_side
+from lightning_cwrf.audit.run import check_side, unlike_shadows
 from lightning_cwrf.callbacks.common import OncePerModule, saved_state, training_data, unseen_share
 from lightning_cwrf.checks import check_choice, check_confidence, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
@@ -160,6 +160,7 @@ class MIAAuditCallback(OncePerModule):
             shadows=self.shadows if final else None,
             attacks=self.attacks if final else None,
             confidence=self.confidence,
+            remarks=unlike_shadows(pl_module, self.shadows) if final else (),
         )
         if final:
             self._final_step = trainer.global_step

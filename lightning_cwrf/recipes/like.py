@@ -166,8 +166,8 @@ def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | No
     order = whole_order(loader)
     if order is None:
         raise ValueError(
-            "the training loader is no DataLoader that takes a whole dataset in order or shuffled; pass loader=, one "
-            "that does, or write the recipe as a function."
+            "this training loader cannot be read: pass loader=, a DataLoader that takes a whole data set in order or "
+            "shuffled (with a sampler of some examples, one over their Subset), or write the recipe as a function."
         )
     some = DataLoader(loader.dataset, batch_size=16, collate_fn=loader.collate_fn)
     if augment is None and not reads_alike(some):

@@ -263,7 +263,8 @@ class ShadowRecipe:
         if self.examples is not None and not 0.8 <= half / self.examples <= 1.25:
             warnings.warn(
                 f"shadow models train on half of the pool, {half} examples, and the audited model on {self.examples}: "
-                "the attack takes them for its like. A pool should hold the members and as many non-members.",
+                "the attack assumes they were trained on equally many. A pool should hold the members and as many "
+                "non-members.",
                 stacklevel=3,
             )
 

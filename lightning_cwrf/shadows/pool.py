@@ -40,7 +40,7 @@ def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
     if common and is_ambiguous(digests):
         warnings.warn(
             f"{common} examples of the population have the inputs of examples in the pool. Many examples of the pool "
-            "share theirs with one another, so this may be chance: see to it that no shadow model sees the population.",
+            "share theirs with one another, so this may be chance: make sure that no shadow model sees the population.",
             stacklevel=3,
         )
     elif common:
