@@ -115,7 +115,8 @@ def collect_outputs(
     """
     check_batches(data, name)
     bring = transfer or bring_to(model)
-    logits, targets, digests = [], [], []
+    logits: list[Tensor] = []
+    targets, digests = [], []
     keys: list[Hashable] | None = None if key is None else []
     scale = _Scale()
     random = False
