@@ -116,8 +116,7 @@ def collect_outputs(
     check_batches(data, name)
     bring = transfer or bring_to(model)
     logits: list[Tensor] = []
-    targets: list[Tensor] = []
-    digests: list[bytes] = []
+    targets, digests = [], []
     keys: list[Hashable] | None = None if key is None else []
     scale = _Scale()
     random = False

@@ -147,6 +147,9 @@ def test_limited_batches_of_a_shuffled_loader():
         warnings.filterwarnings("error", ".*leaves out.*")
         fit(6)
         assert len(fit(1, members=Subset(POOL, CHOSEN)).losses) == 150
+        # A pass leaves out 36 % of the examples, ten passes next to none.
+        run = trainer(max_epochs=10, callbacks=[MIAAuditCallback(OTHERS)])
+        run.fit(Classifier(), DataLoader(POOL, batch_size=128, shuffle=True, drop_last=True))
     callback = MIAAuditCallback(OTHERS)
     with pytest.warns(UserWarning, match="leaves out about 90%"):
         trainer(callbacks=[callback], fast_dev_run=True).fit(

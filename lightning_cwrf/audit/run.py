@@ -103,6 +103,7 @@ def audit(
         sides["population"] = population
     for name, data in sides.items():
         check_side(data, name)
+    _warn_of_draws(members)
     extra = _extra(model, sides, chosen, shadows, views)
     outputs = {name: collect_outputs(model, data, name=name, key=key) for name, data in sides.items()}
     result = audit_outputs(
@@ -134,7 +135,7 @@ def unlike_shadows(model: nn.Module, shadows: ShadowSignals | None) -> list[str]
 
 
 def check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None = None) -> None:
-    """Raise where data cannot be audited: random augmentation, one-shot iterators, several loaders; warn of draws.
+    """Raise where data cannot be audited: random augmentation, one-shot iterators, several loaders.
 
     Args:
         data: of one side.
@@ -154,9 +155,13 @@ def check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None =
             stacklevel=3,
         )
     check_reads_alike(data, name, transfer)
-    if name != "members" or not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+
+
+def _warn_of_draws(members: Batches) -> None:
+    """Say what is taken for members where a pass over their loader leaves many out; how many passes is not known."""
+    if not isinstance(members, DataLoader) or isinstance(members.dataset, IterableDataset):
         return
-    given = support(data)
+    given = support(members)
     if given.unseen(1) > 0.1:
         warnings.warn(
             f"the members' loader draws examples at random, and a pass leaves out {given.unseen(1):.0%} of the "
