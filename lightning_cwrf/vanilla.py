@@ -265,7 +265,7 @@ def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
     faults += [
         f"have {name!r} as {state[name].dtype}" + " on the meta device, without values" * state[name].is_meta
         for name, value in own.items()
-        if name in state and (state[name].is_meta or _is_float(value) != _is_float(state[name]))
+        if name in state and (state[name].is_meta or _is_float(value) > _is_float(state[name]))
     ]
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
