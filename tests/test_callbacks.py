@@ -542,3 +542,12 @@ def test_scores_that_are_no_tensors_or_all_zero():
     callbacks = [CriticalRewindCallback(scores=scores, vanilla=weights), GradientMaskCallback()]
     with pytest.warns(UserWarning, match="all scores are 0"):
         trainer(callbacks=callbacks, max_epochs=1).fit(Classifier(), loader(0, 16))
+
+
+@pytest.mark.parametrize("data", [None, "data", torch.ones(3), 3])
+def test_data_that_are_none_are_an_error_where_they_are_given(data):
+    with pytest.raises(TypeError, match="nonmembers: expected a DataLoader, a Dataset or an iterable of batches"):
+        PrivacyScoringCallback(data, "redraw")
+    if data is not None:
+        with pytest.raises(TypeError, match="members: expected a DataLoader"):
+            PrivacyScoringCallback([], "redraw", members=data)

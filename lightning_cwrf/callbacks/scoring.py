@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from lightning_cwrf.callbacks.common import OncePerModule, saved_state, training_data
 from lightning_cwrf.checks import check_choice, check_integer
-from lightning_cwrf.data import Batches, all_ids, bring_to, isolated_rng
+from lightning_cwrf.data import Batches, all_ids, bring_to, check_batches, isolated_rng
 from lightning_cwrf.scores import check_scoring, learnability_scores, privacy_vulnerability_scores, save_scores
 from lightning_cwrf.seen import SCORED, record_seen
 from lightning_cwrf.transfer import transfer_of
@@ -66,6 +66,9 @@ class PrivacyScoringCallback(OncePerModule):
         check_integer("batch_size", batch_size, low=1)
         self.batch_size = batch_size
         check_source(vanilla)
+        check_batches(nonmembers, "nonmembers")
+        if members is not None:
+            check_batches(members, "members")
         self.kind = kind
         self.nonmembers = nonmembers
         self.vanilla = vanilla
