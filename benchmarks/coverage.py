@@ -3,7 +3,7 @@
 Scores are Gaussian: members N(separation, 1), non-members N(0, 1), so every true value is known. A second table is of
 ``shadow_interval``, over simulated audits with LiRA. ``docs/numbers.md`` has the output.
 
-    python benchmarks/coverage.py [--replicates 4] [--worlds 400]
+    python benchmarks/coverage.py [--replicates 4] [--worlds 400] [--table 2]
 """
 
 from __future__ import annotations
@@ -256,16 +256,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--replicates", type=int, default=4, help=f"times {tuple(SIZES.values())}")
     parser.add_argument("--worlds", type=int, default=400, help="simulated audits per row of the second table")
+    parser.add_argument("--table", type=int, choices=(1, 2), help="only this one")
     arguments = parser.parse_args()
+    if arguments.table != 2:
+        print_examples(arguments.replicates)
+    if arguments.table != 1:
+        print_shadows(arguments.worlds)
+
+
+def print_examples(replicates: int) -> None:
     print("Coverage, and mean width over the oracle's; (upper): no lower bound can be shown there.\n")
-    for row in _rows(arguments.replicates):
+    for row in _rows(replicates):
         print(row, flush=True)
+
+
+def print_shadows(worlds: int) -> None:
     print(
         "\n| shadow models | shared error | measure | over examples | over shadow models too |\n|---|---|---|---|---|"
     )
     for models in (8, 32):
         for common in (0.0, 0.5, 1.5):
-            for name, (alone, wide) in shadow_coverage(models, common, arguments.worlds).items():
+            for name, (alone, wide) in shadow_coverage(models, common, worlds).items():
                 print(f"| {models} | {common:g} | {name} | {alone:.3f} | {wide:.3f} |", flush=True)
 
 
