@@ -215,7 +215,7 @@ def test_shadow_intervals_cover_the_mean_over_worlds():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shadow_resamples": -1}, "resampled twice at least, better 100 times, not -1"),
+        ({"shadow_resamples": -1}, "shadow_resamples must be an integer of at least 0, not -1"),
         ({"shadow_resamples": 1}, "resampled twice at least"),
         ({"shadows": None, "attacks": ["loss"]}, "needs shadow models: pass shadows="),
         ({"membership": [0, 1, 2, 3, 4, 5]}, r"6 shadow models are too few to draw among: train at least 8"),
