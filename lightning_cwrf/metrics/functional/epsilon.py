@@ -80,7 +80,7 @@ def _best_test(members: Tensor, nonmembers: Tensor, *, delta: float, confidence:
 def _bound(hits: int, m: int, false: int, n: int, *, high: bool, delta: float, confidence: float) -> float:
     tpr, fpr = clopper_pearson(hits, m, confidence), clopper_pearson(false, n, confidence)
     top, bottom = (tpr.low, fpr.high) if high else (1 - fpr.high, 1 - tpr.low)
-    return max(0.0, math.log((top - delta) / bottom)) if top > delta and bottom > 0 else 0.0
+    return max(0.0, math.log((top - delta) / bottom)) if top > delta else 0.0
 
 
 def one_run_epsilon(
