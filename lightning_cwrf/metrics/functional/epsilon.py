@@ -134,8 +134,6 @@ def one_run_epsilon(
     order = shuffled[scores[shuffled].argsort(descending=True, stable=True)]
     right = int(included[order[: r // 2]].sum() + (~included[order[m - r // 2 :]]).sum())
     low, high = 0.0, 1.0
-    if one_run_p_value(m, r, right, 0.0, delta) > 1 - confidence:
-        return torch.zeros((), dtype=torch.float64)
     while one_run_p_value(m, r, right, high, delta) <= 1 - confidence and high < 64:
         high *= 2
     for _ in range(60):
