@@ -15,11 +15,13 @@ from lightning_cwrf.attacks import (
     bavaria,
     calibrated,
     entropy,
+    example_losses,
     lira,
     logit_signal,
     modified_entropy,
     quantile_regression,
     rmia,
+    true_class_probability,
     tune_offline_a,
 )
 from lightning_cwrf.attacks.augmentation import default_views
@@ -329,3 +331,11 @@ def test_ten_population_points_are_enough():
     assert quantile_regression(torch.rand(3), x[:3], torch.rand(10), x, epochs=1).shape == (3,)
     with pytest.raises(ValueError, match="at least 10 examples, not 9"):
         quantile_regression(torch.rand(3), x[:3], torch.rand(9), x[:9])
+
+
+@pytest.mark.parametrize("signal", [logit_signal, true_class_probability, example_losses])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_signals_of_low_precision_are_computed_in_float64(signal, dtype):
+    logits = (7 * torch.randn(40, 5, generator=torch.Generator().manual_seed(0))).to(dtype)
+    targets = torch.arange(40) % 5
+    torch.testing.assert_close(signal(logits, targets), signal(logits.double(), targets), rtol=1e-14, atol=0)

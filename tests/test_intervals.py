@@ -82,6 +82,28 @@ def test_means_of_symmetric_values_have_students_interval():
     assert floats(MF.mean_difference_interval(values, other, 0.9)) == pytest.approx((theirs.low, theirs.high))
 
 
+def test_leading_dimensions_are_samples_of_their_own():
+    first = torch.tensor([[0.0, 1, 5], [2, 2, 9], [-4, 0, 1]])
+    second = torch.tensor([[1.0, 1, 2, 8], [0, 5, 5, 5], [7, 7, 7, 8]])
+    grid = torch.arange(4, 0, -1).double()
+    members, nonmembers = torch.tensor([[3.0, 1, 1, 0], [0, 2, 2, 1]]), torch.tensor([[0.0, 2, 0, 2], [1, 0, 1, 2]])
+    counts = ScoreCounts(grid, members, nonmembers)
+    for function, arguments in (
+        (MF.mean_interval, [first]),
+        (MF.mean_difference_interval, [first, second]),
+        (MF.auroc_interval, [counts]),
+        (MF.advantage_interval, [counts]),
+        (lambda counts: MF.tpr_interval(counts, 0.3), [counts]),
+    ):
+        together = torch.stack(function(*arguments), -1)
+        for i, found in enumerate(together):
+            alone = [
+                ScoreCounts(grid, part.members[i], part.nonmembers[i]) if isinstance(part, ScoreCounts) else part[i]
+                for part in arguments
+            ]
+            assert floats(function(*alone)) == pytest.approx(found.tolist(), rel=1e-12, abs=1e-12)
+
+
 METRICS = [
     MembershipAUROC,
     lambda: TPRAtFPR(0.1),

@@ -200,6 +200,7 @@ def test_replicates_over_shadow_models_alone_keep_the_examples():
     count = {"examples": lambda scores, is_member: scores.unique().numel()}
     alone = shadow_bootstrap(toy, evidence, is_member, count, 20, examples=False)["examples"]
     assert alone.tolist() == [40.0] * 20
+    assert alone.dtype == torch.float64
     assert shadow_bootstrap(toy, evidence, is_member, count, 20)["examples"].max() < 40
 
 

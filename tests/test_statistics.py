@@ -30,6 +30,7 @@ from lightning_cwrf.metrics.functional import (
     tpr_at_fpr,
     tpr_p_value,
 )
+from tests.oracles import intervals as oracle
 
 
 def groups(seed, m, n, levels=None, shift=0.0):
@@ -197,6 +198,52 @@ def test_one_run_p_value_refuses_what_is_no_case(arguments, error, message):
 def test_one_run_epsilon_takes_integers(settings):
     with pytest.raises(TypeError, match=f"{next(iter(settings))} must be an integer"):
         one_run_epsilon(*groups(0, 5, 5), **settings)
+
+
+@pytest.mark.parametrize(("fpr", "n", "found"), [(0.29, 100, 7), (0.0, 40, 1), (0.05, 30, 9), (1.0, 12, 11)])
+def test_tpr_p_value_is_scipys_hypergeometric(fpr, n, found):
+    """Of 11 members ``found`` rank above all but the allowed non-members; 0.29 · 100 falls short of 29 in floats."""
+    false = round(fpr * 100) * n // 100
+    order = [False] * false + [True] * found + [False] * (n - false) + [True] * (11 - found)
+    scores = torch.arange(len(order), 0, -1).double()
+    assert float(tpr_at_fpr(scores, torch.tensor(order), fpr)) == pytest.approx(found / 11)
+    expected = stats.hypergeom.cdf(false, 11 + n, n, found + false)
+    assert tpr_p_value(scores, torch.tensor(order), fpr) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_loss_gap_without_spread_is_certain_or_nothing():
+    is_member = torch.tensor([True, True, False, False])
+    assert loss_gap_p_value(torch.tensor([0.0, 0.0, 2.0, 2.0]), is_member) == 0.0
+    assert loss_gap_p_value(torch.tensor([1.0, 1.0, 1.0, 1.0]), is_member) == 1.0
+    assert loss_gap_p_value(torch.tensor([2.0, 2.0, 1.0, 1.0]), is_member) == 1.0
+    # One example of a group says nothing of its spread.
+    assert loss_gap_p_value(torch.tensor([0.0, 2.0, 3.0, 5.0]), torch.tensor([True, False, False, False])) == 1.0
+    assert loss_gap_p_value(torch.tensor([0.0, 1.0, 0.0, 5.0]), torch.tensor([True, True, True, False])) == 1.0
+
+
+@given(
+    st.integers(0, 999),
+    st.integers(2, 40),
+    st.integers(2, 40),
+    st.sampled_from([None, 2]),
+    st.floats(-3, 3),
+    st.sampled_from([0.0, 0.05]),
+    st.sampled_from([0.2, 0.6, 0.9]),
+)
+def test_epsilon_is_that_of_loops_over_thresholds(seed, m, n, levels, shift, delta, confidence):
+    scores, is_member = groups(seed, m, n, levels, shift)
+    found = float(epsilon_lower_bound(scores, is_member, delta=delta, confidence=confidence, seed=seed))
+    expected = oracle.epsilon(scores[is_member], scores[~is_member], delta, confidence, seed)
+    assert any(found == pytest.approx(bound, abs=1e-9) for bound in expected)
+
+
+@pytest.mark.parametrize(("canaries", "guesses", "used"), [(41, None, 40), (40, 40, 40), (40, 2, 2), (60, 20, 20)])
+def test_one_run_bound_of_guesses_that_are_all_right(canaries, guesses, used):
+    """Without δ the p-value is q^r, so the bound is the log odds of 0.1^(1/r)."""
+    coins = torch.arange(canaries) < canaries // 2
+    found = float(one_run_epsilon(-torch.arange(float(canaries)), coins, guesses=guesses, confidence=0.9))
+    q = 0.1 ** (1 / used)
+    assert found == pytest.approx(max(0.0, math.log(q / (1 - q))), abs=1e-9)
 
 
 @given(st.integers(0, 999), st.integers(2, 12), st.integers(2, 12), st.floats(-2, 2))

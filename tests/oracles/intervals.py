@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import torch
 from scipy import optimize, stats
 
 
@@ -138,3 +139,35 @@ def mean_difference(first, second, confidence):
         )
 
     return a - b - error * max(q, unskewed(q)), a - b - error * min(-q, unskewed(-q))
+
+
+def epsilon(members, nonmembers, delta, confidence, seed):
+    """The first half of each shuffled side chooses a threshold and a side of it, the second half measures.
+
+    A list: where several tests are equally good up to rounding, the bound by each of them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    halves = []
+    for side in (members, nonmembers):
+        ordered = sorted(side.tolist())
+        order = torch.randperm(len(ordered), generator=generator).tolist()
+        shuffled = [ordered[i] for i in order]
+        halves.append((shuffled[: len(order) // 2], shuffled[len(order) // 2 :]))
+    (chosen_m, measured_m), (chosen_n, measured_n) = halves
+    z = stats.norm.ppf((1 + confidence) / 2)
+    tests = []
+    for level in sorted({*chosen_m, *chosen_n}, reverse=True):
+        hits, false = (sum(x >= level for x in part) for part in (chosen_m, chosen_n))
+        low, high = wilson(hits, len(chosen_m), z)[0], wilson(false, len(chosen_n), z)[1]
+        tests.append((max(0, low - delta) / high, True, level))
+        tests.append((max(0, 1 - high - delta) / (1 - low), False, level))
+    best = max(ratio for ratio, *_ in tests)
+    tail, m, n = (1 - confidence) / 2, len(measured_m), len(measured_n)
+    bounds = []
+    for ratio, above, level in tests:
+        if ratio >= best - 1e-12:
+            hits, false = (sum(x >= level for x in part) for part in (measured_m, measured_n))
+            low, high = rate_bound(hits, m, tail, False), rate_bound(false, n, tail, True)
+            top, bottom = (low, high) if above else (1 - high, 1 - low)
+            bounds.append(max(0.0, math.log((top - delta) / bottom)) if top > delta else 0.0)
+    return bounds

@@ -80,7 +80,7 @@ def _best_test(members: Tensor, nonmembers: Tensor, *, delta: float, confidence:
 def _bound(hits: int, m: int, false: int, n: int, *, high: bool, delta: float, confidence: float) -> float:
     tpr, fpr = clopper_pearson(hits, m, confidence), clopper_pearson(false, n, confidence)
     top, bottom = (tpr.low, fpr.high) if high else (1 - fpr.high, 1 - tpr.low)
-    return max(0.0, math.log((top - delta) / bottom)) if top > delta and bottom > 0 else 0.0
+    return max(0.0, math.log((top - delta) / bottom)) if top > delta else 0.0
 
 
 def one_run_epsilon(
@@ -134,8 +134,6 @@ def one_run_epsilon(
     order = shuffled[scores[shuffled].argsort(descending=True, stable=True)]
     right = int(included[order[: r // 2]].sum() + (~included[order[m - r // 2 :]]).sum())
     low, high = 0.0, 1.0
-    if one_run_p_value(m, r, right, 0.0, delta) > 1 - confidence:
-        return torch.zeros((), dtype=torch.float64)
     while one_run_p_value(m, r, right, high, delta) <= 1 - confidence and high < 64:
         high *= 2
     for _ in range(60):

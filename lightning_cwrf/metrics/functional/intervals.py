@@ -86,7 +86,7 @@ def tpr_interval(counts: ScoreCounts, max_fpr: float, confidence: float = 0.95) 
     seen = counts.nonmembers.cumsum(-1).cpu()
     m, n = round(float(counts.members.sum(-1).flatten()[0])), round(float(seen[..., -1].flatten()[0]))
     ks = np.arange(n + 1)
-    too_many = special.ndtri(special.bdtr(ks - 1.0, n, max_fpr) if max_fpr < 1 else np.zeros(n + 1))
+    too_many = special.ndtri(special.bdtr(ks - 1.0, n, max_fpr))
     too_many[0] = -np.inf  # no non-member above is never too many
     too_few = special.ndtri(special.bdtrc(ks.astype(float), n, max_fpr))
 
