@@ -203,7 +203,8 @@ def test_other_numbers_of_the_functions():
         attack_gain(torch.zeros(2), torch.zeros(0))
     with pytest.raises(ValueError, match="classes must be an integer of at least 2"):
         AttackNetwork(1)
-    for a, b in ((Z, torch.zeros(3, 1)), (Z[0], Z[0]), (Z, Z[:0]), (Z[:0], Z)):
+    wrong = [(Z, torch.zeros(3, 1)), (Z[0], Z[0]), (Z, Z[:0]), (Z[:0], Z), (Z[0], Z), (Z, Z[0]), (Z[None], Z[0])]
+    for a, b in (*wrong, (torch.zeros(3, 4, 1), Z), (Z, torch.zeros(3, 4, 1))):
         with pytest.raises(ValueError, match="mmd2 needs two samples"):
             mmd2(a, b)
     with pytest.raises(ValueError, match="no parameters to penalise: all weights are frozen"):

@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 
 import pytest
@@ -41,6 +42,18 @@ def test_relaxloss_far_above_its_level_is_cross_entropy():
     logits, targets = torch.randn(8, 5) * 10, torch.randint(5, (8,))
     odd = relaxloss_loss(logits, targets, alpha=0.0, epoch=1)
     assert torch.equal(odd, F.cross_entropy(logits, targets))
+
+
+def test_relaxloss_exactly_at_its_level_ascends():
+    """Only a loss above the level is descended; all logits are equal here, so it is ln 2 for each example."""
+    logits, targets = torch.zeros(2, 2), torch.tensor([0, 1])
+    level = float(F.cross_entropy(logits, targets))
+    # The first example is predicted rightly: -ln 2. The second one wrongly: its soft label's cross-entropy, ln 2, less
+    # its loss, ln 2.
+    odd = relaxloss_loss(logits, targets, alpha=level, epoch=1)
+    assert float(odd) == pytest.approx(-math.log(2) / 2, abs=1e-6)
+    assert float(relaxloss_loss(logits, targets, alpha=level - 1e-3, epoch=1)) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(relaxloss_loss(logits, targets, alpha=level, epoch=2)) == 0
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"alpha": -1}, "alpha"), ({"alpha": 1, "upper": 0}, "upper"),

@@ -12,7 +12,9 @@ from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, VanillaSnapshotCallback
 from lightning_cwrf.files import load_tensors, save_tensors
+from lightning_cwrf.frozen import Frozen
 from lightning_cwrf.masks import WeightMask
+from lightning_cwrf.top_share import apportion
 from tests.oracles.formulas import top_by_sorting
 
 floats = st.floats(0, width=32, allow_nan=False, allow_infinity=False)
@@ -43,6 +45,21 @@ def test_per_layer_shares(arrays, rate):
         got, fair = int(mask.masks[name].sum()), round(rate * total) * len(score) / total
         assert math.floor(fair) <= got <= math.ceil(fair)
         assert set(mask.masks[name].nonzero().flatten().tolist()) == top_by_sorting(score.tolist(), got)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted", "expected"),
+    [
+        ([9, 8, 3], 5, [2, 2, 1]),  # 2.25, 2 and 0.75
+        ([10, 7, 3], 10, [5, 4, 1]),  # 5, 3.5 and 1.5: the earlier of two equal remainders
+        ([1, 2, 7], 5, [1, 1, 3]),  # 0.5, 1 and 3.5
+        ([6, 6, 6], 2, [1, 1, 0]),
+        ([4, 0, 4], 8, [4, 0, 4]),
+        ([3, 5], 0, [0, 0]),
+    ],
+)
+def test_shares_by_hand(sizes, wanted, expected):
+    assert apportion(sizes, wanted) == expected
 
 
 def test_per_layer_takes_weight_and_bias_together():
@@ -191,6 +208,25 @@ def test_users_own_mask_buffers_are_left_alone():
     mask.rewind_(model, {"weight": torch.zeros(2, 2)})
     mask.restore_(model)
     assert model.attn_mask.sum() == 4
+
+
+@pytest.mark.parametrize(
+    "there", [torch.zeros(3, device="meta"), torch.zeros(3).double(), torch.zeros(3, device="meta").half()]
+)
+def test_held_values_go_to_the_device_and_precision_of_the_weights(there):
+    held = Frozen(torch.tensor([0, 2]), torch.tensor([1.0, 2.0]))
+    copied = held.like(there)
+    assert (held.index.device, held.value.device, held.value.dtype) == (
+        torch.device("cpu"), torch.device("cpu"), torch.float32
+    )  # fmt: skip
+    held.follow(there)
+    for frozen in (held, copied):
+        assert frozen.index.device == frozen.value.device == there.device
+        assert frozen.index.dtype == torch.int64
+        assert frozen.value.dtype == there.dtype
+    value = held.value
+    held.follow(there)
+    assert held.value is value  # nothing is copied where nothing changes
 
 
 def test_bf16_weights_are_held_in_their_own_dtype():

@@ -249,10 +249,53 @@ def test_head_of_a_flat_attention_model_is_linear():
     assert kinds["embed.weight"] == "embedding"
 
 
+class SelfAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Linear(4, 4)
+
+
+class AttentionNet(nn.Module):
+    """Told by its parts: a name with "attention" in it makes no block of the whole model."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.ModuleDict({"attention": SelfAttention(), "mlp": nn.Linear(4, 4), "drop": nn.PReLU()})
+        self.block2 = nn.Linear(4, 4)
+        self.bag = nn.EmbeddingBag(3, 4)
+        self.up = nn.ConvTranspose1d(1, 1, 1)
+        self.norms = nn.ModuleList([nn.BatchNorm1d(4), nn.LayerNorm(4), nn.GroupNorm(1, 4), nn.RMSNorm(4)])
+
+
+def test_kinds_by_hand():
+    kinds = weight_kinds(AttentionNet())
+    assert kinds["block.mlp.weight"] == "attention+MLP"
+    assert kinds["block.drop.weight"] == "other"
+    assert kinds["block2.weight"] == "linear"  # its name only begins as the block's
+    assert kinds["bag.weight"] == "embedding"
+    assert kinds["up.weight"] == "conv"
+    assert {kinds[name] for name in kinds if name.startswith("norms.")} == {"norm"}
+    # A linear layer of an attention layer of the user's own lies inside its block too.
+    assert kinds["block.attention.query.weight"] == "attention+MLP"
+    for layer in (nn.TransformerDecoderLayer(8, 2, 16), nn.TransformerEncoderLayer(8, 2, 16)):
+        kinds = weight_kinds(layer)
+        assert {kinds[name] for name in kinds if not name.startswith("norm")} == {"attention+MLP"}
+        assert kinds["norm1.weight"] == "norm"
+
+
 def test_correlation_refuses_scores_of_another_model():
     model = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="'bias'"):
-        score_correlation({"weight": torch.rand(2, 2)}, {"weight": torch.rand(2, 2), "bias": torch.rand(2)}, model)
+    both = {"weight": torch.rand(2, 2), "bias": torch.rand(2)}
+    weight = {"weight": both["weight"]}
+    for a, b, name in (
+        (weight, both, "bias"),
+        (both, weight, "bias"),
+        (weight, {"weight": torch.rand(4, 1)}, "weight"),
+        ({"other": torch.rand(2)}, {"other": torch.rand(2)}, "other"),
+    ):
+        with pytest.raises(ValueError, match=f"the scores of '{name}' are missing"):
+            score_correlation(a, b, model)
+    assert score_correlation(weight, weight, model) == {"all": pytest.approx(1), "linear": pytest.approx(1)}
 
 
 def test_scoring_works_on_a_dataset_and_under_no_grad():
@@ -535,3 +578,38 @@ def test_batches_of_one_form_are_joined(reference, sizes):
         return
     privacy_vulnerability_scores(Counting(4, 3), Counting(4, 3), members, reference, steps=2)
     assert Counting.sizes == sizes
+
+
+def test_batches_are_of_the_asked_size_and_as_many_as_the_steps():
+    members = TensorDataset(torch.randn(40, 4), torch.randint(3, (40,)))
+    reference = TensorDataset(torch.randn(40, 4), torch.randint(3, (40,)))
+    for scores, sizes in (
+        (lambda size: learnability_scores(Counting(4, 3), members, steps=3, batch_size=size), [7] * 3),
+        (
+            lambda size: privacy_vulnerability_scores(
+                Counting(4, 3), Counting(4, 3), members, reference, steps=3, batch_size=size
+            ),
+            [7, 7, 7, 14, 14, 7, 14, 7, 14],  # vanilla, then the copy: apart, together; and so on, together
+        ),
+    ):
+        Counting.sizes = []
+        scores(7)
+        assert Counting.sizes == sizes
+
+
+def test_a_vanilla_model_whose_outputs_are_held_answers_once_a_step():
+    """Weights of 1.2 MB, batches of some bytes."""
+
+    class Wide(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(4, 512), nn.Linear(512, 512), nn.Linear(512, 3))
+
+        def forward(self, x):
+            calls.append(torch.is_grad_enabled())
+            return super().forward(x)
+
+    calls = []
+    data = [[(torch.randn(4, 4), torch.randint(3, (4,))) for _ in range(3)] for _ in range(2)]
+    privacy_vulnerability_scores(Wide(), Wide(), *data, steps=5)
+    # Five answers, one comparison of both ways in three passes, five passes of the copy.
+    assert calls == [False] * 5 + [False] * 3 + [True] * 5
