@@ -120,7 +120,7 @@ def stage(group: str, folder: Path) -> None:
             "-p",
             "no:randomly",
             *(f"--deselect=tests/{name}" for name in DESELECTED),
-        ],  # fmt: skip
+        ],
         "pytest_add_cli_args_test_selection": [f"tests/{name}" for name in tests],
         "process_isolation": "forkserver",  # torch's threads do not survive a fork
     }

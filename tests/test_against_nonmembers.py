@@ -72,15 +72,15 @@ def test_the_attack_network_is_that_of_the_paper():
     widths = [tuple(p.shape) for p in network.parameters() if p.ndim == 2]
     assert widths == [(1024, 3), (512, 1024), (64, 512), (512, 3), (64, 512), (256, 128), (64, 256), (1, 64)]
     layers = {
-        part: [m for m in getattr(network, part).modules() if isinstance(m, nn.Linear)]
-        for part in ("prediction", "label", "both")
+        side: [m for m in getattr(network, side).modules() if isinstance(m, nn.Linear)]
+        for side in ("prediction", "label", "both")
     }
     logits, targets = torch.randn(5, 3), torch.tensor([2, 0, 1, 1, 0])
     hidden = {"prediction": logits.exp() / logits.exp().sum(1, keepdim=True), "label": torch.eye(3)[targets]}
-    for part, values in hidden.items():
-        for layer in layers[part]:
+    for side, values in hidden.items():
+        for layer in layers[side]:
             values = (values @ layer.weight.T + layer.bias).clamp(min=0)
-        hidden[part] = values
+        hidden[side] = values
     both = torch.cat([hidden["prediction"], hidden["label"]], dim=1)
     for layer in layers["both"][:-1]:
         both = (both @ layer.weight.T + layer.bias).clamp(min=0)

@@ -191,6 +191,7 @@ def test_other_numbers_of_the_functions():
         mixup_loss(Z, Y, Y, 1.5)
     with pytest.raises(TypeError, match="weight must be a number"):
         mixup_loss(Z, Y, Y, "0.5")
+    assert hamp_target_probability(2, 0.5) > 0.5  # a known answer does not let 2.0 through
     with pytest.raises(TypeError, match="classes must be an integer"):
         hamp_target_probability(2.0, 0.5)
     with pytest.raises(ValueError, match="gamma must be a number"):
