@@ -69,6 +69,16 @@ def test_per_layer_takes_weight_and_bias_together():
     assert mask.masks["b.weight"].sum() == 2
 
 
+def test_layers_are_the_modules_that_hold_the_parameters():
+    scores = {n: torch.arange(4.0) for n in ("a.b.weight", "a.c.weight", "a.b.bias", "c.weight")}
+    masks = WeightMask.top(scores, 1 / 2, per_layer=True).masks
+    # Four of the eight of a.b, the largest of both its parameters; two of the four of each other layer.
+    assert list(masks) == list(scores)
+    assert all(mask.tolist() == [False, False, True, True] for mask in masks.values())
+    masks = WeightMask.top({**scores, "a.b.bias": torch.zeros(4)}, 1 / 2, per_layer=True).masks
+    assert [int(mask.sum()) for mask in masks.values()] == [4, 2, 0, 2]
+
+
 def test_negative_zero_is_zero_and_chunks_do_not_matter(monkeypatch):
     monkeypatch.setattr("lightning_cwrf.top_share._CHUNK", 3)
     score = torch.tensor([-0.0, 0.0, 5.0, -0.0, 0.0, 5.0, 1.0, 0.0])
@@ -135,6 +145,59 @@ def test_rewind_is_eq_6_and_hold_is_eq_7(layout):
         m = mask.masks[name]
         assert torch.equal(p[m], vanilla[name][m])
         assert torch.equal(p[~m], before[name][~m] + 1.0)
+
+
+def test_hooks_are_where_there_is_something_to_clear():
+    model = nn.ModuleDict({"none": nn.Linear(2, 1), "kept": nn.Linear(2, 1), "held": nn.Linear(2, 1, bias=False)})
+    model["kept"].requires_grad_(False)
+    masks = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in model.named_parameters()}
+    mask = WeightMask({**masks, "none.weight": torch.zeros(1, 2).bool(), "none.bias": torch.zeros(1).bool()})
+    mask.freeze(model)
+    hooks = mask.clear_gradients_of(model)
+    assert len(hooks) == 1
+    model["held"](torch.ones(1, 2)).sum().backward()
+    assert model["held"].weight.grad.tolist() == [[0, 0]]
+
+
+def test_a_mask_of_nothing_holds_nothing_and_needs_no_values():
+    model = nn.Linear(2, 1)
+    mask = WeightMask({"weight": torch.zeros(1, 2, dtype=torch.bool)})
+    assert mask.is_frozen
+    mask.restore_(model)
+    mask.zero_grad_(model)
+    assert mask.moved(model) == {}
+    assert not (~mask).is_frozen
+    assert (~mask).count == 2
+
+
+class Swapping(torch.optim.SGD):
+    """Exchanges its copies with the weights, or does one half of it."""
+
+    def eval(self):
+        pass
+
+    def train(self):
+        pass
+
+
+def test_copies_of_the_weights_in_an_optimizer_are_those_of_one_that_exchanges_them():
+    for without in ((), ("train",), ("eval",)):
+        model = nn.Linear(2, 2)
+        mask = WeightMask({"weight": torch.eye(2).bool()})
+        mask.freeze(model)
+        optimizer = Swapping(model.parameters(), 0.1)
+        for name in without:
+            setattr(optimizer, name, None)
+        copies = {name: torch.full((2, 2), 7.0) for name in ("x", "y", "z", "exp_avg")}
+        optimizer.state[model.weight].update(copies, step=7.0)
+        held = torch.where(torch.eye(2).bool(), model.weight.detach(), torch.tensor(7.0))
+        mask.restore_(model, optimizer)
+        for name, copied in copies.items():
+            written = name != "exp_avg" and not without
+            assert torch.equal(copied, held if written else torch.full((2, 2), 7.0))
+        optimizer.state[model.weight]["z"] = odd = torch.full((4,), 7.0)
+        mask.restore_(model, optimizer)
+        assert odd.tolist() == [7.0] * 4  # of another shape: no copy
 
 
 def test_no_gradient_stays_no_gradient():

@@ -677,6 +677,7 @@ def logits_of(losses):
         ([2.4, 4.4] * 6, [0.5, 2.5] * 4, False),
         ([5.0, 7.0] * 3 + [6.0], [0.5, 2.5] * 4, False),  # seven are too few to tell
         ([5.0, 7.0] * 4, [0.5, 2.5] * 3 + [1.5], False),
+        ([5.0, 7.0] * 4, [0.5, 2.5] * 4, True),
         ([1.0] * 8, [1.0] * 8, False),  # a model that tells nothing apart
     ],
 )
