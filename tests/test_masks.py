@@ -292,6 +292,13 @@ def test_held_values_go_to_the_device_and_precision_of_the_weights(there):
     assert held.value is value  # nothing is copied where nothing changes
 
 
+def test_a_mask_is_frozen_where_the_weights_are():
+    mask = WeightMask({"weight": torch.eye(2).bool()})
+    mask.freeze(nn.Linear(2, 2, device="meta"))
+    held = mask._frozen["weight"]
+    assert held.index.device.type == held.value.device.type == "meta"
+
+
 def test_bf16_weights_are_held_in_their_own_dtype():
     model = nn.Linear(3, 3).bfloat16()
     mask = WeightMask({"weight": torch.ones(3, 3, dtype=torch.bool)})
