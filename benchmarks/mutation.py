@@ -38,7 +38,7 @@ GROUPS = {
     ),
     "callbacks": (
         ["lightning_cwrf/callbacks/*"],
-        ["test_callbacks.py", "test_ablations.py", "test_holding.py", "test_resume.py", "test_vanilla.py"],
+        ["test_callbacks.py", "test_ablations.py", "test_holding.py", "test_resume.py", "test_members.py"],
     ),
     "defenses": (
         [f"lightning_cwrf/defenses/{name}.py" for name in LOSSES],

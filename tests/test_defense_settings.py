@@ -335,6 +335,10 @@ DEFAULTS = {
 def test_defaults_are_those_of_the_pages(name):
     mixin = _DEFENSES[name]
     assert _defaults(mixin.configure_defense) == _defaults(mixin.__init__) == DEFAULTS[name]
+    given = {"nonmembers": [(Z, Y)]} if name in WITH_DATA else {"noise_multiplier": 1.0} if name == "dpsgd" else {}
+    settings = {n: v for n, v in {**DEFAULTS[name], **given}.items() if n != "nonmembers"}
+    for made in (type("Own", (mixin, Classifier), {})(**given), mixin.attach(Classifier(), **given)):
+        assert made.defense_settings == settings
 
 
 def test_defaults_of_the_functions():
