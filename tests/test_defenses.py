@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_cwrf.defenses import DefenseMixin, PASTMixin, RelaxLossMixin, relaxloss_loss
+from lightning_cwrf.seen import record_seen, seen_by
 from tests.helpers import Classifier, ManualClassifier, loader, part, trainer
 from tests.oracles import formulas
 
@@ -296,3 +297,13 @@ def test_the_users_classification_step_is_used():
     data = DataLoader([{"image": x, "digit": y} for x, y in part(0, 32)], batch_size=8)
     model = RelaxLossMixin.attach(Own(), alpha=0.1)
     trainer(max_epochs=1).fit(model, data)
+
+
+def test_what_a_defense_has_seen_is_in_its_checkpoint():
+    model, again = (RelaxLossMixin.attach(Classifier()) for _ in range(2))
+    seen = {(bytes(range(16)), 3), (bytes(range(16, 32)), None)}
+    record_seen(model, "non-members", seen)
+    checkpoint = {}
+    model.on_save_checkpoint(checkpoint)
+    again.on_load_checkpoint(checkpoint)
+    assert seen_by(again) == {"non-members": seen}
