@@ -1,17 +1,21 @@
 """The defenses that train against non-members beyond their loss: the attack that trains along, and Mixup+MMD."""
 
 import copy
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from lightning_cwrf.defenses import adversarial_regularization_loss, attack_gain, create_defense
 from lightning_cwrf.defenses.adversarial import AttackNetwork
 from lightning_cwrf.defenses.mixup_mmd import mix_batch
+from lightning_cwrf.defenses.nonmembers import NonmemberBatches
 from tests.helpers import digits, loader, part, trainer
 from tests.test_defense_losses import defense, start
 
@@ -59,7 +63,47 @@ def test_the_attack_learns_and_the_classifier_answers(as_is):
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert all(p.grad is None or not p.requires_grad for p in model._adversary.network.parameters())
+    assert not any(p.requires_grad for p in model._adversary.network.parameters())
+
+
+def test_the_attack_network_is_that_of_the_paper():
+    """1024, 512, 64 for the prediction, 512, 64 for the label, 256, 64, 1 for both; ReLU between."""
+    network = AttackNetwork(3)
+    widths = [tuple(p.shape) for p in network.parameters() if p.ndim == 2]
+    assert widths == [(1024, 3), (512, 1024), (64, 512), (512, 3), (64, 512), (256, 128), (64, 256), (1, 64)]
+    layers = {
+        side: [m for m in getattr(network, side).modules() if isinstance(m, nn.Linear)]
+        for side in ("prediction", "label", "both")
+    }
+    logits, targets = torch.randn(5, 3), torch.tensor([2, 0, 1, 1, 0])
+    hidden = {"prediction": logits.exp() / logits.exp().sum(1, keepdim=True), "label": torch.eye(3)[targets]}
+    for side, values in hidden.items():
+        for layer in layers[side]:
+            values = (values @ layer.weight.T + layer.bias).clamp(min=0)
+        hidden[side] = values
+    both = torch.cat([hidden["prediction"], hidden["label"]], dim=1)
+    for layer in layers["both"][:-1]:
+        both = (both @ layer.weight.T + layer.bias).clamp(min=0)
+    odds = both @ layers["both"][-1].weight[0] + layers["both"][-1].bias
+    torch.testing.assert_close(network(logits, targets), odds)
+
+
+def test_every_epoch_and_process_has_an_order_of_its_own_and_the_same_again():
+    def numbers(rank, epoch, batches):
+        module = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+        draws = torch.rand(3, generator=batches.generator(module)).tolist()
+        more = torch.rand(3, generator=batches.generator(module)).tolist()  # the same generator goes on
+        assert more != draws
+        return tuple(draws + more)
+
+    one, two = ([NonmemberBatches([], "a defense") for _ in range(3)] for _ in range(2))
+    places = list(itertools.product(range(3), range(4)))
+    found = [numbers(rank, epoch, one[rank]) for rank, epoch in places]
+    assert len(set(found)) == len(places)
+    resumed = [(rank, epoch) for rank, epoch in places if epoch >= 2]
+    assert [numbers(rank, epoch, two[rank]) for rank, epoch in resumed] == [
+        found[places.index(place)] for place in resumed
+    ]
 
 
 @pytest.mark.parametrize("name", ["adversarial_regularization", "mixup_mmd"])
@@ -96,6 +140,15 @@ def test_mixup_mmd_draws_non_members_of_the_members_classes(as_is):
         trainer().fit(create_defense("mixup_mmd", nonmembers=part(0, 64)).attach(start()[0]), loader(0, 64))
     with pytest.raises(TypeError, match=r"floating-point inputs, not torch\.int64"):
         mix_batch((torch.ones(2, 3, dtype=torch.long), torch.tensor([0, 1])), torch.tensor([1, 0]), 0.5)
+    with pytest.raises(TypeError, match=r"floating-point inputs, not list"):
+        mix_batch(([[1.0], [2.0]], torch.tensor([0, 1])), torch.tensor([1, 0]), 0.5)
+    x, y, order = torch.ones(2, 3), torch.tensor([0, 1]), torch.tensor([1, 0])
+    for batch in ((x, y, y), [x], x):
+        with pytest.raises(TypeError, match=r"Mixup needs batches \(inputs, targets\) or dicts"):
+            mix_batch(batch, order, 0.5)
+    mixed = mix_batch([torch.tensor([[0.0], [4.0]]), y], order, 0.75)  # lists are batches too
+    assert mixed[0].tolist() == [[1.0], [3.0]]
+    assert mixed[1] is y
     with pytest.raises(MisconfigurationException, match=r"Mixup\+MMD needs data the model is not trained on"):
         create_defense("mixup_mmd")
 

@@ -1,20 +1,26 @@
 """The hardening run: scoring, rewinding and holding still, in real Trainers."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cwrf import (
     CriticalRewindCallback,
     GradientMaskCallback,
+    MIAAuditCallback,
     PrivacyScoringCallback,
     RelaxLossMixin,
     VanillaSnapshotCallback,
     WeightMask,
 )
+from lightning_cwrf.callbacks.audit import _is_last_epoch, weights_digest
+from lightning_cwrf.callbacks.common import unseen_share
 from lightning_cwrf.vanilla import capture, save_vanilla
 from tests.helpers import OPTIMIZERS, Classifier, ManualClassifier, loader, part, trained, trainer
 
@@ -551,3 +557,98 @@ def test_data_that_are_none_are_an_error_where_they_are_given(data):
     if data is not None:
         with pytest.raises(TypeError, match="members: expected a DataLoader"):
             PrivacyScoringCallback([], "redraw", members=data)
+
+
+def test_defaults_are_the_published_settings():
+    """λ = 0.7, 30 batches of 256; the rate is in the middle of the searched range; everything else is off."""
+    assert PrivacyScoringCallback([], "redraw").settings() == {
+        "kind": "privacy", "lam": 0.7, "steps": 30, "lr": 1e-3, "batch_size": 256, "vanilla": "redraw"
+    }  # fmt: skip
+    assert CriticalRewindCallback().settings() == {
+        "rate": 0.03, "per_layer": False, "scores": None, "to": "vanilla", "vanilla": None
+    }  # fmt: skip
+    assert GradientMaskCallback().settings() == {"tune": "rest", "mask": None}
+    assert VanillaSnapshotCallback().overwrite is False
+
+
+@pytest.mark.parametrize(
+    ("share", "error", "warned", "fast"),
+    [(0.01, False, False, False), (0.011, False, True, False), (0.1, False, True, False), (0.101, True, False, False),
+     (0.9, False, True, True)],
+)  # fmt: skip
+def test_members_that_training_leaves_out_are_told_by_their_share(share, error, warned, fast, monkeypatch, recwarn):
+    monkeypatch.setattr("lightning_cwrf.callbacks.audit.unseen_share", lambda trainer: share)
+    check = MIAAuditCallback([])._check_coverage
+    if error:
+        with pytest.raises(
+            MisconfigurationException, match=r"leaves out about 10% of the examples .*Train on a Subset"
+        ):
+            check(SimpleNamespace(fast_dev_run=fast))
+    else:
+        check(SimpleNamespace(fast_dev_run=fast))
+    assert [str(w.message).startswith("the training leaves out about") for w in recwarn] == [True] * warned
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "accumulate", "share"),
+    [
+        (1, -1, 1, 0.5),  # half of the data in each epoch, drawn anew
+        (3, -1, 1, 0.125),
+        (3, 2, 1, 0.5),  # two steps are an epoch of two batches
+        (3, 2, 2, 0.25),
+        (1, 9, 2, 0.5),
+        (None, 4, 1, 0.25),
+        (-1, 4, 1, 0.25),
+        (None, -1, 1, 0.0),
+        (-1, -1, 1, 0.0),
+    ],
+)
+def test_the_share_that_training_leaves_out_by_hand(epochs, steps, accumulate, share):
+    half = SimpleNamespace(
+        train_dataloader=loader(0, 64, shuffle=True), num_training_batches=2, max_epochs=epochs, max_steps=steps,
+        accumulate_grad_batches=accumulate,
+    )  # fmt: skip
+    assert unseen_share(half) == pytest.approx(share, abs=1e-6)
+    for batches in (0, math.inf):
+        assert unseen_share(SimpleNamespace(**{**vars(half), "num_training_batches": batches})) == 0
+    for other in ([1, 2], DataLoader(Stream(), batch_size=4)):
+        assert unseen_share(SimpleNamespace(**{**vars(half), "train_dataloader": other})) == 0
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from part(0, 8)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "epochs", "step", "steps", "stop", "last"),
+    [
+        (0, 2, 4, -1, False, False),
+        (1, 2, 8, -1, False, True),
+        (0, 2, 4, 5, False, False),
+        (0, 2, 5, 5, False, True),
+        (0, 2, 4, -1, True, True),
+        (7, -1, 9, -1, False, False),
+        (7, None, 9, -1, False, False),
+        (7, None, 9, 9, False, True),
+        (0, 0, 0, -1, False, True),
+    ],
+)
+def test_which_epoch_is_the_last(epoch, epochs, step, steps, stop, last):
+    trainer = SimpleNamespace(
+        current_epoch=epoch, max_epochs=epochs, global_step=step, max_steps=steps, should_stop=stop
+    )
+    assert _is_last_epoch(trainer) == last
+
+
+def test_a_digest_of_weights_is_of_every_value_and_of_buffers():
+    model = finished()[0]
+    before = weights_digest(model)
+    assert weights_digest(model) == before
+    with torch.no_grad():
+        model.net[1].running_mean[3] += 1e-6
+    after = weights_digest(model)
+    assert after != before
+    with torch.no_grad():
+        model.net[5].bias[9] = -model.net[5].bias[9]
+    assert len({before, after, weights_digest(model)}) == 3

@@ -191,6 +191,7 @@ def test_other_numbers_of_the_functions():
         mixup_loss(Z, Y, Y, 1.5)
     with pytest.raises(TypeError, match="weight must be a number"):
         mixup_loss(Z, Y, Y, "0.5")
+    assert hamp_target_probability(2, 0.5) > 0.5  # a known answer does not let 2.0 through
     with pytest.raises(TypeError, match="classes must be an integer"):
         hamp_target_probability(2.0, 0.5)
     with pytest.raises(ValueError, match="gamma must be a number"):
@@ -203,7 +204,8 @@ def test_other_numbers_of_the_functions():
         attack_gain(torch.zeros(2), torch.zeros(0))
     with pytest.raises(ValueError, match="classes must be an integer of at least 2"):
         AttackNetwork(1)
-    for a, b in ((Z, torch.zeros(3, 1)), (Z[0], Z[0]), (Z, Z[:0]), (Z[:0], Z)):
+    wrong = [(Z, torch.zeros(3, 1)), (Z[0], Z[0]), (Z, Z[:0]), (Z[:0], Z), (Z[0], Z), (Z, Z[0]), (Z[None], Z[0])]
+    for a, b in (*wrong, (torch.zeros(3, 4, 1), Z), (Z, torch.zeros(3, 4, 1))):
         with pytest.raises(ValueError, match="mmd2 needs two samples"):
             mmd2(a, b)
     with pytest.raises(ValueError, match="no parameters to penalise: all weights are frozen"):
@@ -333,6 +335,10 @@ DEFAULTS = {
 def test_defaults_are_those_of_the_pages(name):
     mixin = _DEFENSES[name]
     assert _defaults(mixin.configure_defense) == _defaults(mixin.__init__) == DEFAULTS[name]
+    given = {"nonmembers": [(Z, Y)]} if name in WITH_DATA else {"noise_multiplier": 1.0} if name == "dpsgd" else {}
+    settings = {n: v for n, v in {**DEFAULTS[name], **given}.items() if n != "nonmembers"}
+    for made in (type("Own", (mixin, Classifier), {})(**given), mixin.attach(Classifier(), **given)):
+        assert made.defense_settings == settings
 
 
 def test_defaults_of_the_functions():

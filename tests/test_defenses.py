@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_cwrf.defenses import DefenseMixin, PASTMixin, RelaxLossMixin, relaxloss_loss
+from lightning_cwrf.seen import record_seen, seen_by
 from tests.helpers import Classifier, ManualClassifier, loader, part, trainer
 from tests.oracles import formulas
 
@@ -41,6 +43,18 @@ def test_relaxloss_far_above_its_level_is_cross_entropy():
     logits, targets = torch.randn(8, 5) * 10, torch.randint(5, (8,))
     odd = relaxloss_loss(logits, targets, alpha=0.0, epoch=1)
     assert torch.equal(odd, F.cross_entropy(logits, targets))
+
+
+def test_relaxloss_exactly_at_its_level_ascends():
+    """Only a loss above the level is descended; all logits are equal here, so it is ln 2 for each example."""
+    logits, targets = torch.zeros(2, 2), torch.tensor([0, 1])
+    level = float(F.cross_entropy(logits, targets))
+    # The first example is predicted rightly: -ln 2. The second one wrongly: its soft label's cross-entropy, ln 2, less
+    # its loss, ln 2.
+    odd = relaxloss_loss(logits, targets, alpha=level, epoch=1)
+    assert float(odd) == pytest.approx(-math.log(2) / 2, abs=1e-6)
+    assert float(relaxloss_loss(logits, targets, alpha=level - 1e-3, epoch=1)) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(relaxloss_loss(logits, targets, alpha=level, epoch=2)) == 0
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"alpha": -1}, "alpha"), ({"alpha": 1, "upper": 0}, "upper"),
@@ -283,3 +297,13 @@ def test_the_users_classification_step_is_used():
     data = DataLoader([{"image": x, "digit": y} for x, y in part(0, 32)], batch_size=8)
     model = RelaxLossMixin.attach(Own(), alpha=0.1)
     trainer(max_epochs=1).fit(model, data)
+
+
+def test_what_a_defense_has_seen_is_in_its_checkpoint():
+    model, again = (RelaxLossMixin.attach(Classifier()) for _ in range(2))
+    seen = {(bytes(range(16)), 3), (bytes(range(16, 32)), None)}
+    record_seen(model, "non-members", seen)
+    checkpoint = {}
+    model.on_save_checkpoint(checkpoint)
+    again.on_load_checkpoint(checkpoint)
+    assert seen_by(again) == {"non-members": seen}

@@ -163,3 +163,10 @@ def test_wrong_models_and_inputs():
         HAMPOutput(nn.Embedding(3, 2))(torch.tensor([1]))
     with pytest.raises(TypeError, match="has none for dict"):
         HAMPOutput(Classifier())({"x": images()})
+
+
+def test_the_noise_lies_between_low_and_high():
+    """A model that shows its inputs: the values are those of the noise, stretched to the range."""
+    x = torch.rand(40, 6)
+    shown = HAMPOutput(nn.Identity(), low=-2.0, high=6.0, seed=3)(x)
+    torch.testing.assert_close(shown.sort(-1).values, (example_noise(x, 3) * 8 - 2).sort(-1).values)

@@ -12,7 +12,9 @@ from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, VanillaSnapshotCallback
 from lightning_cwrf.files import load_tensors, save_tensors
+from lightning_cwrf.frozen import Frozen
 from lightning_cwrf.masks import WeightMask
+from lightning_cwrf.top_share import apportion
 from tests.oracles.formulas import top_by_sorting
 
 floats = st.floats(0, width=32, allow_nan=False, allow_infinity=False)
@@ -45,11 +47,36 @@ def test_per_layer_shares(arrays, rate):
         assert set(mask.masks[name].nonzero().flatten().tolist()) == top_by_sorting(score.tolist(), got)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "wanted", "expected"),
+    [
+        ([9, 8, 3], 5, [2, 2, 1]),  # 2.25, 2 and 0.75
+        ([10, 7, 3], 10, [5, 4, 1]),  # 5, 3.5 and 1.5: the earlier of two equal remainders
+        ([1, 2, 7], 5, [1, 1, 3]),  # 0.5, 1 and 3.5
+        ([6, 6, 6], 2, [1, 1, 0]),
+        ([4, 0, 4], 8, [4, 0, 4]),
+        ([3, 5], 0, [0, 0]),
+    ],
+)
+def test_shares_by_hand(sizes, wanted, expected):
+    assert apportion(sizes, wanted) == expected
+
+
 def test_per_layer_takes_weight_and_bias_together():
     scores = {"a.weight": torch.zeros(8), "a.bias": torch.ones(2), "b.weight": torch.ones(10)}
     mask = WeightMask.top(scores, 0.2, per_layer=True)
     assert mask.masks["a.bias"].all()
     assert mask.masks["b.weight"].sum() == 2
+
+
+def test_layers_are_the_modules_that_hold_the_parameters():
+    scores = {n: torch.arange(4.0) for n in ("a.b.weight", "a.c.weight", "a.b.bias", "c.weight")}
+    masks = WeightMask.top(scores, 1 / 2, per_layer=True).masks
+    # Four of the eight of a.b, the largest of both its parameters; two of the four of each other layer.
+    assert list(masks) == list(scores)
+    assert all(mask.tolist() == [False, False, True, True] for mask in masks.values())
+    masks = WeightMask.top({**scores, "a.b.bias": torch.zeros(4)}, 1 / 2, per_layer=True).masks
+    assert [int(mask.sum()) for mask in masks.values()] == [4, 2, 0, 2]
 
 
 def test_negative_zero_is_zero_and_chunks_do_not_matter(monkeypatch):
@@ -118,6 +145,59 @@ def test_rewind_is_eq_6_and_hold_is_eq_7(layout):
         m = mask.masks[name]
         assert torch.equal(p[m], vanilla[name][m])
         assert torch.equal(p[~m], before[name][~m] + 1.0)
+
+
+def test_hooks_are_where_there_is_something_to_clear():
+    model = nn.ModuleDict({"none": nn.Linear(2, 1), "kept": nn.Linear(2, 1), "held": nn.Linear(2, 1, bias=False)})
+    model["kept"].requires_grad_(False)
+    masks = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in model.named_parameters()}
+    mask = WeightMask({**masks, "none.weight": torch.zeros(1, 2).bool(), "none.bias": torch.zeros(1).bool()})
+    mask.freeze(model)
+    hooks = mask.clear_gradients_of(model)
+    assert len(hooks) == 1
+    model["held"](torch.ones(1, 2)).sum().backward()
+    assert model["held"].weight.grad.tolist() == [[0, 0]]
+
+
+def test_a_mask_of_nothing_holds_nothing_and_needs_no_values():
+    model = nn.Linear(2, 1)
+    mask = WeightMask({"weight": torch.zeros(1, 2, dtype=torch.bool)})
+    assert mask.is_frozen
+    mask.restore_(model)
+    mask.zero_grad_(model)
+    assert mask.moved(model) == {}
+    assert not (~mask).is_frozen
+    assert (~mask).count == 2
+
+
+class Swapping(torch.optim.SGD):
+    """Exchanges its copies with the weights, or does one half of it."""
+
+    def eval(self):
+        pass
+
+    def train(self):
+        pass
+
+
+def test_copies_of_the_weights_in_an_optimizer_are_those_of_one_that_exchanges_them():
+    for without in ((), ("train",), ("eval",)):
+        model = nn.Linear(2, 2)
+        mask = WeightMask({"weight": torch.eye(2).bool()})
+        mask.freeze(model)
+        optimizer = Swapping(model.parameters(), 0.1)
+        for name in without:
+            setattr(optimizer, name, None)
+        copies = {name: torch.full((2, 2), 7.0) for name in ("x", "y", "z", "exp_avg")}
+        optimizer.state[model.weight].update(copies, step=7.0)
+        held = torch.where(torch.eye(2).bool(), model.weight.detach(), torch.tensor(7.0))
+        mask.restore_(model, optimizer)
+        for name, copied in copies.items():
+            written = name != "exp_avg" and not without
+            assert torch.equal(copied, held if written else torch.full((2, 2), 7.0))
+        optimizer.state[model.weight]["z"] = odd = torch.full((4,), 7.0)
+        mask.restore_(model, optimizer)
+        assert odd.tolist() == [7.0] * 4  # of another shape: no copy
 
 
 def test_no_gradient_stays_no_gradient():
@@ -191,6 +271,32 @@ def test_users_own_mask_buffers_are_left_alone():
     mask.rewind_(model, {"weight": torch.zeros(2, 2)})
     mask.restore_(model)
     assert model.attn_mask.sum() == 4
+
+
+@pytest.mark.parametrize(
+    "there", [torch.zeros(3, device="meta"), torch.zeros(3).double(), torch.zeros(3, device="meta").half()]
+)
+def test_held_values_go_to_the_device_and_precision_of_the_weights(there):
+    held = Frozen(torch.tensor([0, 2]), torch.tensor([1.0, 2.0]))
+    copied = held.like(there)
+    assert (held.index.device, held.value.device, held.value.dtype) == (
+        torch.device("cpu"), torch.device("cpu"), torch.float32
+    )  # fmt: skip
+    held.follow(there)
+    for frozen in (held, copied):
+        assert frozen.index.device == frozen.value.device == there.device
+        assert frozen.index.dtype == torch.int64
+        assert frozen.value.dtype == there.dtype
+    value = held.value
+    held.follow(there)
+    assert held.value is value  # nothing is copied where nothing changes
+
+
+def test_a_mask_is_frozen_where_the_weights_are():
+    mask = WeightMask({"weight": torch.eye(2).bool()})
+    mask.freeze(nn.Linear(2, 2, device="meta"))
+    held = mask._frozen["weight"]
+    assert held.index.device.type == held.value.device.type == "meta"
 
 
 def test_bf16_weights_are_held_in_their_own_dtype():

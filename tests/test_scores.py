@@ -2,6 +2,7 @@ import contextlib
 import copy
 import re
 import threading
+import warnings
 
 import pytest
 import safetensors.torch
@@ -13,6 +14,7 @@ from torchvision.models import VisionTransformer
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
 from lightning_cwrf.scores import (
+    _warn_if_swapped,
     learnability_scores,
     load_scores,
     privacy_vulnerability_scores,
@@ -249,10 +251,53 @@ def test_head_of_a_flat_attention_model_is_linear():
     assert kinds["embed.weight"] == "embedding"
 
 
+class SelfAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Linear(4, 4)
+
+
+class AttentionNet(nn.Module):
+    """Told by its parts: a name with "attention" in it makes no block of the whole model."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.ModuleDict({"attention": SelfAttention(), "mlp": nn.Linear(4, 4), "drop": nn.PReLU()})
+        self.block2 = nn.Linear(4, 4)
+        self.bag = nn.EmbeddingBag(3, 4)
+        self.up = nn.ConvTranspose1d(1, 1, 1)
+        self.norms = nn.ModuleList([nn.BatchNorm1d(4), nn.LayerNorm(4), nn.GroupNorm(1, 4), nn.RMSNorm(4)])
+
+
+def test_kinds_by_hand():
+    kinds = weight_kinds(AttentionNet())
+    assert kinds["block.mlp.weight"] == "attention+MLP"
+    assert kinds["block.drop.weight"] == "other"
+    assert kinds["block2.weight"] == "linear"  # its name only begins as the block's
+    assert kinds["bag.weight"] == "embedding"
+    assert kinds["up.weight"] == "conv"
+    assert {kinds[name] for name in kinds if name.startswith("norms.")} == {"norm"}
+    # A linear layer of an attention layer of the user's own lies inside its block too.
+    assert kinds["block.attention.query.weight"] == "attention+MLP"
+    for layer in (nn.TransformerDecoderLayer(8, 2, 16), nn.TransformerEncoderLayer(8, 2, 16)):
+        kinds = weight_kinds(layer)
+        assert {kinds[name] for name in kinds if not name.startswith("norm")} == {"attention+MLP"}
+        assert kinds["norm1.weight"] == "norm"
+
+
 def test_correlation_refuses_scores_of_another_model():
     model = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="'bias'"):
-        score_correlation({"weight": torch.rand(2, 2)}, {"weight": torch.rand(2, 2), "bias": torch.rand(2)}, model)
+    both = {"weight": torch.rand(2, 2), "bias": torch.rand(2)}
+    weight = {"weight": both["weight"]}
+    for a, b, name in (
+        (weight, both, "bias"),
+        (both, weight, "bias"),
+        (weight, {"weight": torch.rand(4, 1)}, "weight"),
+        ({"other": torch.rand(2)}, {"other": torch.rand(2)}, "other"),
+    ):
+        with pytest.raises(ValueError, match=f"the scores of '{name}' are missing"):
+            score_correlation(a, b, model)
+    assert score_correlation(weight, weight, model) == {"all": pytest.approx(1), "linear": pytest.approx(1)}
 
 
 def test_scoring_works_on_a_dataset_and_under_no_grad():
@@ -416,21 +461,27 @@ class Detached(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.first = nn.Linear(4, 4)
         self.a = nn.Linear(4, 4)
         self.b = nn.Linear(4, 3)
 
     def forward(self, x):
-        return self.b(torch.tanh(self.a(F.linear(self.a(x), self.a.weight.detach()))))
+        # The way back comes to a's gradient first, and to the detached use, which first's gradient needs, after it.
+        return self.b(torch.tanh(self.a(F.linear(self.first(x), self.a.weight.detach()))))
 
 
 def test_a_model_that_needs_old_values_of_its_weights_is_scored_all_the_same():
     model = Detached().double()
     data = [(torch.randn(6, 4).double(), torch.randint(3, (6,))) for _ in range(2)]
-    scores = learnability_scores(model, data, steps=2, lr=0.1)
+    done = []
+    scores = learnability_scores(model, data, steps=2, lr=0.1, on_step=done.append)
+    assert done == [1, 2]  # it began anew in the first step
     weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
     expected = {n: torch.zeros_like(p) for n, p in weights.items()}
     for x, y in data:
-        loss = F.cross_entropy(torch.func.functional_call(model, weights, (x,)), y)
+        h = F.linear(F.linear(x, weights["first.weight"], weights["first.bias"]), weights["a.weight"].detach())
+        h = torch.tanh(F.linear(h, weights["a.weight"], weights["a.bias"]))
+        loss = F.cross_entropy(F.linear(h, weights["b.weight"], weights["b.bias"]), y)
         for (name, weight), gradient in zip(
             weights.items(), torch.autograd.grad(loss, list(weights.values())), strict=True
         ):
@@ -535,3 +586,103 @@ def test_batches_of_one_form_are_joined(reference, sizes):
         return
     privacy_vulnerability_scores(Counting(4, 3), Counting(4, 3), members, reference, steps=2)
     assert Counting.sizes == sizes
+
+
+def test_batches_are_of_the_asked_size_and_as_many_as_the_steps():
+    members = TensorDataset(torch.randn(40, 4), torch.randint(3, (40,)))
+    reference = TensorDataset(torch.randn(40, 4), torch.randint(3, (40,)))
+    for scores, sizes in (
+        (lambda size: learnability_scores(Counting(4, 3), members, steps=3, batch_size=size), [7] * 3),
+        (
+            lambda size: privacy_vulnerability_scores(
+                Counting(4, 3), Counting(4, 3), members, reference, steps=3, batch_size=size
+            ),
+            [7, 7, 7, 14, 14, 7, 14, 7, 14],  # vanilla, then the copy: apart, together; and so on, together
+        ),
+    ):
+        Counting.sizes = []
+        scores(7)
+        assert Counting.sizes == sizes
+
+
+def test_a_vanilla_model_whose_outputs_are_held_answers_once_a_step():
+    """Weights of 1.2 MB, batches of some bytes."""
+
+    class Wide(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(4, 512), nn.Linear(512, 512), nn.Linear(512, 3))
+
+        def forward(self, x):
+            calls.append(torch.is_grad_enabled())
+            return super().forward(x)
+
+    calls = []
+    data = [[(torch.randn(4, 4), torch.randint(3, (4,))) for _ in range(3)] for _ in range(2)]
+    privacy_vulnerability_scores(Wide(), Wide(), *data, steps=5)
+    # Five answers, one comparison of both ways in three passes, five passes of the copy.
+    assert calls == [False] * 5 + [False] * 3 + [True] * 5
+
+
+def test_defaults_are_the_published_settings():
+    """30 batches of 256, λ = 0.7; and η_e = 1e-3, which the paper does not state."""
+    members = TensorDataset(torch.randn(257, 4), torch.randint(3, (257,)))
+    reference = TensorDataset(torch.randn(257, 4), torch.randint(3, (257,)))
+    model, vanilla = Counting(4, 3), Counting(4, 3)
+    settings = {"steps": 30, "lr": 1e-3, "batch_size": 256}
+    for scores, explicit in (
+        (lambda **given: learnability_scores(model, members, **given), settings),
+        (
+            lambda **given: privacy_vulnerability_scores(model, vanilla, members, reference, **given),
+            {**settings, "lam": 0.7},
+        ),
+    ):
+        found, done = [], []
+        for given in ({"on_step": done.append}, explicit):
+            torch.manual_seed(0)
+            Counting.sizes = []
+            found.append(scores(**given))
+            assert 256 in Counting.sizes
+            assert 257 not in Counting.sizes
+        assert done == list(range(1, 31))
+        assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_holds_an_example_at_least(size):
+    model, vanilla, members, reference = linear_case()
+    for make in (
+        lambda: learnability_scores(model, members, batch_size=size),
+        lambda: privacy_vulnerability_scores(model, vanilla, members, reference, batch_size=size),
+        lambda: PrivacyScoringCallback([], "redraw", batch_size=size),
+    ):
+        with pytest.raises(ValueError, match=f"batch_size must be an integer of at least 1, not {size}"):
+            make()
+
+
+def logits_of(losses):
+    """Two logits for each example, of which the first is the true class's, with the given cross-entropy."""
+    z = torch.tensor(losses, dtype=torch.float64).expm1().log()  # ln(1 + e^z) is the loss
+    return torch.stack([torch.zeros_like(z), z], 1), torch.zeros(len(losses), dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("members", "reference", "told"),
+    [
+        # A variance of 8/7 on both sides: the difference has the error sqrt(2/7), and four of them are 2.138.
+        ([2.7, 4.7] * 4, [0.5, 2.5] * 4, True),
+        ([2.6, 4.6] * 4, [0.5, 2.5] * 4, False),
+        ([0.5, 2.5] * 4, [2.7, 4.7] * 4, False),
+        # 8/7 and 12/11 on 8 and 12 examples: the error is sqrt(1/7 + 1/11), and four of them 1.934.
+        ([2.5, 4.5] * 6, [0.5, 2.5] * 4, True),
+        ([2.4, 4.4] * 6, [0.5, 2.5] * 4, False),
+        ([5.0, 7.0] * 3 + [6.0], [0.5, 2.5] * 4, False),  # seven are too few to tell
+        ([5.0, 7.0] * 4, [0.5, 2.5] * 3 + [1.5], False),
+        ([5.0, 7.0] * 4, [0.5, 2.5] * 4, True),
+        ([1.0] * 8, [1.0] * 8, False),  # a model that tells nothing apart
+    ],
+)
+def test_sides_are_swapped_where_their_losses_differ_by_four_errors(members, reference, told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _warn_if_swapped(*logits_of(members), *logits_of(reference))
+    assert [("swapped" in str(w.message)) for w in caught] == [True] * told

@@ -44,7 +44,7 @@ def hamp_loss(logits: Tensor, targets: Tensor, *, gamma: float = 0.95, alpha: fl
     return F.kl_div(log_p, soft, reduction="sum") / log_p.numel() - alpha * entropy
 
 
-@functools.lru_cache(typed=True)  # 2.0 classes are none, also after 2 were asked for
+@functools.lru_cache(maxsize=None, typed=True)  # typed: 2.0 is refused, though 2 has been answered
 def hamp_target_probability(classes: int, gamma: float) -> float:
     """The largest probability t of the true class at which the soft label's entropy is still γ·ln K.
 
