@@ -583,9 +583,9 @@ def test_members_that_training_leaves_out_are_told_by_their_share(share, error, 
         with pytest.raises(
             MisconfigurationException, match=r"leaves out about 10% of the examples .*Train on a Subset"
         ):
-            check(SimpleNamespace(fast_dev_run=fast))
+            check(SimpleNamespace(fast_dev_run=fast, reload_dataloaders_every_n_epochs=0))
     else:
-        check(SimpleNamespace(fast_dev_run=fast))
+        check(SimpleNamespace(fast_dev_run=fast, reload_dataloaders_every_n_epochs=0))
     assert [str(w.message).startswith("the training leaves out about") for w in recwarn] == [True] * warned
 
 
