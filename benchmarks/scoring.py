@@ -55,7 +55,9 @@ def benchmark() -> list[Row]:
         results["floor"] = bare_loop(model, vanilla, members, reference)
 
     mine, theirs = best_of(ROUNDS, ours, floor)
-    torch.testing.assert_close(results["ours"], results["floor"])
+    # One pass of both batches rounds otherwise than two; in float32 either is 8e-4 of the largest score from float64.
+    for own, bare in zip(results["ours"], results["floor"], strict=True):
+        torch.testing.assert_close(own, bare, rtol=0, atol=2e-3 * float(bare.max()))
     name = f"weight scores: ResNet-18, {STEPS} steps of batch {BATCH}"
     return [overhead(name, mine, "bare loop of Algorithm 1", theirs, at_most=1.10)]
 
