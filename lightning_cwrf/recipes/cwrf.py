@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -53,8 +52,7 @@ class CWRF:
     def callbacks(self, vanilla: Mapping[str, Tensor], members: Batches | None = None) -> list[Callback]:
         """The callbacks of one hardening; ``vanilla`` is θ_vn, ``members`` what to score on (None: the training's)."""
         names = ("lam", "steps", "lr", "kind", "batch_size")
-        taken = inspect.signature(PrivacyScoringCallback.__init__).parameters
-        settings = {name: getattr(self, name) for name in names if name in taken}
+        settings = {name: getattr(self, name) for name in names}
         return [
             PrivacyScoringCallback(self.nonmembers, dict(vanilla), members=members, **settings),
             CriticalRewindCallback(self.rate, per_layer=self.per_layer, to=self.to),
