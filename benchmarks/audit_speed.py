@@ -11,8 +11,8 @@ import torch
 from common import Row, best_of, extra_memory, in_fresh_process, overhead, run, size
 from torch.utils.data import TensorDataset
 
-from lightning_cwrf.audit import AuditResult, audit_outputs
-from lightning_cwrf.audit.run import attack_scores
+from lightning_cwrf.auditing import AuditResult, audit_outputs
+from lightning_cwrf.auditing.run import attack_scores
 from lightning_cwrf.outputs import ModelOutputs
 from lightning_cwrf.shadows import balanced_membership
 from lightning_cwrf.shadows.train import ShadowSignals

@@ -25,70 +25,37 @@ from lightning_cwrf.metrics.functional import clopper_pearson
 
 ROOT = Path(__file__).resolve().parents[1]
 SURVIVED, UNTESTED = 0, 33  # exit codes, as mutmut stores them
-LOSSES = (
-    "adversarial", "base", "baselines", "bases", "ccl", "hamp", "mixup_mmd", "nonmembers", "past", "registry",
-    "relaxloss",
-)  # fmt: skip
-PRIVATE = ("dpsgd", "independence", "ledger", "private_checks", "private_step")
-# What is mutated, and the tests that are asked: those of the group, without the slow ones over several processes.
+# What is mutated, and the tests that are asked, without the slow ones over several processes.
 GROUPS = {
-    "metrics": (
-        ["lightning_cwrf/metrics/functional/*"],
-        ["test_metrics.py", "test_statistics.py", "test_intervals.py"],
-    ),
-    "attacks": (
-        ["lightning_cwrf/attacks/*"],
-        [
-            "test_attacks.py",
-            "test_more_attacks.py",
-            "test_attack_formulas.py",
-            "test_attack_settings.py",
-            "test_attack_evidence.py",
-            "test_learned_attacks.py",
-            "test_own_attacks.py",
-            "test_resampling.py",
-        ],
-    ),
-    "weights": (
-        [f"lightning_cwrf/{name}.py" for name in ("scores", "descent", "masks", "frozen", "top_share")],
-        ["test_scores.py", "test_masks.py", "test_descent.py", "test_holding.py"],
-    ),
-    "callbacks": (
-        ["lightning_cwrf/callbacks/*"],
-        ["test_callbacks.py", "test_ablations.py", "test_holding.py", "test_resume.py", "test_members.py"],
-    ),
-    "defenses": (
-        [f"lightning_cwrf/defenses/{name}.py" for name in LOSSES],
-        [
-            "test_defense_losses.py", "test_defense_training.py", "test_defense_settings.py", "test_defense_classes.py",
-            "test_defenses.py", "test_against_nonmembers.py", "test_past.py", "test_hamp_output.py",
-        ],
-    ),
-    "dpsgd": (
-        [f"lightning_cwrf/defenses/{name}.py" for name in PRIVATE],
-        ["test_dpsgd.py", "test_independence.py", "test_defense_settings.py"],
-    ),
-}  # fmt: skip
+    "metrics": (["metrics/functional/*"], ["metrics"]),
+    "attacks": (["attacks/*"], ["attacks"]),
+    "weights": (["weights/*"], ["weights", "callbacks/test_holding.py"]),
+    "callbacks": (["callbacks/*"], ["callbacks", "auditing/test_members.py", "auditing/test_audit.py"]),
+    "defenses": (["defenses/*.py"], ["defenses"]),
+    "dpsgd": (["defenses/dpsgd/*"], ["defenses/test_dpsgd.py", "defenses/test_independence.py"]),
+}
 DESELECTED = [
     # Simulations of many samples, and tests over several processes.
-    "test_intervals.py::test_95_percent_intervals_cover_in_94_percent_of_samples",
-    "test_intervals.py::test_tpr_intervals_are_about_as_wide_as_with_a_known_family",
-    "test_metrics.py::test_two_processes_give_the_single_process_numbers",
-    "test_statistics.py::test_small_p_values_and_lower_bounds_agree",
-    "test_resampling.py::test_the_interval_covers_the_mean_over_worlds_where_shadow_models_share_errors",
-    "test_resampling.py::test_the_interval_errs_upwards_where_they_share_none",
-    "test_resampling.py::test_shadow_intervals_cover_the_mean_over_worlds",
-    "test_resampling.py::test_an_audit_has_intervals_over_shadow_models",
-    "test_more_attacks.py::test_every_attack_finds_a_signal_and_nothing_where_there_is_none",
+    "metrics/test_intervals.py::test_95_percent_intervals_cover_in_94_percent_of_samples",
+    "metrics/test_intervals.py::test_tpr_intervals_are_about_as_wide_as_with_a_known_family",
+    "metrics/test_metrics.py::test_two_processes_give_the_single_process_numbers",
+    "metrics/test_statistics.py::test_small_p_values_and_lower_bounds_agree",
+    "attacks/test_resampling.py::test_the_interval_covers_the_mean_over_worlds_where_shadow_models_share_errors",
+    "attacks/test_resampling.py::test_the_interval_errs_upwards_where_they_share_none",
+    "attacks/test_resampling.py::test_shadow_intervals_cover_the_mean_over_worlds",
+    "attacks/test_resampling.py::test_an_audit_has_intervals_over_shadow_models",
+    "attacks/test_more_attacks.py::test_every_attack_finds_a_signal_and_nothing_where_there_is_none",
     # 150 optimizers and settings, one after another: too slow to ask of every mutant.
-    "test_holding.py::test_every_optimizer_leaves_frozen_weights_bit_identical",
+    "callbacks/test_holding.py::test_every_optimizer_leaves_frozen_weights_bit_identical",
     # The same for all defenses with and without CWRF, in two precisions.
-    "test_defense_losses.py::test_every_defense_trains_and_resumes_to_the_same_weights",
+    "defenses/test_defense_losses.py::test_every_defense_trains_and_resumes_to_the_same_weights",
     # save_hyperparameters reads the locals of __init__, which mutmut puts into a function of another name.
-    "test_defenses.py::test_settings_that_changed_since_the_checkpoint_are_reported",
-    "test_defenses.py::test_reference_data_are_no_hyper_parameters",
-    # Two processes.
-    "test_dpsgd.py::test_two_processes_are_one",
+    "defenses/test_defenses.py::test_settings_that_changed_since_the_checkpoint_are_reported",
+    "defenses/test_defenses.py::test_reference_data_are_no_hyper_parameters",
+    # Several processes.
+    "callbacks/test_ddp.py",
+    "weights/test_memory.py",
+    "defenses/test_dpsgd.py::test_two_processes_are_one",
 ]
 
 
@@ -108,6 +75,8 @@ def main() -> None:
 def row(group: str, sample: int, seed: int, children: int, folder: Path) -> str:
     stage(group, folder)
     mutmut(folder, "run", "--max-children", str(children), "no such mutant")  # makes them, and maps tests to functions
+    if not any((folder / "mutants").glob("mutmut-stats.json")):
+        raise SystemExit(f"the tests of {group} do not pass without mutants; see {folder / 'mutmut.log'}")
     names = sorted(set(outcomes(folder)) - messages(folder))
     if not names:
         raise SystemExit(f"mutmut made no mutants; see {folder / 'mutmut.log'}")
@@ -138,7 +107,7 @@ def stage(group: str, folder: Path) -> None:
     sources, tests = GROUPS[group]
     settings = {
         "source_paths": ["lightning_cwrf"],
-        "only_mutate": sources,
+        "only_mutate": [f"lightning_cwrf/{source}" for source in sources],
         "also_copy": ["benchmarks", "docs", "examples", "README.md", "CHANGELOG.md"],
         "do_not_mutate_patterns": [r"raise \w+\(", r"warn\("],
         "pytest_add_cli_args": [

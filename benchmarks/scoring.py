@@ -15,7 +15,7 @@ from common import Row, best_of, cifar_resnet18, image_batches, overhead, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cwrf.scores import privacy_vulnerability_scores
+from lightning_cwrf.weights.scores import privacy_vulnerability_scores
 
 STEPS, BATCH, LAM, LR = 3, 64, 0.7, 1e-3  # few steps, so that what is paid once per call weighs more, not less
 ROUNDS = 4

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback
-from lightning_cwrf.masks import WeightMask
+from lightning_cwrf.weights.masks import WeightMask
 
 BATCH, RATE = 64, 0.05
 STEPS, WARM_UP, FITS = 6, 2, 5

@@ -12,7 +12,7 @@ import torch
 from common import Row, best_of, extra_memory, in_fresh_process, overhead, run, size, verdict
 from torch import Tensor
 
-from lightning_cwrf.masks import WeightMask
+from lightning_cwrf.weights.masks import WeightMask
 
 COUNT, RATE = 100_000_000, 0.03
 K = round(RATE * COUNT)

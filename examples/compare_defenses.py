@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from tqdm.auto import tqdm
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, train_shadows
-from lightning_cwrf.audit import AuditResult, audit_outputs
+from lightning_cwrf.auditing import AuditResult, audit_outputs
 from lightning_cwrf.defenses import create_defense
 from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.report import plot_tradeoff, tradeoff_table

@@ -37,7 +37,7 @@ from lightning_cwrf import (
     VanillaSnapshotCallback,
     train_shadows,
 )
-from lightning_cwrf.audit import audit
+from lightning_cwrf.auditing import audit
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc
 from lightning_cwrf.shadows import ShadowSignals
 

@@ -3,73 +3,85 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_cwrf._version import __version__
+from lightning_cwrf import _deprecated
+from lightning_cwrf._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from lightning_cwrf.audit import AuditResult
-    from lightning_cwrf.callbacks import (
-        CriticalRewindCallback,
-        GradientMaskCallback,
-        MIAAuditCallback,
-        PrivacyScoringCallback,
-        VanillaSnapshotCallback,
-    )
-    from lightning_cwrf.canaries import insert_canaries
-    from lightning_cwrf.defenses import DefenseMixin, RelaxLossMixin
-    from lightning_cwrf.masks import WeightMask
-    from lightning_cwrf.overlap import without_overlap
-    from lightning_cwrf.recipes import CWRF, ShadowRecipe
-    from lightning_cwrf.scores import learnability_scores, privacy_vulnerability_scores, score_correlation
-    from lightning_cwrf.shadows import train_shadows
+    from lightning_cwrf.attacks import create_attack as create_attack
+    from lightning_cwrf.auditing import AuditResult as AuditResult
+    from lightning_cwrf.auditing import audit as audit
+    from lightning_cwrf.auditing import insert_canaries as insert_canaries
+    from lightning_cwrf.callbacks import CriticalRewindCallback as CriticalRewindCallback
+    from lightning_cwrf.callbacks import GradientMaskCallback as GradientMaskCallback
+    from lightning_cwrf.callbacks import MIAAuditCallback as MIAAuditCallback
+    from lightning_cwrf.callbacks import PrivacyScoringCallback as PrivacyScoringCallback
+    from lightning_cwrf.callbacks import VanillaSnapshotCallback as VanillaSnapshotCallback
+    from lightning_cwrf.data import without_overlap as without_overlap
+    from lightning_cwrf.defenses import AdversarialRegularizationMixin as AdversarialRegularizationMixin
+    from lightning_cwrf.defenses import CCLMixin as CCLMixin
+    from lightning_cwrf.defenses import ConfidencePenaltyMixin as ConfidencePenaltyMixin
+    from lightning_cwrf.defenses import DefenseMixin as DefenseMixin
+    from lightning_cwrf.defenses import DPSGDMixin as DPSGDMixin
+    from lightning_cwrf.defenses import HAMPMixin as HAMPMixin
+    from lightning_cwrf.defenses import LabelSmoothingMixin as LabelSmoothingMixin
+    from lightning_cwrf.defenses import MixupMMDMixin as MixupMMDMixin
+    from lightning_cwrf.defenses import PASTMixin as PASTMixin
+    from lightning_cwrf.defenses import RelaxLossMixin as RelaxLossMixin
+    from lightning_cwrf.defenses import WeightPenaltyMixin as WeightPenaltyMixin
+    from lightning_cwrf.defenses import create_defense as create_defense
+    from lightning_cwrf.recipes import CWRF as CWRF
+    from lightning_cwrf.recipes import ShadowRecipe as ShadowRecipe
+    from lightning_cwrf.shadows import train_shadows as train_shadows
+    from lightning_cwrf.weights import WeightMask as WeightMask
+    from lightning_cwrf.weights import learnability_scores as learnability_scores
+    from lightning_cwrf.weights import privacy_vulnerability_scores as privacy_vulnerability_scores
+    from lightning_cwrf.weights import score_correlation as score_correlation
 
-# Public names and where they live. Each is imported on first use, so that importing the package is fast.
-_HOMES = {
-    "CWRF": "recipes",
-    "AuditResult": "audit",
-    "CriticalRewindCallback": "callbacks",
-    "DefenseMixin": "defenses",
-    "GradientMaskCallback": "callbacks",
-    "MIAAuditCallback": "callbacks",
-    "PrivacyScoringCallback": "callbacks",
-    "RelaxLossMixin": "defenses",
-    "ShadowRecipe": "recipes",
-    "VanillaSnapshotCallback": "callbacks",
-    "WeightMask": "masks",
-    "insert_canaries": "canaries",
-    "learnability_scores": "scores",
-    "privacy_vulnerability_scores": "scores",
-    "score_correlation": "scores",
-    "train_shadows": "shadows",
-    "without_overlap": "data",
+# The public names by subpackage. Each subpackage is imported on first use, so that importing this one is fast.
+_PUBLIC = {
+    "attacks": ("create_attack",),
+    "auditing": ("AuditResult", "audit", "insert_canaries"),
+    "callbacks": (
+        "CriticalRewindCallback",
+        "GradientMaskCallback",
+        "MIAAuditCallback",
+        "PrivacyScoringCallback",
+        "VanillaSnapshotCallback",
+    ),
+    "data": ("without_overlap",),
+    "defenses": (
+        "AdversarialRegularizationMixin",
+        "CCLMixin",
+        "ConfidencePenaltyMixin",
+        "DPSGDMixin",
+        "DefenseMixin",
+        "HAMPMixin",
+        "LabelSmoothingMixin",
+        "MixupMMDMixin",
+        "PASTMixin",
+        "RelaxLossMixin",
+        "WeightPenaltyMixin",
+        "create_defense",
+    ),
+    "recipes": ("CWRF", "ShadowRecipe"),
+    "shadows": ("train_shadows",),
+    "weights": ("WeightMask", "learnability_scores", "privacy_vulnerability_scores", "score_correlation"),
 }
+_SUBPACKAGES = {*_PUBLIC, "classification", "metrics", "outputs", "report"}
+_HOMES = {name: home for home, names in _PUBLIC.items() for name in names}
 
-__all__ = [
-    "CWRF",
-    "AuditResult",
-    "CriticalRewindCallback",
-    "DefenseMixin",
-    "GradientMaskCallback",
-    "MIAAuditCallback",
-    "PrivacyScoringCallback",
-    "RelaxLossMixin",
-    "ShadowRecipe",
-    "VanillaSnapshotCallback",
-    "WeightMask",
-    "__version__",
-    "insert_canaries",
-    "learnability_scores",
-    "privacy_vulnerability_scores",
-    "score_correlation",
-    "train_shadows",
-    "without_overlap",
-]
+__all__ = sorted(["__version__", *_HOMES])
+
+_deprecated.install()
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _SUBPACKAGES:
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_SUBPACKAGES})

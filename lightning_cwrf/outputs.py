@@ -21,7 +21,7 @@ from lightning_cwrf.data import (
     isolated_rng,
     tensors_of,
 )
-from lightning_cwrf.examples import ExampleId, example_keys
+from lightning_cwrf.data.examples import ExampleId, example_keys
 
 
 @dataclass(frozen=True)

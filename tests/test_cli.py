@@ -4,7 +4,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_cwrf.vanilla import save_vanilla
+from lightning_cwrf.weights.vanilla import save_vanilla
 from tests.helpers import Classifier, DigitsReference, HardenedClassifier
 
 CONFIG = """

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lightning_cwrf import ShadowRecipe, train_shadows
 from lightning_cwrf.attacks.registry import _ATTACKS
-from lightning_cwrf.audit import audit
+from lightning_cwrf.auditing import audit
 from lightning_cwrf.defenses import available_defenses
 from lightning_cwrf.defenses.registry import _DEFENSES
 from tests.helpers import Classifier, loader, part, trainer

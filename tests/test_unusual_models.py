@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
-from lightning_cwrf.copies import copied
-from lightning_cwrf.scores import learnability_scores, privacy_vulnerability_scores
-from lightning_cwrf.vanilla import capture, load_vanilla, redraw, save_vanilla
+from lightning_cwrf.weights.copies import copied
+from lightning_cwrf.weights.scores import learnability_scores, privacy_vulnerability_scores
+from lightning_cwrf.weights.vanilla import capture, load_vanilla, redraw, save_vanilla
 from tests.helpers import Classifier, loader, trainer
 
 

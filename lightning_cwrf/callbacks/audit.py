@@ -14,16 +14,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_cwrf.attacks import Attack, create_attacks
-from lightning_cwrf.audit import AuditResult, attack_scores, audit_outputs
-from lightning_cwrf.audit.run import check_side, unlike_shadows
+from lightning_cwrf.auditing import AuditResult, attack_scores, audit_outputs
+from lightning_cwrf.auditing.run import check_side, unlike_shadows
 from lightning_cwrf.callbacks.common import OncePerModule, saved_state, training_data, unseen_share
 from lightning_cwrf.checks import check_choice, check_confidence, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
+from lightning_cwrf.data.overlap import OVERLAPS
+from lightning_cwrf.data.seen import seen_by
 from lightning_cwrf.outputs import ModelOutputs, collect_outputs
-from lightning_cwrf.overlap import OVERLAPS
-from lightning_cwrf.seen import seen_by
 from lightning_cwrf.shadows.train import ShadowSignals
-from lightning_cwrf.transfer import transfer_of
+from lightning_cwrf.trainers import transfer_of
 
 
 class MIAAuditCallback(OncePerModule):
@@ -46,11 +46,11 @@ class MIAAuditCallback(OncePerModule):
         every_n_epochs: how often to run the loss attack; 0: only at the end.
         attacks: of the audit at the end, by name or from :func:`~lightning_cwrf.attacks.create_attack`; None: the loss
             attack, LiRA and RMIA. Those that need inputs or augmented views run by
-            :func:`~lightning_cwrf.audit.audit`, on the finished model.
+            :func:`~lightning_cwrf.auditing.audit`, on the finished model.
         confidence: of the intervals.
-        key: gives the id of one example, as for :func:`~lightning_cwrf.audit.audit`.
+        key: gives the id of one example, as for :func:`~lightning_cwrf.auditing.audit`.
         overlap: what to do with non-members that are members, or reference data of the scoring or the defense:
-            ``"error"``, ``"drop"`` or ``"allow"``, as for :func:`~lightning_cwrf.audit.audit`.
+            ``"error"``, ``"drop"`` or ``"allow"``, as for :func:`~lightning_cwrf.auditing.audit`.
         name: what values are logged under. Two audits in one Trainer need two names.
 
     >>> callback = MIAAuditCallback(nonmembers=[], every_n_epochs=10)
@@ -241,7 +241,7 @@ def _check_attacks(attacks: Sequence[str | Attack]) -> None:
         beyond = sorted({"inputs", "views"}.intersection(attack.needs))
         if beyond:
             raise ValueError(
-                f"the {attack.name} attack needs {' and '.join(beyond)}; run it by lightning_cwrf.audit.audit "
+                f"the {attack.name} attack needs {' and '.join(beyond)}; run it by lightning_cwrf.auditing.audit "
                 "on the finished model."
             )
 

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cwrf.data import check_batches, first_batches
-from lightning_cwrf.poisson import PoissonBatches, users_loader
-from lightning_cwrf.sampling import support
+from lightning_cwrf.data.poisson import PoissonBatches, users_loader
+from lightning_cwrf.data.sampling import support
 
 C = TypeVar("C", bound=Callback)
 _START_ANEW = (

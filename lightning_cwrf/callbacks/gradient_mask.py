@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging, saved_state
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback, check_mask, mask_identity
 from lightning_cwrf.checks import check_choice
-from lightning_cwrf.masks import WeightMask
+from lightning_cwrf.weights.masks import WeightMask
 
 _LOOKS = 10  # each comparison takes as long as holding the weights does
 

@@ -17,9 +17,9 @@ from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_avera
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.checks import check_choice, check_flag
 from lightning_cwrf.files import digest
-from lightning_cwrf.masks import WeightMask, check_rate
-from lightning_cwrf.scores import load_scores, trainable_parameters
-from lightning_cwrf.vanilla import VanillaSource, check_source, identity, load_vanilla
+from lightning_cwrf.weights.masks import WeightMask, check_rate
+from lightning_cwrf.weights.scores import load_scores, trainable_parameters
+from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, load_vanilla
 
 
 class CriticalRewindCallback(OncePerModule):

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 from lightning_cwrf.callbacks.common import OncePerModule, saved_state, training_data
 from lightning_cwrf.checks import check_choice, check_integer
 from lightning_cwrf.data import Batches, all_ids, bring_to, check_batches, isolated_rng
-from lightning_cwrf.scores import check_scoring, learnability_scores, privacy_vulnerability_scores, save_scores
-from lightning_cwrf.seen import SCORED, record_seen
-from lightning_cwrf.transfer import transfer_of
-from lightning_cwrf.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
+from lightning_cwrf.data.seen import SCORED, record_seen
+from lightning_cwrf.trainers import transfer_of
+from lightning_cwrf.weights.scores import check_scoring, learnability_scores, privacy_vulnerability_scores, save_scores
+from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
 
 
 class PrivacyScoringCallback(OncePerModule):
@@ -33,7 +33,7 @@ class PrivacyScoringCallback(OncePerModule):
     Args:
         nonmembers: reference data D_re the model never saw, disjoint from test data: a loader or a dataset.
         vanilla: θ_vn: a path, a state dict, an untrained module, a factory, or ``"redraw"``
-            (:func:`~lightning_cwrf.vanilla.load_vanilla`).
+            (:func:`~lightning_cwrf.weights.vanilla.load_vanilla`).
         lam: λ of Eq. 4. Published: 0.7 (CIFAR-10, CINIC-10), 0.9 (CIFAR-100).
         steps: T, the number of batches. Published: 30.
         lr: η_e, the rate of the steps on the copy.

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_cwrf.callbacks.common import CheckedCallback
 from lightning_cwrf.checks import check_flag
 from lightning_cwrf.files import load_tensors
-from lightning_cwrf.vanilla import capture, save_vanilla
+from lightning_cwrf.weights.vanilla import capture, save_vanilla
 
 
 class VanillaSnapshotCallback(CheckedCallback):

@@ -15,9 +15,8 @@ from lightning_cwrf.defenses.baselines import (
     weight_penalty,
 )
 from lightning_cwrf.defenses.ccl import CCLMixin, ccl_loss
-from lightning_cwrf.defenses.dpsgd import DPSGDMixin
+from lightning_cwrf.defenses.dpsgd import DPSGDMixin, PrivacySpent
 from lightning_cwrf.defenses.hamp import HAMPMixin, HAMPOutput, hamp_loss, hamp_target_probability
-from lightning_cwrf.defenses.ledger import PrivacySpent
 from lightning_cwrf.defenses.mixup_mmd import MixupMMDMixin, mixup_loss, mmd2
 from lightning_cwrf.defenses.past import PASTMixin, past_penalty, past_weights
 from lightning_cwrf.defenses.registry import Defense, available_defenses, create_defense, register_defense

@@ -17,9 +17,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_cwrf.classification import classification_step
+from lightning_cwrf.data.seen import load_seen_state, seen_state
 from lightning_cwrf.defenses.bases import check_bases, free_step
-from lightning_cwrf.masks import WeightMask
-from lightning_cwrf.seen import load_seen_state, seen_state
+from lightning_cwrf.weights.masks import WeightMask
 
 if TYPE_CHECKING:
     _Base = LightningModule

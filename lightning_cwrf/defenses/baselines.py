@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lightning_cwrf.checks import check_number
 from lightning_cwrf.classification import check_targets
 from lightning_cwrf.defenses.base import DefenseMixin
-from lightning_cwrf.scores import trainable_parameters
+from lightning_cwrf.weights.scores import trainable_parameters
 
 
 def label_smoothing_loss(logits: Tensor, targets: Tensor, *, smoothing: float = 0.1) -> Tensor:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_cwrf.copies import COMPILED
+from lightning_cwrf.weights.copies import COMPILED
 
 
 def check_bases(cls: type, root: type) -> None:

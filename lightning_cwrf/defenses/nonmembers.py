@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import classification_step, split_batch
 from lightning_cwrf.data import Batches, OverlapCheck, as_loader, check_batches, cycle, example_ids, isolated_rng
-from lightning_cwrf.sampling import support
-from lightning_cwrf.seen import record_seen
-from lightning_cwrf.transfer import transfer_of
+from lightning_cwrf.data.sampling import support
+from lightning_cwrf.data.seen import record_seen
+from lightning_cwrf.trainers import transfer_of
 
 
 class NonmemberBatches:
@@ -24,7 +24,7 @@ class NonmemberBatches:
     Every epoch begins a new order that depends on the epoch and the rank alone, so a run that resumes at an epoch sees
     the batches that an unbroken one sees, and the caller's random state is not touched. Before the first batch the
     whole data are compared by content with the members'; where one of them cannot be read whole, the first epoch's
-    batches are. The module keeps a record of what was drawn (:mod:`lightning_cwrf.seen`), for audits.
+    batches are. The module keeps a record of what was drawn (:mod:`lightning_cwrf.data.seen`), for audits.
 
     Args:
         data: a loader, a dataset or an iterable of batches; it begins again when it runs out.

@@ -17,8 +17,8 @@ from lightning_cwrf.classification import classification_step
 from lightning_cwrf.data import Batches
 from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.nonmembers import NonmemberBatches
-from lightning_cwrf.masks import WeightMask
-from lightning_cwrf.scores import trainable_parameters
+from lightning_cwrf.weights.masks import WeightMask
+from lightning_cwrf.weights.scores import trainable_parameters
 
 
 def past_weights(

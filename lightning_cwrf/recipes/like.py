@@ -27,9 +27,9 @@ from lightning_cwrf.callbacks import (
     PrivacyScoringCallback,
 )
 from lightning_cwrf.data import all_digests, isolated_rng, reads_alike
+from lightning_cwrf.data.poisson import users_loader, whole_order
 from lightning_cwrf.defenses import DefenseMixin
 from lightning_cwrf.defenses.registry import Defense
-from lightning_cwrf.poisson import users_loader, whole_order
 from lightning_cwrf.recipes.cwrf import CWRF
 from lightning_cwrf.shadows.identity import identity
 

@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.data import Batches, OverlapCheck, SeededOrder, all_digests, isolated_rng
+from lightning_cwrf.data.seen import SCORED, seen_by
 from lightning_cwrf.defenses import DefenseMixin
 from lightning_cwrf.defenses.registry import Defense
 from lightning_cwrf.recipes.cwrf import CWRF
 from lightning_cwrf.recipes.stacked import check_stackable, train_stack
-from lightning_cwrf.seen import SCORED, seen_by
 from lightning_cwrf.shadows.jobs import seed_all
-from lightning_cwrf.vanilla import capture, redraw
+from lightning_cwrf.weights.vanilla import capture, redraw
 
 _QUIET = {
     "accelerator": "auto",

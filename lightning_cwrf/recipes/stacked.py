@@ -17,7 +17,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_cwrf.classification import shapes_only
 from lightning_cwrf.defenses.base import DefenseMixin
-from lightning_cwrf.transfer import transfer_of
+from lightning_cwrf.trainers import transfer_of
 
 _ELEMENTWISE = {
     torch.optim.ASGD,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from lightning_cwrf.audit import AuditResult
+from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics.functional import membership_roc
 from lightning_cwrf.report.table import ATTACK_NAMES, check_results, check_tradeoff

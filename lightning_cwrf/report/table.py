@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_cwrf.audit import FPR, AuditResult, aligned
-from lightning_cwrf.audit.result import percent
+from lightning_cwrf.auditing import FPR, AuditResult, aligned
+from lightning_cwrf.auditing.result import percent
 
 _MODEL_ROWS = {
     "train_accuracy": "train accuracy",

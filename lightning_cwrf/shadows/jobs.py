@@ -20,7 +20,7 @@ from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.pool import in_short
 from lightning_cwrf.shadows.store import ShadowStore
 from lightning_cwrf.shadows.workers import Share
-from lightning_cwrf.vanilla import capture
+from lightning_cwrf.weights.vanilla import capture
 
 View: TypeAlias = Callable[[Tensor], Tensor]
 Recipe: TypeAlias = Callable[..., nn.Module]

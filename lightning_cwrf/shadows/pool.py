@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import split_batch
 from lightning_cwrf.data import example_digests, isolated_rng
-from lightning_cwrf.overlap import is_ambiguous
+from lightning_cwrf.data.overlap import is_ambiguous
 from lightning_cwrf.shadows.membership import balanced_membership
 
 

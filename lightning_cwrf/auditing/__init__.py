@@ -1,0 +1,21 @@
+"""An audit of one model: the attacks run, measured with intervals, and kept as a result."""
+
+from lightning_cwrf.auditing.canaries import Canaries, insert_canaries
+from lightning_cwrf.auditing.estimates import FPRS, attack_metrics
+from lightning_cwrf.auditing.result import FPR, AuditResult, Estimate, Exposed, aligned
+from lightning_cwrf.auditing.run import attack_scores, audit, audit_outputs
+
+__all__ = [
+    "FPR",
+    "FPRS",
+    "AuditResult",
+    "Canaries",
+    "Estimate",
+    "Exposed",
+    "aligned",
+    "attack_metrics",
+    "attack_scores",
+    "audit",
+    "audit_outputs",
+    "insert_canaries",
+]

@@ -1,0 +1,136 @@
+"""The measures of an attack's scores, with their intervals over examples and over shadow models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cwrf.attacks import Attack, Evidence, example_losses
+from lightning_cwrf.attacks.resampling import check_pairs, shadow_bootstrap, without_shadows
+from lightning_cwrf.auditing.result import Estimate
+from lightning_cwrf.metrics import (
+    AttackAdvantage,
+    BalancedAccuracy,
+    EpsilonLowerBound,
+    Interval,
+    LossGap,
+    MembershipAUROC,
+    MembershipMetric,
+    P1Score,
+    TPRAtFPR,
+)
+from lightning_cwrf.metrics.functional import clopper_pearson, mean_interval
+from lightning_cwrf.metrics.functional.intervals import normal_quantile
+from lightning_cwrf.outputs import ModelOutputs
+
+FPRS = (1e-3, 1e-5)
+
+
+def attack_metrics(
+    accuracy: float, seed: int = 0, confidence: float = 0.95, *, accuracy_examples: int | None = None
+) -> dict[str, MembershipMetric]:
+    """The metrics of one attack, by the name they are logged under; P1 is that of an accuracy on so many examples.
+
+    They do not gather: in a distributed training every process audits all examples.
+    """
+    settings: dict[str, Any] = {"seed": seed, "sync_on_compute": False}
+    return {
+        "auroc": MembershipAUROC(**settings),
+        **{f"tpr_at_fpr_{fpr:g}": TPRAtFPR(fpr, **settings) for fpr in FPRS},
+        "advantage": AttackAdvantage(**settings),
+        "balanced_accuracy": BalancedAccuracy(**settings),
+        "p1": P1Score(accuracy, accuracy_examples=accuracy_examples, **settings),
+        "epsilon_lower_bound": EpsilonLowerBound(confidence=confidence, **settings),
+    }
+
+
+def hangs_on_shadows(attack: Attack, evidence: Evidence, scores: Tensor) -> bool:
+    """Whether an attack needs the shadow models, or gives other scores where they are taken away."""
+    if any(need.startswith("shadow") for need in attack.needs):
+        return True
+    return not torch.equal(attack(without_shadows(evidence)), scores)
+
+
+def with_shadow_intervals(
+    found: dict[str, Estimate],
+    attack: Attack,
+    evidence: Evidence,
+    is_member: Tensor,
+    metrics: dict[str, MembershipMetric],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Give an attack's estimates their intervals over other shadow models too.
+
+    Examples and shadow models are two sources of error. Each bound lies as far from the value as the root of the sum
+    of two squares: its distance in the interval over the examples, and z standard deviations of the replicates over
+    the shadow models alone, scaled by √(pairs / (pairs − 1)). A bound on ε gets none: it is a statement with a
+    confidence of its own.
+    """
+    measured = {name: m for name, m in metrics.items() if not isinstance(m, EpsilonLowerBound)}
+    statistics = {name: _statistic(metric) for name, metric in measured.items()}
+    replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, examples=False, seed=seed)
+    pairs = check_pairs(evidence.membership, resamples)
+    reach = normal_quantile(confidence) * math.sqrt(pairs / (pairs - 1))
+    done = dict(found)
+    for name, metric in measured.items():
+        (low, high), value = found[name].interval, found[name].value
+        spread = reach * float(replicates[name].std())
+        bottom, top = metric.plot_lower_bound, metric.plot_upper_bound
+        low, high = value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
+        wide = Interval(low if bottom is None else max(bottom, low), high if top is None else min(top, high))
+        done[name] = replace(found[name], shadow_interval=wide)
+    return done
+
+
+def _statistic(metric: MembershipMetric) -> Callable[[Tensor, Tensor], Tensor]:
+    def value(scores: Tensor, is_member: Tensor) -> Tensor:
+        metric.reset()
+        metric.update(scores, is_member)
+        found: Tensor = metric.compute()
+        return found
+
+    return value
+
+
+def estimate(metric: MembershipMetric, scores: Tensor, is_member: Tensor, confidence: float) -> Estimate:
+    metric.update(scores, is_member)
+    return Estimate(float(metric.compute()), metric.interval(confidence), metric.note, metric.p_value())
+
+
+def model_estimates(
+    members: ModelOutputs,
+    unseen: list[ModelOutputs],
+    losses: Tensor,
+    is_member: Tensor,
+    confidence: float,
+    seed: int,
+) -> dict[str, Estimate]:
+    correct = torch.cat([part.correct for part in unseen])
+    unseen_losses = torch.cat([example_losses(part.logits, part.targets) for part in unseen])
+    train_losses = losses[is_member]
+    gap = LossGap(seed=seed, sync_on_compute=False)
+    flags = torch.arange(len(train_losses) + len(unseen_losses)) < len(train_losses)
+    return {
+        "train_accuracy": _proportion(members.correct, confidence),
+        "test_accuracy": _proportion(correct, confidence),
+        "train_loss": _mean(train_losses, confidence),
+        "test_loss": _mean(unseen_losses, confidence),
+        "loss_gap": estimate(gap, torch.cat([train_losses, unseen_losses]), flags, confidence),
+    }
+
+
+def _proportion(correct: Tensor, confidence: float) -> Estimate:
+    hits = int(correct.sum())
+    return Estimate(hits / len(correct), clopper_pearson(hits, len(correct), confidence))
+
+
+def _mean(values: Tensor, confidence: float) -> Estimate:
+    low, high = mean_interval(values, confidence)
+    return Estimate(float(values.mean()), Interval(float(low), float(high)))

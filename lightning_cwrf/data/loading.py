@@ -1,0 +1,257 @@
+"""Batches: begun again without their owner's iterator, moved to a model, and the caller's random state kept."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, SubsetRandomSampler
+
+from lightning_cwrf.data.sampling import batch_size_of, support
+
+if TYPE_CHECKING:
+    Batches: TypeAlias = Dataset[Any] | DataLoader[Any] | Iterable[Any]
+else:  # from a YAML file, jsonargparse would make a plain Dataset of a subclass of Dataset[Any]
+    Batches = Dataset | DataLoader | Iterable
+"""Where batches come from: a data set of single examples, a loader, or an iterable of batches."""
+
+
+def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """Move every tensor of a nested batch to ``device``, those of floats to ``dtype``; everything else stays."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype if batch.is_floating_point() else None)
+    if isinstance(batch, Mapping):
+        return {key: move(value, device, dtype) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(value, device, dtype) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(move(value, device, dtype) for value in batch)
+    return batch
+
+
+def bring_to(model: nn.Module) -> Callable[[Any], Any]:
+    """Moves a batch to where the model is; a model of half or double precision (``bf16-true``) wants such inputs."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return functools.partial(move, device=first.device, dtype=None if first.dtype == torch.float32 else first.dtype)
+
+
+def as_loader(
+    data: Batches, *, shuffle: bool, batch_size: int | None = None, generator: torch.Generator | None = None
+) -> Iterable[Any]:
+    """A fresh pass over ``data`` that shares no iterator, sampler or worker with its owner.
+
+    A running ``DataLoader`` with persistent workers has one iterator only, so iterating it from a callback would take
+    batches from the training loop. Hence the loader is built anew over the examples that its sampler can give
+    (:func:`~lightning_cwrf.data.sampling.support`), each once.
+
+    Args:
+        data: a ``DataLoader``, a ``Dataset`` (of single examples), or any iterable of batches, which is returned as is.
+        shuffle: give the examples in random order, else in the loader's own or the dataset's.
+        batch_size: None: the loader's; 256 for a bare ``Dataset``. Ready batches are taken as they are: an iterable's,
+            those of a data set that gives whole batches, and those of a batch sampler of the user's own.
+        generator: of the order; None: torch's global one.
+
+    Raises:
+        TypeError: something else, such as a dict or a list of loaders.
+        ValueError: a sampler of which it cannot be told what it gives.
+    """
+    check_batches(data)
+    loader = _loader(data, batch_size)
+    if loader is None:
+        iterable: Iterable[Any] = data  # type: ignore[assignment]
+        return iterable
+    size = batch_size_of(loader)
+    size = size if batch_size is None or size is None else batch_size
+    if isinstance(loader.dataset, IterableDataset):
+        return _like(loader, generator, batch_size=size, drop_last=loader.drop_last)
+    given = support(loader)
+    if not given.places:
+        return []
+    if given.batches is not None:
+        groups = given.batches
+        if shuffle:
+            groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+        return _grouped(loader, groups, generator)
+    if given.places == range(len(loader.dataset)):  # type: ignore[arg-type]
+        return _like(loader, generator, batch_size=size, shuffle=shuffle)
+    order: Any = SubsetRandomSampler(given.places, generator) if shuffle else given.places
+    return _like(loader, generator, batch_size=size, sampler=order)
+
+
+def some_batches(data: Batches, examples: int = 256, batches: int = 3, *, backwards: bool = False) -> Iterable[Any]:
+    """Few of the batches that :func:`as_loader` gives in order, spread over the data; of a stream the first.
+
+    ``backwards`` gives them, and the examples in each, the other way round where the data have places.
+    """
+    loader = _loader(data, None)
+    if loader is None or isinstance(loader.dataset, IterableDataset):
+        first: Iterable[Any] = as_loader(data, shuffle=False)
+        if isinstance(first, Sequence):
+            return [first[i] for i in _spread(len(first), batches)]
+        return itertools.islice(first, batches)
+    given = support(loader)
+    size = batch_size_of(loader) or 1
+    groups = given.batches
+    if groups is None:
+        groups = [given.places[i : i + size] for i in range(0, len(given.places), size)]  # type: ignore[misc]
+    chosen = [groups[i] for i in _spread(len(groups), max(batches, math.ceil(examples / size)))]
+    if backwards:
+        chosen = [group[::-1] for group in reversed(chosen)]
+    if given.batches is None and loader.batch_sampler is None:
+        return _like(loader, None, batch_size=None, sampler=[place for group in chosen for place in group])
+    return _grouped(loader, chosen, None)
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """So many numbers below ``length``, the first and the last among them."""
+    return sorted({round(i * (length - 1) / max(1, count - 1)) for i in range(count)}) if length else []
+
+
+def first_batches(data: Batches, batches: float) -> Any:
+    """What can be among the first batches of a pass, where only so many are used (``limit_train_batches``).
+
+    In a fixed order these are the very examples; where every pass draws others, all that can be drawn.
+
+    >>> first_batches(DataLoader(range(10), batch_size=2), 2).dataset[3]
+    3
+    >>> len(first_batches(DataLoader(range(10), batch_size=2), 2).dataset)
+    4
+    """
+    if math.isinf(batches):
+        return data
+    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+        return data[: int(batches)] if isinstance(data, Sequence) else _FirstBatches(data, int(batches))
+    used = support(data, int(batches))
+    if len(used.places) == len(support(data).places):
+        return data
+    if used.batches is not None:
+        return _grouped(data, used.batches, None)
+    return _like(data, None, dataset=Subset(data.dataset, list(used.places)), batch_size=batch_size_of(data))
+
+
+class _FirstBatches:
+    """The first batches of each pass over an iterable or a stream."""
+
+    def __init__(self, data: Batches, batches: int) -> None:
+        self.data = data
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(as_loader(self.data, shuffle=False)), self.batches)
+
+
+def check_batches(data: Any, name: str = "") -> None:
+    """Raise a TypeError for what is neither a loader, a data set, nor an iterable of batches."""
+    where = f"{name}: " if name else ""
+    wanted = f"{where}expected a DataLoader, a Dataset or an iterable of batches, not"
+    if isinstance(data, Mapping) and not isinstance(data, Dataset):
+        raise TypeError(f"{wanted} a {type(data).__name__}; of several loaders pass one, or one over a ConcatDataset.")
+    if isinstance(data, (str, bytes, Tensor, np.ndarray)) or not isinstance(data, (Dataset, DataLoader, Iterable)):
+        what = "; make it a TensorDataset" if isinstance(data, (Tensor, np.ndarray)) else ""
+        raise TypeError(f"{wanted} {type(data).__name__}{what}.")
+    first = data[0] if isinstance(data, (list, tuple)) and data else None
+    if isinstance(first, (Tensor, np.ndarray)):
+        raise TypeError(
+            f"{wanted} a {type(data).__name__} of {type(first).__name__}s; of inputs and targets make a "
+            "TensorDataset(inputs, targets), of one batch a list that holds it."
+        )
+    if isinstance(first, (DataLoader, Dataset)):
+        raise TypeError(
+            f"{wanted} a {type(data).__name__} of {type(first).__name__}s; of several loaders pass one, or one over a "
+            "ConcatDataset."
+        )
+
+
+def iterates_itself(data: Any) -> bool:
+    """Whether a loader's class has an iteration of its own, which a loader that is built anew goes without.
+
+    >>> iterates_itself(DataLoader(range(3)))
+    False
+    """
+    kind = type(data)
+    if not isinstance(data, DataLoader) or kind.__module__.partition(".")[0] == "torchdata":
+        return False
+    return kind.__iter__ is not DataLoader.__iter__
+
+
+def _loader(data: Batches, batch_size: int | None) -> DataLoader[Any] | None:
+    """The data's loader; None for an iterable of batches."""
+    if isinstance(data, DataLoader):
+        return data
+    if not isinstance(data, Dataset):
+        return None
+    if not isinstance(data, IterableDataset) and hasattr(data, "__len__") and len(data) == 0:
+        return DataLoader(data, batch_sampler=[])  # a RandomSampler would refuse it, with a message about itself
+    return DataLoader(data, batch_size=batch_size or 256)
+
+
+def _like(loader: DataLoader[Any], generator: torch.Generator | None, **settings: Any) -> DataLoader[Any]:
+    """Another loader with the workers and the collate function of this one."""
+    kept: dict[str, Any] = {
+        "dataset": loader.dataset,
+        "num_workers": loader.num_workers,
+        "collate_fn": loader.collate_fn,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+        "timeout": loader.timeout,
+        "generator": generator,
+    }
+    return DataLoader(**{**kept, **settings})
+
+
+def rebuilt(loader: DataLoader[Any], data: Dataset[Any]) -> DataLoader[Any]:
+    """A loader of other data, in order, with the batch size, workers and collate function of this one."""
+    size = batch_size_of(loader) or getattr(loader.batch_sampler, "batch_size", None)
+    return _like(loader, None, dataset=data, batch_size=size)
+
+
+def _grouped(loader: DataLoader[Any], groups: Sequence[Any], generator: torch.Generator | None) -> DataLoader[Any]:
+    """A loader of these batches of places."""
+    if loader.batch_sampler is None:  # its data set takes them whole
+        return _like(loader, generator, batch_size=None, sampler=groups)
+    return _like(loader, generator, batch_sampler=groups)
+
+
+def cycle(batches: Iterable[Any], name: str) -> Iterator[Any]:
+    """Yield batches for ever, beginning again when they run out.
+
+    Raises:
+        ValueError: there is no batch at all, or a one-shot iterator ran out and cannot be begun again.
+    """
+    seen = 0
+    while True:
+        before = seen
+        for batch in batches:
+            seen += 1
+            yield batch
+        if seen == 0:
+            raise ValueError(f"{name} holds no batch: an empty loader cannot be scored or audited.")
+        if seen == before:
+            raise ValueError(
+                f"{name} ran out after {seen} batches and cannot be begun again; pass a list or a DataLoader "
+                "instead of a generator."
+            )
+
+
+class SeededOrder(Sampler[int]):
+    """Another order of n examples each epoch, a function of seed and epoch alone; Lightning sets the epoch."""
+
+    def __init__(self, examples: int, seed: int) -> None:
+        self.examples = examples
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.examples).tolist())

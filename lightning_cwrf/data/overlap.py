@@ -1,0 +1,182 @@
+"""Examples that stand on two sides: found, told, left out or let be."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import Any, Literal, TypeAlias, overload
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from lightning_cwrf.data.examples import ExampleId, Key, all_ids, example_ids, reads_alike
+from lightning_cwrf.data.loading import Batches, rebuilt
+from lightning_cwrf.data.sampling import support
+
+Overlap: TypeAlias = Literal["error", "drop", "allow"]
+"""What to do with an example that stands on two sides: raise an error, leave it out of the second side, or keep it."""
+
+OVERLAPS = ("error", "drop", "allow")
+REMEDY = (
+    'Leave them out: lightning_cwrf.without_overlap gives the data without them, and overlap="drop" does it here. '
+    'Where different examples may share all their content (categorical data), pass key=, or overlap="allow".'
+)
+
+
+def places_among(ids: Sequence[Hashable], others: Collection[Hashable]) -> list[int]:
+    """The places of ``ids`` that are among the others."""
+    return [place for place, known in enumerate(ids) if known in others]
+
+
+def told(places: Sequence[int], total: int, name: str, what: str, by: str = "the same inputs and label") -> str:
+    """How many examples of the data called ``name`` are something else too, and where.
+
+    >>> told([0, 4], 9, "nonmembers", "members")
+    '2 of the 9 examples of nonmembers are members (the same inputs and label), at places 0, 4'
+    """
+    shown = ", ".join(map(str, places[:10])) + (", ..." if len(places) > 10 else "")
+    return f"{len(places)} of the {total} examples of {name} are {what} ({by}), at places {shown}"
+
+
+def check_disjoint(members: Iterable[Hashable], others: Sequence[Hashable], name: str, what: str = "members") -> None:
+    """Raise a ValueError when an example of the data called ``name`` stands among the members, by its inputs."""
+    places = places_among(others, set(members))
+    if places:
+        raise ValueError(
+            f"{told(places, len(others), name, what, 'the same inputs')}: reference and non-member data must "
+            "never have been trained on. lightning_cwrf.without_overlap gives the data without them."
+        )
+
+
+@overload
+def without_overlap(data: Dataset[Any], *others: Batches, key: Key | None = None) -> Subset[Any]: ...
+@overload
+def without_overlap(data: DataLoader[Any], *others: Batches, key: Key | None = None) -> DataLoader[Any]: ...
+def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
+    """The data without the examples that stand in the others too, by inputs and label or by ``key``.
+
+    >>> import torch
+    >>> from torch.utils.data import TensorDataset
+    >>> x, y = torch.arange(6.0).view(6, 1), torch.zeros(6, dtype=torch.long)
+    >>> train, test = TensorDataset(x[:4], y[:4]), TensorDataset(x[2:], y[2:])
+    >>> [float(example) for example, _ in without_overlap(test, train)]
+    [4.0, 5.0]
+
+    Args:
+        data: a map-style data set, or a DataLoader of one.
+        others: data to be apart from: loaders, data sets or lists of batches, read whole.
+        key: gives the id of one example, which comes as it stands in its batch: ``(x[i], y[i])`` or
+            ``{"ids": ids[i], "label": y[i]}``. None: inputs and label tell.
+
+    Returns:
+        A ``Subset`` of a data set; a DataLoader over one, in order, with the same batch size, workers and collate
+        function.
+
+    Raises:
+        TypeError: data without places, or others that cannot be read whole.
+        ValueError: data that read differently each time.
+    """
+    if not isinstance(data, (Dataset, DataLoader)) or isinstance(getattr(data, "dataset", data), IterableDataset):
+        raise TypeError(
+            f"without_overlap needs a map-style data set or a DataLoader of one, not {type(data).__name__}."
+        )
+    taken: set[ExampleId] = set()
+    for each in (data, *others):
+        if key is None and not reads_alike(each):
+            raise ValueError(
+                "the data read differently each time (random augmentation), so their examples cannot be told by "
+                "content; pass plain data, or key=."
+            )
+        ids = all_ids(each, key)
+        if ids is None:
+            raise TypeError("the data must be read whole: pass data sets, DataLoaders of them, or lists of batches.")
+        if each is data:
+            own = ids
+        else:
+            taken.update(ids)
+    loader = data if isinstance(data, DataLoader) else DataLoader(data)
+    places = support(loader).places
+    kept = [place for place, known in zip(places, own, strict=True) if known not in taken]
+    subset = Subset(loader.dataset, kept)
+    return rebuilt(loader, subset) if isinstance(data, DataLoader) else subset
+
+
+class OverlapCheck:
+    """Compares members with other data by their inputs: whole, or batch by batch where one cannot be read whole.
+
+    Content tells no example where many members share theirs (categorical data); then an overlap is a warning. So it is
+    where data read differently each time, because nothing can be compared then.
+
+    Args:
+        members: training data; None: only what :meth:`see` is shown.
+        others: data that must be apart from them.
+        name: of the others, for the error.
+        what: members are called there.
+
+    Attributes:
+        others: what each of the others is known by; None where they cannot be read whole, or change.
+
+    Raises:
+        ValueError: an example stands on both sides.
+    """
+
+    def __init__(self, members: Batches | None, others: Batches, name: str, what: str = "members") -> None:
+        self.name = name
+        self.what = what
+        self._seen: tuple[list[ExampleId], list[ExampleId]] = ([], [])
+        self._done = False
+        self.others: list[ExampleId] | None = None
+        changing = [what for data, what in ((members, "the training data"), (others, name)) if not _alike(data)]
+        if changing:
+            self._done = True
+            warnings.warn(
+                f"{' and '.join(changing)} read differently each time (random augmentation), so whether {name} hold "
+                "training examples cannot be told by content: make sure they do not.",
+                stacklevel=3,
+            )
+            return
+        inside, outside = (None if data is None else all_ids(data) for data in (members, others))
+        self.others = outside
+        if inside is not None and outside is not None:
+            self._done = True
+            self._compare(inside, outside)
+
+    def see(self, member_batch: Any, batch: Any) -> None:
+        """Compare one more batch of each side with all that were seen, unless everything was compared already."""
+        if self._done:
+            return
+        for seen, shown in zip(self._seen, (member_batch, batch), strict=True):
+            seen.extend(example_ids(shown))
+        self._compare(*self._seen, whole=False)
+
+    def _compare(self, inside: list[ExampleId], outside: list[ExampleId], whole: bool = True) -> None:
+        # Labels do not count: those of reference data need not be true ones.
+        members, others = ([digest for digest, _ in ids] for ids in (inside, outside))
+        if not whole or not is_ambiguous(members):
+            check_disjoint(members, others, self.name, self.what)
+            return
+        places = places_among(others, set(members))
+        if places:
+            warnings.warn(
+                f"{told(places, len(others), self.name, self.what, 'the same inputs')}. Many members share their "
+                "content with one another, so this may be chance: make sure that these are not training examples.",
+                stacklevel=4,
+            )
+
+
+def is_ambiguous(ids: Sequence[Hashable]) -> bool:
+    """Whether examples of one data set share their content so often that it tells none: one in ten has a double.
+
+    >>> is_ambiguous([("a", 0), ("b", 0)]), is_ambiguous([("a", 0), ("a", 0), ("b", 0)])
+    (False, True)
+    """
+    doubles = sum(count for count in Counter(ids).values() if count > 1)
+    return doubles > 0.1 * len(ids)
+
+
+def _alike(data: Batches | None) -> bool:
+    """Whether data that can be read whole read alike; a one-shot iterator is not touched."""
+    source = data.dataset if isinstance(data, DataLoader) else data
+    if not isinstance(source, Dataset) or isinstance(source, IterableDataset):
+        return True
+    return data is None or reads_alike(data)

@@ -1,0 +1,263 @@
+"""What DP-SGD puts between the backward pass and the optimizer: Opacus' parts, in the order of Lightning's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_cwrf.weights.masks import WeightMask
+
+if TYPE_CHECKING:
+    from lightning_cwrf.defenses.dpsgd.mixin import DPSGDMixin
+
+
+@cache
+def _hooks_class(ghost: bool) -> Any:
+    """Opacus' hooks, listening at the layers' outputs.
+
+    Opacus takes the outputs' gradients by hooks on the layers, whose outputs autograd then forbids to overwrite: an
+    in-place ReLU, or ``out += identity`` in a residual block, would be an error.
+    """
+    from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
+    from opacus.grad_sample.functorch import prepare_layer
+    from opacus.layers.dp_rnn import DPGRU, DPLSTM, DPRNN
+
+    class Hooks(GradSampleHooksFastGradientClipping if ghost else GradSampleHooks):  # type: ignore[misc]
+        def add_hooks(self, *, loss_reduction: str = "mean", batch_first: bool = True, **_: Any) -> None:
+            def take(layer: nn.Module, gradient: Tensor) -> None:
+                self.capture_backprops_hook(layer, None, (gradient,), loss_reduction, batch_first)
+
+            def listen(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+                first = output if isinstance(output, Tensor) else output[0]
+                if self.hooks_enabled and layer.training and first.requires_grad:
+                    first.register_hook(partial(take, layer))
+
+            handles: list[Any] = []
+            self.autograd_grad_sample_hooks = handles
+            for layer in self.iterate_submodules(self._module):
+                if type(layer) in (DPRNN, DPLSTM, DPGRU):  # their inner layers have the hooks
+                    continue
+                if type(layer) not in self.GRAD_SAMPLERS:
+                    prepare_layer(layer, batch_first=batch_first)
+                handles.append(layer.register_forward_hook(self.capture_activations_hook))
+                handles.append(layer.register_forward_hook(listen))
+
+    return Hooks
+
+
+class PrivateStep:
+    """Turns the backward passes of a logical batch into one noisy gradient."""
+
+    def __init__(self, module: DPSGDMixin, frozen: WeightMask | None) -> None:
+        from opacus.optimizers import get_optimizer_class
+
+        trainer, settings, ledger = module.trainer, module.defense_settings, module._ledger
+        self.module, self.ledger, self.batches = module, ledger, module._batches
+        self.losses: Tensor | None = None
+        self.ghost: bool = settings["ghost"]
+        self.distributed = trainer.world_size > 1
+        self.arrived = 0
+        self.apart = False  # whether a batch has shown that its examples do not depend on one another
+        if ledger.sampling_seed is None:
+            ledger.sampling_seed = int(trainer.strategy.broadcast(int(torch.randint(2**62, ()))))
+        self.batches.seed = ledger.sampling_seed
+        self.noise = torch.Generator(module.device)
+        if ledger.noise_state is None:
+            self.noise.manual_seed(int(torch.randint(2**62, ())))
+        else:
+            self.noise.set_state(ledger.noise_state)
+        clip = settings["max_grad_norm"]
+        optimizer_class = get_optimizer_class(
+            clipping="flat", distributed=self.distributed, grad_sample_mode="ghost" if self.ghost else "hooks"
+        )
+        self.optimizer = optimizer_class(
+            optimizer=trainer.optimizers[0],
+            noise_multiplier=ledger.noise_multiplier,
+            max_grad_norm=clip,
+            expected_batch_size=None,
+            loss_reduction="sum",
+            generator=self.noise,
+        )
+        ghost = {"max_grad_norm": clip, "use_ghost_clipping": frozen is None or frozen.count == 0} if self.ghost else {}
+        self.hooks = _hooks_class(self.ghost)(module, **ghost)
+        self._wrap_samplers({} if frozen is None else {name: mask for name, mask in frozen.masks.items() if mask.any()})
+        self.hooks.disable_hooks()
+
+    def _wrap_samplers(self, masks: Mapping[str, Tensor]) -> None:
+        """Have per-example gradients taken in the parameters' precision, and masked where weights are frozen."""
+        from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
+
+        frozen = {}
+        for name, mask in masks.items():
+            parameter = self.module.get_parameter(name)
+            frozen[parameter] = mask.to(parameter.device)
+
+        def wrapped(sample: Callable[..., dict[nn.Parameter, Tensor]]) -> Callable[..., dict[nn.Parameter, Tensor]]:
+            def sampler(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+                dtype = next(layer.parameters()).dtype
+                activations = [a.to(dtype) if a.is_floating_point() else a for a in activations]
+                gradients = sample(layer, activations, backprops.to(dtype))
+                return {p: g.masked_fill(frozen[p], 0) if p in frozen else g for p, g in gradients.items()}
+
+            return sampler
+
+        known = type(self.hooks).GRAD_SAMPLERS
+        layers = {type(layer) for layer in self.module.modules()}
+        self.hooks.GRAD_SAMPLERS = {kind: wrapped(known.get(kind, ft_compute_per_sample_gradient)) for kind in layers}
+        if self.ghost:
+            norms = type(self.hooks).NORM_SAMPLERS
+            self.hooks.NORM_SAMPLERS = {kind: wrapped(norms[kind]) for kind in layers if kind in norms}
+
+    def watch(self) -> None:
+        """Record what the coming forward pass needs."""
+        self.hooks.enable_hooks()
+
+    def backward(self, plain: Callable[..., None]) -> None:
+        """Clip the gradients of the examples of one physical batch, and add them to the logical batch's sum.
+
+        ``plain(loss, **arguments)`` runs a backward pass.
+        """
+        self.arrived += 1
+        if self.losses is None:
+            return
+        losses, self.losses = self.losses, None
+        plain(losses.mean(), retain_graph=self.ghost)
+        self.hooks.disable_hooks()
+        self._check_samples(len(losses))
+        if self.ghost:  # the first pass gave norms; the second one gives the sum of the clipped gradients
+            self._clear()
+            plain((self.hooks.get_clipping_coef().to(losses.device) * losses).sum())
+            self.optimizer.accumulate()
+        else:
+            self.optimizer.clip_and_accumulate()
+        self._clear()
+
+    def _clear(self) -> None:
+        for parameter in self.module.parameters():
+            parameter.grad = None
+            parameter.grad_sample = None  # type: ignore[attr-defined]
+
+    def _check_samples(self, examples: int) -> None:
+        """Raise unless every trained parameter has one gradient for each example."""
+        trained = [(n, p) for n, p in self.module.named_parameters() if hasattr(p, "summed_grad") and p.requires_grad]
+        idle = [name for name, p in trained if (p.grad if self.ghost else p.grad_sample) is None]  # type: ignore[attr-defined]
+        if idle:
+            raise MisconfigurationException(
+                f"the loss does not depend on {', '.join(idle)}, so DP-SGD has no gradient of any example for it; use "
+                "it, or leave it out of the optimizer."
+            )
+        for name, p in trained:
+            found = len(p._norm_sample if self.ghost else p.grad_sample)  # type: ignore[attr-defined]
+            if found != examples:
+                raise MisconfigurationException(
+                    f"{name} has {found} gradients for {examples} examples: its layer takes inputs whose first "
+                    "dimension is not the batch. Keep the batch first, and do not merge it with other dimensions."
+                )
+
+    def privatize(self) -> None:
+        """Make the noisy mean gradient of the logical batch the gradient of the step, and account for it."""
+        if self.arrived != self.batches.parts:
+            raise MisconfigurationException(
+                f"a step came after {self.arrived} of the {self.batches.parts} physical batches of its logical batch; "
+                "resume from a checkpoint that was saved after a whole step."
+            )
+        self.arrived = 0
+        parameters = self.optimizer.params
+        for p in parameters:
+            if p.summed_grad is None:  # nobody was drawn
+                p.summed_grad = torch.zeros_like(p)
+        if self.ledger.noise_multiplier:
+            self.optimizer.add_noise()
+        else:
+            for p in parameters:
+                p.grad = p.summed_grad
+        if self.distributed:
+            self.optimizer.reduce_gradients()
+        for p in parameters:
+            p.grad /= self.batches.expected_size
+            p.summed_grad = None
+        self.ledger.accountant.step(noise_multiplier=self.ledger.noise_multiplier, sample_rate=self.batches.sample_rate)
+
+    def remove(self) -> None:
+        """Leave the module and its parameters as they were."""
+        self.hooks.remove_hooks()
+        for parameter in self.module.parameters():
+            for name in ("grad_sample", "summed_grad", "_forward_counter", "_norm_sample", "_current_grad_sample"):
+                if hasattr(parameter, name):
+                    delattr(parameter, name)
+
+
+def unsupported_layers(module: nn.Module) -> dict[str, str]:
+    """Why a layer has no gradient of its own for each example, by the layer's name."""
+    from opacus.validators import ModuleValidator
+
+    found = {}
+    for name, layer in module.named_modules():
+        trained = any(p.requires_grad for p in layer.parameters(recurse=False))
+        if isinstance(layer, _BatchNorm):
+            # Without weights of its own too: it mixes the examples as soon as it is in training mode.
+            if layer.training or trained:
+                found[name] = f"{type(layer).__name__} mixes the examples of a batch"
+        elif trained and type(layer) in ModuleValidator.VALIDATORS and ModuleValidator.VALIDATORS[type(layer)](layer):
+            found[name] = f"{type(layer).__name__} is not supported by Opacus"
+        elif trained and any(True for _ in layer.buffers()):
+            found[name] = f"{type(layer).__name__} has weights and buffers in one layer"
+    return found
+
+
+def fix_layers(module: nn.Module) -> None:
+    """Replace, in place, the layers that Opacus knows a substitute for."""
+    from opacus.validators import ModuleValidator
+
+    replaced = []
+    for name in unsupported_layers(module):
+        layer = module.get_submodule(name)
+        fixer = ModuleValidator.FIXERS.get(type(layer))
+        if fixer is None:
+            continue
+        substitute = fixer(layer)
+        like = next(layer.parameters(), None)
+        substitute = substitute.to(like) if like is not None else substitute
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, substitute.train(layer.training))
+        replaced.append(f"{name}: {type(layer).__name__} by {type(substitute).__name__}")
+    if replaced:
+        rank_zero_warn(
+            f"fix=True replaced {'; '.join(replaced)}. Running statistics are gone. A checkpoint fits the class "
+            "with the same layers (attach with fix=True before loading), and so must vanilla weights (a factory does)."
+        )
+
+
+class EndPrivateTraining(Callback):
+    """Takes everything back when a fit ends, however it ends."""
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._restore(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore(trainer, pl_module)
+
+    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        end = getattr(pl_module, "_end_private_training", None)
+        if end is not None:
+            end()
+            trainer.accumulate_grad_batches = pl_module.__dict__.pop(
+                "_asked_accumulation", trainer.accumulate_grad_batches
+            )
+
+
+def is_empty(batch: Any) -> bool:
+    """Whether nobody was drawn: no tensor of the batch has an example (one of them may have none for other reasons)."""
+    sizes: list[int] = []
+    apply_to_collection(batch, Tensor, lambda tensor: sizes.append(len(tensor)) if tensor.ndim else None)
+    return bool(sizes) and not any(sizes)

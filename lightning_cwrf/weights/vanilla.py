@@ -1,0 +1,300 @@
+"""θ_vn, the vanilla weights: the model as it was at initialisation, before it saw any training data."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_cwrf.data import isolated_rng
+from lightning_cwrf.files import digest, load_tensors, save_tensors
+from lightning_cwrf.weights.copies import copied
+
+VanillaSource: TypeAlias = "str | PathLike[str] | Mapping[str, Tensor] | nn.Module | Callable[[], nn.Module]"
+"""A path (safetensors, Lightning checkpoint, or state dict), a state dict, a module, a factory, or ``"redraw"``."""
+
+_KIND = "lightning_cwrf.Vanilla/1"
+# How files that torch.save wrote begin: a zip archive, or the pickle of old versions.
+_TORCH_FILES = (b"PK\x03\x04", b"\x80")
+
+
+def capture(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the tensors of the model's state dict (parameters and buffers) on the CPU."""
+    return {name: value.to("cpu", copy=True).contiguous() for name, value in _tensors_of(model).items()}
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without what modules save beside tensors (``get_extra_state``)."""
+    return {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def save_vanilla(source: nn.Module | Mapping[str, Tensor], path: str | PathLike[str]) -> Path:
+    """Save a model's weights as they are now, or a state dict; an existing file is replaced at once.
+
+    The file is in the safetensors format, whatever its name ends with, and has a digest of its content.
+
+    >>> from tempfile import mkdtemp
+    >>> model = nn.Linear(2, 2)
+    >>> path = save_vanilla(model, Path(mkdtemp()) / "init.safetensors")
+    >>> sorted(load_vanilla(path, nn.Linear(2, 2)))
+    ['bias', 'weight']
+    """
+    return save_tensors(_tensors_of(source) if isinstance(source, nn.Module) else source, path, _KIND)
+
+
+def load_vanilla(source: VanillaSource, model: nn.Module) -> dict[str, Tensor]:
+    """Load θ_vn from any source and check that it fits ``model``.
+
+    That weights are from before the training cannot be known in general. What says that it is trained is refused.
+
+    Args:
+        source: a path to a safetensors file, a Lightning checkpoint or a saved state dict (told apart by content, and
+            read without pickle); a state dict; a module that was never trained; a factory that makes one; or
+            ``"redraw"`` (:func:`redraw`).
+        model: the finished model; it is not changed.
+
+    Returns:
+        A state dict (parameters and buffers) on the CPU, with the model's names and shapes. The tensors of a state
+        dict that are on the CPU already are not copied.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: the source is none of these, or the factory needs arguments.
+        ValueError: the file cannot be read, is damaged, is a checkpoint from after training steps, or holds something
+            else, such as scores; names or shapes differ (it says which); or values are NaN or infinite.
+
+    Weights that are the model's own present ones are taken with a warning.
+    """
+    check_source(source)
+    if isinstance(source, str) and source == "redraw":
+        return redraw(model)
+    if isinstance(source, nn.Module):
+        state = capture(source)
+    elif isinstance(source, Mapping):
+        state = _state_in(source, "the mapping")
+    elif isinstance(source, (str, PathLike)):
+        state = _read(Path(source))
+    else:
+        state = _made_by(source)
+    _check_fit(state, model)
+    return state
+
+
+def check_source(source: Any) -> None:
+    """Raise a TypeError unless ``source`` is one that :func:`load_vanilla` takes.
+
+    >>> check_source(None)
+    Traceback (most recent call last):
+    TypeError: vanilla must be a path, a state dict, a module, a factory of modules or 'redraw', not NoneType.
+    """
+    if not isinstance(source, (str, PathLike, Mapping, nn.Module)) and not callable(source):
+        raise TypeError(
+            "vanilla must be a path, a state dict, a module, a factory of modules or 'redraw', "
+            f"not {type(source).__name__}."
+        )
+
+
+def is_file(source: VanillaSource) -> bool:
+    """Whether a source is a path."""
+    return isinstance(source, (str, PathLike)) and source != "redraw"
+
+
+def identity(source: VanillaSource) -> str | None:
+    """What weights can be told by later, in a resumed run; None where nothing tells, as of a file that is gone.
+
+    >>> identity({"weight": torch.zeros(2)}) == identity({"weight": torch.ones(2)})
+    False
+    """
+    if isinstance(source, str) and source == "redraw":
+        return "redraw"
+    if isinstance(source, Mapping):
+        return f"weights {digest(_state_in(source, 'the mapping'))}"
+    if isinstance(source, (str, PathLike)) and Path(source).is_file():
+        return f"weights {digest(_read(Path(source)))}"
+    return None
+
+
+def redraw(model: nn.Module) -> dict[str, Tensor]:
+    """Draw new initial weights by ``reset_parameters`` of every layer, on a copy; the caller's RNG is not advanced.
+
+    Parameters that are not trained (``requires_grad`` is False), such as those of a frozen backbone, keep the model's
+    values, and so do the buffers of layers all of whose parameters are frozen. Running statistics of other BatchNorm
+    layers begin anew, as they did before the training.
+
+    These are not the weights that training began from; the paper (§4.4) holds that the place of a critical weight
+    matters rather than its value. Hence a warning, not an error.
+
+    Raises:
+        ValueError: a module owns parameters but has no ``reset_parameters``, or one that does not set all of them, as
+            under ``spectral_norm``: nothing tells how to draw them.
+    """
+    work = copied(model)
+    stuck = []
+    kept = {name: p.detach().clone() for name, p in work.named_parameters() if not p.requires_grad}
+    device = next((p.device for p in work.parameters()), None)
+    with isolated_rng(device):
+        for name, module in work.named_modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(p.requires_grad for p in own):
+                continue
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                left = f": {', '.join(names)}" if (names := _left_by(reset, module)) else None
+            else:
+                left = "" if own else None
+            if left is not None:
+                stuck.append(f"{name or 'the model itself'} ({type(module).__name__}{left})")
+    if stuck:
+        raise ValueError(
+            f"vanilla='redraw' cannot draw the parameters of {', '.join(stuck)}: no reset_parameters method, or one "
+            "that does not set them. Add one, "
+            "or pass the initial weights (VanillaSnapshotCallback saves them), or a factory of untrained modules."
+        )
+    warnings.warn(
+        "vanilla='redraw': the initial weights are drawn anew by each layer's reset_parameters. They are not the ones "
+        "that training began from, and an initialisation of your own (for example in __init__) is not repeated.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return {**capture(work), **{name: value.cpu() for name, value in kept.items()}}
+
+
+@torch.no_grad()
+def _left_by(reset: Callable[[], Any], module: nn.Module) -> list[str]:
+    """Draw a module's own parameters anew; the names of those that its ``reset_parameters`` does not set."""
+    own = [(name, p) for name, p in module.named_parameters(recurse=False) if not is_lazy(p)]
+    for _, p in own:
+        p.fill_(math.nan)
+    reset()
+    return [name for name, p in own if p.isnan().any()]  # a lazy one has no values; scoring says so
+
+
+def _made_by(factory: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    name = getattr(factory, "__name__", type(factory).__name__)
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"vanilla: {name} cannot be called without arguments ({error}); pass lambda: {name}(...), a "
+            "functools.partial, or the untrained module itself."
+        ) from None
+    except ValueError:  # some callables have no signature that can be read
+        pass
+    with isolated_rng():
+        made = factory()
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"vanilla: {name} must return an untrained module, not {type(made).__name__}.")
+    return capture(made)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no vanilla weights at {path}. VanillaSnapshotCallback({str(path)!r}) in the first training's Trainer "
+            'saves them there; pass vanilla="redraw" to draw new ones.'
+        )
+    with path.open("rb") as file:
+        begin = file.read(9)
+    # A safetensors file begins with the length of its header, whose bytes can be any, and the header itself.
+    if begin.startswith(_TORCH_FILES) and begin[8:] != b"{":
+        return _state_in(_unpickled(path), str(path))
+    try:
+        tensors, kind, _ = load_tensors(path, what="file of weights")
+    except ValueError as error:
+        raise ValueError(f"cannot read vanilla weights from {path}: {error}") from error
+    if kind is not None and kind.startswith("lightning_cwrf.") and kind != _KIND:
+        raise ValueError(
+            f"{path} holds no vanilla weights but {kind}. VanillaSnapshotCallback, or save_vanilla(model, path) before "
+            "the training, writes them."
+        )
+    return tensors
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:  # of a path, PyTorch judges by its end
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the reader fail in many ways
+        # PyTorch's own message advises to run what the file says; that is no advice for a file of weights.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = f"it holds a {found[1]}" if found else "it is damaged, or holds objects of other types"
+        raise ValueError(
+            f"cannot read vanilla weights from {path}: {why}. Only tensors and plain values are read, because anything "
+            "else in such a file can run code. Save the weights with save_vanilla(model, path), or pass a state dict."
+        ) from error
+
+
+def _state_in(loaded: Any, where: str) -> dict[str, Tensor]:
+    """The state dict in what a file or the user gave: itself, or the one of a checkpoint from before the training."""
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{where} holds no state dict; save the weights with save_vanilla(model, path).")
+    if state is not loaded:
+        for name in ("global_step", "epoch"):
+            if loaded.get(name):
+                raise ValueError(
+                    f"{where} is a checkpoint from after training ({name} is {loaded[name]}), and vanilla weights are "
+                    "those from before any training data was seen. If it was trained on other data than the members, "
+                    'pass its state dict: torch.load(path, weights_only=True)["state_dict"]. Else pass '
+                    'vanilla="redraw".'
+                )
+    return {name: value.detach() if value.is_meta else value.detach().cpu() for name, value in state.items()}
+
+
+def _is_float(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
+    own = _tensors_of(model)
+    faults = [f"lack {name!r} (shape {tuple(value.shape)})" for name, value in own.items() if name not in state]
+    faults += [f"have an unknown {name!r}" for name in state if name not in own]
+    faults += [
+        f"have {name!r} of shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    faults += [
+        f"have {name!r} as {state[name].dtype}" + " on the meta device, without values" * state[name].is_meta
+        for name, value in own.items()
+        if name in state and (state[name].is_meta or _is_float(value) > _is_float(state[name]))
+    ]
+    if faults:
+        more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(
+            f"vanilla weights {'; '.join(faults[:5])}{more}; were they saved from another architecture? "
+            'Pass vanilla="redraw" to draw new ones.'
+        )
+    first: dict[int, str] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(p), name)
+        tied = other != name and {name, other} <= state.keys()
+        if tied and not torch.equal(state[name], state[other]):
+            raise ValueError(
+                f"the vanilla weights {other!r} and {name!r} differ, and in the model they are one and the same (tied) "
+                "parameter. Save them from a model in which they are tied."
+            )
+    # A buffer may hold NaN or -inf on purpose.
+    bad = [name for name, _ in model.named_parameters() if name in state and not torch.isfinite(state[name]).all()]
+    if bad:
+        raise ValueError(
+            f"the vanilla weights {', '.join(map(repr, bad[:5]))} hold NaN or infinite values: they are damaged, or "
+            "from a training that diverged."
+        )
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if trainable and all(torch.equal(state[name].to(p.dtype), p.detach().cpu()) for name, p in trainable):
+        warnings.warn(
+            "the vanilla weights are the model's own present weights: rewinding to them changes nothing. If the model "
+            'is trained already, pass the weights from before training, or vanilla="redraw".',
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,99 @@
+"""The paper's ablations and controls, as plain arguments of the callbacks (§4.4)."""
+
+import pytest
+import torch
+
+from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
+from lightning_cwrf.weights.scores import learnability_scores
+from tests.helpers import Classifier, loader, trainer
+
+
+def run(rewind=None, mask=None, scoring=None, seed=0, epochs=2, **trainer_settings):
+    torch.manual_seed(seed)
+    model = Classifier()
+    vanilla = {n: t.clone() for n, t in model.state_dict().items()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    callbacks = [
+        PrivacyScoringCallback(loader(100, 140), vanilla, steps=2, **(scoring or {})),
+        CriticalRewindCallback(**{"rate": 0.2, **(rewind or {})}),
+        GradientMaskCallback(**(mask or {})),
+    ]
+    trainer(max_epochs=epochs, callbacks=callbacks, **trainer_settings).fit(model, loader(0, 64))
+    return model, callbacks, before, vanilla
+
+
+def test_a1_removes_instead_of_rewinding():
+    model, callbacks, *_ = run(rewind={"to": "zero"})
+    for name, p in model.named_parameters():
+        assert (p[callbacks[1].mask.masks[name]] == 0).all()
+
+
+def test_a2_tunes_the_rewound_weights_alone():
+    model, callbacks, before, vanilla = run(mask={"tune": "masked"})
+    moved = 0
+    for name, p in model.named_parameters():
+        m = callbacks[1].mask.masks[name]
+        assert torch.equal(p[~m], before[name][~m])
+        moved += int((p[m] != vanilla[name][m]).sum())
+    assert moved > 0.9 * callbacks[1].mask.count
+
+
+def test_a2_survives_a_resume(tmp_path):
+    _model, callbacks, before, vanilla = run(mask={"tune": "masked"}, epochs=1, default_root_dir=tmp_path)
+    callbacks[0]._module()._trainer.save_checkpoint(tmp_path / "half.ckpt")
+    again = Classifier()
+    resumed = [
+        PrivacyScoringCallback([], vanilla, steps=2),
+        CriticalRewindCallback(rate=0.2),
+        GradientMaskCallback(tune="masked"),
+    ]
+    trainer(max_epochs=2, callbacks=resumed).fit(again, loader(0, 64), ckpt_path=tmp_path / "half.ckpt")
+    for name, p in again.named_parameters():
+        m = callbacks[1].mask.masks[name]
+        assert torch.equal(p[~m], before[name][~m])
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_the_ends_of_the_rate(rate):
+    model, callbacks, _before, vanilla = run(rewind={"rate": rate})
+    assert callbacks[1].mask.count == rate * callbacks[1].mask.total
+    for name, p in model.named_parameters():
+        assert torch.equal(p, vanilla[name]) == (rate == 1.0)
+
+
+def test_learnability_and_random_scores():
+    _, learn, _, _ = run(scoring={"kind": "learnability", "lr": 0.0, "members": list(loader(0, 64))})
+    torch.manual_seed(0)
+    model = Classifier()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    expected = learnability_scores(model, list(loader(0, 64)), steps=2, lr=0.0)
+    assert all(torch.equal(learn[0].scores[n], s) for n, s in expected.items())
+    _, first, _, _ = run(scoring={"kind": "random"})
+    _, again, _, _ = run(scoring={"kind": "random"})
+    _, other, _, _ = run(scoring={"kind": "random"}, seed=1)
+    same = [
+        all(torch.equal(first[1].mask.masks[n], x[1].mask.masks[n]) for n in first[1].mask.masks)
+        for x in (again, other)
+    ]
+    assert same == [True, False]
+    assert first[1].mask.count == learn[1].mask.count
+
+
+def test_per_layer_shares():
+    _, callbacks, *_ = run(rewind={"per_layer": True})
+    masks = callbacks[1].mask.masks
+    assert abs(int(masks["net.0.weight"].sum() + masks["net.0.bias"].sum()) - 0.2 * 80) <= 1
+
+
+def test_unknown_words():
+    with pytest.raises(ValueError, match="to must be"):
+        CriticalRewindCallback(to="init")
+    with pytest.raises(ValueError, match="tune must be"):
+        GradientMaskCallback(tune="all")
+    with pytest.raises(ValueError, match="kind must be"):
+        PrivacyScoringCallback([], "redraw", kind="loss")

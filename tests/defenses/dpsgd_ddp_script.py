@@ -1,0 +1,29 @@
+"""Run by test_dpsgd.py: DP-SGD on two processes, without noise and with it; each rank writes what it ended with."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from lightning_cwrf.defenses import DPSGDMixin
+from tests.defenses.test_dpsgd import fresh
+from tests.helpers import loader, trainer
+
+
+def main(out: Path, way: str) -> None:
+    ends = {}
+    for kind, noise in (("plain", 0), ("noisy", 1.0)):
+        model = fresh(optimizer="sgd", lr=0.5)
+        DPSGDMixin.attach(model, noise_multiplier=noise, max_grad_norm=0.3, ghost=way == "ghost")
+        # The draws must be rank 0's, whatever the others' random state.
+        torch.manual_seed(1 + 100 * int(os.environ.get("LOCAL_RANK", "0")))
+        run = trainer(strategy="ddp", devices=2)
+        run.fit(model, loader(0, 96))
+        ends[kind] = model.state_dict()
+        ends["steps"] = model.privacy_spent.steps
+    torch.save(ends, out / f"rank{run.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,304 @@
+"""Every setting of every callback and defense is carried to the shadow models, or refused by name."""
+
+import functools
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from lightning_cwrf import CWRF, CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, ShadowRecipe
+from lightning_cwrf.data import all_digests
+from lightning_cwrf.defenses import PASTMixin, available_defenses, create_defense
+from lightning_cwrf.shadows import train_shadows
+from lightning_cwrf.weights.masks import WeightMask
+from lightning_cwrf.weights.vanilla import capture
+from tests.helpers import Classifier, digits, loader, part, trainer
+
+SET_UP = functools.partial(ShadowRecipe.like, loader=loader(0, 64, shuffle=True))
+MASK = WeightMask.top({"net.0.weight": torch.rand(4, 1, 3, 3)}, 0.5)
+
+CARRIED = {
+    PrivacyScoringCallback: {
+        "nonmembers": part(200, 232),
+        "lam": 0.3,
+        "steps": 7,
+        "lr": 0.5,
+        "kind": "random",
+        "batch_size": 9,
+    },
+    CriticalRewindCallback: {"rate": 0.2, "per_layer": True, "to": "zero"},
+    GradientMaskCallback: {"tune": "masked"},
+}
+REFUSED = {
+    CriticalRewindCallback: {"scores": {"a": torch.ones(1)}, "mask": MASK, "vanilla": "redraw"},
+    GradientMaskCallback: {"mask": MASK},
+}
+CALLBACKS = (PrivacyScoringCallback, CriticalRewindCallback, GradientMaskCallback)
+
+
+def parameters(kind):
+    return set(inspect.signature(kind.__init__).parameters) - {"self"}
+
+
+def hardened(**changed):
+    """A Trainer that is set up to harden, with some settings of its callbacks."""
+    settings = {kind: {} for kind in CALLBACKS}
+    settings[PrivacyScoringCallback] = {"nonmembers": part(200, 232), "vanilla": capture(Classifier(width=4))}
+    for kind, given in changed.items():
+        settings[next(each for each in CALLBACKS if each.__name__ == kind)] |= given
+    return trainer(callbacks=[kind(**settings[kind]) for kind in CALLBACKS])
+
+
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_no_setting_of_a_callback_is_forgotten(kind):
+    """A new parameter must be put into one of the lists above, and so into CWRF."""
+    mine = {"vanilla", "members"} if kind is PrivacyScoringCallback else set()
+    assert parameters(kind) <= set(CARRIED[kind]) | set(REFUSED.get(kind, ())) | mine
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in CALLBACKS for name in CARRIED[kind] if name in parameters(kind)]
+)
+def test_a_setting_of_a_callback_is_carried(kind, name):
+    value = CARRIED[kind][name]
+    recipe = SET_UP(hardened(**{kind.__name__: {name: value}}), Classifier(width=4))
+    made = next(each for each in recipe.cwrf.callbacks({}) if isinstance(each, kind))
+    assert getattr(made, name) is value or getattr(made, name) == value
+    default = SET_UP(hardened(), Classifier(width=4)).cwrf.callbacks({})
+    assert name == "nonmembers" or getattr(next(e for e in default if isinstance(e, kind)), name) != value
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in REFUSED for name in REFUSED[kind]])
+def test_a_setting_that_belongs_to_one_model_is_refused_by_name(kind, name):
+    run = hardened(**{kind.__name__: {name: REFUSED[kind][name]}})
+    with pytest.raises(ValueError, match=rf"{kind.__name__}\({name}=\.\.\.\) cannot be carried .* Leave it out"):
+        SET_UP(run, Classifier(width=4))
+
+
+def test_a_setting_that_nobody_knows_is_refused(monkeypatch):
+    def with_more(self, nonmembers, vanilla, foo=3, **kwargs):
+        original(self, nonmembers, vanilla, **kwargs)
+        self.foo = foo
+
+    original = PrivacyScoringCallback.__init__
+    monkeypatch.setattr(PrivacyScoringCallback, "__init__", with_more)
+    monkeypatch.setattr("lightning_cwrf.recipes.cwrf.CWRF.__post_init__", lambda self: None)
+    run = hardened(PrivacyScoringCallback={"foo": 4})
+    with pytest.raises(ValueError, match=r"PrivacyScoringCallback\(foo=\.\.\.\) .* CWRF has no such setting"):
+        SET_UP(run, Classifier(width=4))
+
+
+def test_members_in_plain_are_carried_as_each_models_own():
+    plain = {"members": part(0, 64)}
+    recipe = SET_UP(hardened(PrivacyScoringCallback=plain), Classifier(width=4))
+    assert recipe.cwrf.members == "plain"
+    assert SET_UP(hardened(), Classifier(width=4)).cwrf.members == "training"
+    turned = Subset(digits(), list(range(63, -1, -1)))
+    for same in (loader(0, 64), turned):
+        run = hardened(PrivacyScoringCallback={"members": same})
+        assert SET_UP(run, Classifier(width=4)).cwrf.members == "plain"
+    for other in (part(0, 63), part(64, 128)):
+        run = hardened(PrivacyScoringCallback={"members": other})
+        with pytest.raises(ValueError, match=r"PrivacyScoringCallback\(members=...\) are other data"):
+            SET_UP(run, Classifier(width=4))
+
+
+class Doubled(Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        return digits()[i][0] * torch.rand(()), digits()[i][1]
+
+
+def test_plain_members_of_an_augmented_training():
+    arguments = {"loader": DataLoader(Doubled(), 16), "augment": dim}
+    run = hardened(PrivacyScoringCallback={"members": part(0, 64)})
+    recipe = ShadowRecipe.like(run, Classifier(width=4), **arguments)
+    for how in ("plain", "training"):
+        variant = replace(recipe, cwrf=replace(recipe.cwrf, members=how))
+        seen = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                PrivacyScoringCallback, "on_train_start", lambda self, trainer, module, seen=seen: seen.append(self)
+            )
+            patch.setattr(CriticalRewindCallback, "on_train_start", lambda *_: None)
+            patch.setattr(GradientMaskCallback, "on_train_start", lambda *_: None)
+            variant(part(0, 32), 1, capture(Classifier(width=4)))
+        if how == "training":
+            assert seen[0].members is None
+        else:
+            assert all_digests(seen[0].members) == all_digests(part(0, 32))
+    with pytest.raises(ValueError, match="are other data"):
+        ShadowRecipe.like(hardened(PrivacyScoringCallback={"members": part(0, 63)}), Classifier(width=4), **arguments)
+
+
+def dim(example):
+    return example[0] * torch.rand(()), example[1]
+
+
+def test_a_target_that_was_redrawn_has_shadow_models_that_are(tmp_path):
+    recipe = SET_UP(hardened(PrivacyScoringCallback={"vanilla": "redraw"}), Classifier(width=4))
+    assert recipe.cwrf.vanilla == "redraw"
+    recipe = replace(recipe, trainer={**recipe.trainer, "accelerator": "cpu"}, cwrf=replace(recipe.cwrf, rate=1.0))
+    torch.manual_seed(5)
+    own = capture(Classifier(width=4))
+    start = {name: value + 1 for name, value in own.items()}
+    tuned = capture(recipe(part(0, 32), 5, start))  # a rate of 1: every weight is the vanilla one, and stays so
+    again = capture(recipe(part(0, 32), 5, start))
+    other = capture(recipe(part(0, 32), 6, start))
+    for name in ("net.0.weight", "net.5.weight"):
+        assert torch.equal(tuned[name], again[name])
+        assert not torch.isclose(tuned[name], own[name]).any()
+        assert not torch.isclose(tuned[name], start[name]).any()
+        assert not torch.isclose(tuned[name], other[name]).any()
+        assert tuned[name].abs().max() <= own[name].abs().max() * 1.5  # drawn from the same distribution
+    kept = replace(recipe, cwrf=replace(recipe.cwrf, vanilla="own"))
+    assert torch.equal(capture(kept(part(0, 32), 5, start))["net.5.weight"], own["net.5.weight"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"vanilla": "zero"}, ValueError, "vanilla must be 'own' or 'redraw'"),
+        ({"members": part(0, 2)}, ValueError, "members must be 'training' or 'plain'"),
+        ({"batch_size": 3.0}, TypeError, "batch_size must be an integer"),
+    ],
+)
+def test_bad_settings(settings, error, message):
+    with pytest.raises(error, match=message):
+        CWRF(part(0, 10), **settings)
+
+
+NONMEMBERS = part(200, 260)
+DEFENSES = {
+    "adversarial_regularization": {"nonmembers": NONMEMBERS, "lam": 0.5, "attack_steps": 2, "attack_lr": 0.01},
+    "ccl": {"alpha": 0.25, "beta": 0.5, "kind": "ccql"},
+    "confidence_penalty": {"beta": 0.2},
+    "dpsgd": {
+        "target_epsilon": 5.0,
+        "noise_multiplier": 1.5,
+        "target_delta": 1e-4,
+        "max_grad_norm": 2.0,
+        "accountant": "rdp",
+        "max_physical_batch_size": 8,
+        "fix": True,
+        "ghost": True,
+        "from_scratch": True,
+    },
+    "hamp": {"gamma": 0.8, "alpha": 0.5},
+    "label_smoothing": {"smoothing": 0.2},
+    "mixup_mmd": {"nonmembers": NONMEMBERS, "mixup_alpha": 0.5, "lam": 2.0, "bandwidth": 0.5},
+    "past": {"nonmembers": NONMEMBERS, "lam": 1e-4, "alpha": 1.5},
+    "relaxloss": {"alpha": 0.7, "upper": 0.9},
+    "weight_penalty": {"l1": 1e-4, "l2": 1e-3},
+}
+"""Settings that are not the defaults."""
+
+
+@pytest.mark.parametrize("name", available_defenses())
+def test_every_setting_of_a_defense_is_carried(name):
+    signature = inspect.signature(create_defense(name, **minimal(name)).mixin.configure_defense).parameters
+    for setting in [each for each in signature if each != "self"]:
+        value = DEFENSES[name][setting]
+        given = {**minimal(name), setting: value}
+        if setting == "target_epsilon":
+            given.pop("noise_multiplier")
+        defended = create_defense(name, **given).attach(Classifier(width=4))
+        carried = SET_UP(trainer(), defended).defense.settings
+        assert carried[setting] is value or carried[setting] == value
+        again = create_defense(name, **carried).attach(Classifier(width=4))
+        assert again.defense_settings == defended.defense_settings
+
+
+def minimal(name):
+    needed = {"dpsgd": {"noise_multiplier": 1.0, "fix": True}, "relaxloss": {"alpha": 1.0}}
+    data = {"nonmembers": NONMEMBERS} if "nonmembers" in DEFENSES[name] else {}
+    return {**needed.get(name, {}), **data}
+
+
+def test_changed_hyper_parameters_are_told():
+    model = Classifier(width=4, lr=0.02)
+    model.hparams.lr = 9.0
+    with pytest.warns(UserWarning, match=r"lr was 0\.02 and is 9\.0 now.*module="):
+        recipe = SET_UP(trainer(), model)
+    assert recipe.module().hparams.lr == 9.0
+
+
+@pytest.mark.parametrize(
+    ("change", "data", "message"),
+    [
+        ({"cwrf": CWRF(part(100, 120))}, {"pool": part(90, 110)}, "CWRF's nonmembers are members"),
+        ({"cwrf": CWRF(part(100, 120))}, {"population": part(115, 130)}, "5 examples of the population are among CWRF"),
+        ({"defense": create_defense("past", nonmembers=part(100, 120))}, {"pool": part(90, 110)}, "PASTMixin's nonme"),
+        (
+            {"defense": create_defense("past", nonmembers=loader(100, 120))},
+            {"population": part(115, 130)},
+            "5 examples of the population are among PASTMixin's nonmembers",
+        ),
+    ],
+)
+def test_data_that_shape_the_models_are_apart_from_pool_and_population(tmp_path, change, data, message):
+    plain = ShadowRecipe(functools.partial(Classifier, width=4), {"max_epochs": 1}, batch_size=16)
+    arguments = {"pool": part(0, 20), "n": 2, "store": tmp_path, "workers": 1, "progress": False, **data}
+    if "cwrf" in change:
+        base = replace(plain, trainer={"fast_dev_run": 1, "accelerator": "cpu"})
+        only = {name: value for name, value in arguments.items() if name != "population"}
+        arguments["start"] = train_shadows(base, **only, keep_weights=True)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=message):
+        patch.setattr(ShadowRecipe, "_fit", lambda *_: pytest.fail("it trained"))
+        train_shadows(replace(plain, **change), **arguments)
+
+
+def test_wrong_fields_of_a_recipe():
+    for arguments, error, message in (
+        ({"batch_size": 8.0}, TypeError, "batch_size must be an integer"),
+        ({"batch_size": "8"}, TypeError, "batch_size must be an integer"),
+        ({"shuffle": "no"}, TypeError, "shuffle must be True or False"),
+        ({"drop_last": 1}, TypeError, "drop_last must be True or False"),
+        ({"examples": 0}, ValueError, "examples must be an integer of at least 1"),
+        ({"examples": 1.5}, TypeError, "examples must be an integer"),
+        ({"trainer": trainer()}, TypeError, "trainer must be a dict of a Trainer's arguments, not a Trainer"),
+        ({"trainer": None}, TypeError, "trainer must be a dict"),
+        ({"defense": "relaxloss"}, TypeError, r"defense must be what create_defense\(name, ...\) gives, not a str"),
+        ({"defense": PASTMixin}, TypeError, "gives, not PASTMixin"),
+        ({"cwrf": {"rate": 0.1}}, TypeError, r"cwrf must be what CWRF\(nonmembers\) gives, not a dict"),
+    ):
+        with pytest.raises(error, match=message):
+            ShadowRecipe(**{"module": Classifier, "trainer": {}, "batch_size": 8, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"trainer": "trainer"}, TypeError, "like reads a Trainer of lightning.pytorch, not a str"),
+        ({"trainer": type(trainer())}, TypeError, "like reads a Trainer of lightning.pytorch, not Trainer"),
+        ({"model": Classifier}, TypeError, "of a LightningModule, not of a"),
+        ({"defense": "hamp"}, TypeError, "defense must be what"),
+        ({"callbacks": []}, TypeError, "callbacks must be a function"),
+        ({"augment": 3}, TypeError, "augment must be a function"),
+        ({"loader": part(0, 64)}, ValueError, "this training loader cannot be read"),
+    ],
+)
+def test_wrong_arguments_of_like(arguments, error, message):
+    given = {"trainer": trainer(), "model": Classifier(width=4), "loader": loader(0, 64), **arguments}
+    with pytest.raises(error, match=message):
+        ShadowRecipe.like(given.pop("trainer"), given.pop("model"), **given)
+
+
+def test_weights_that_were_frozen_by_hand_are_told():
+    """The module built anew would train them."""
+    model = Classifier(width=4)
+    model.net[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"2 parameters, such as net\.0\.weight, are frozen in the model"):
+        SET_UP(trainer(), model)
+
+    def build():
+        made = Classifier(width=4)
+        made.net[0].requires_grad_(False)
+        return made
+
+    assert SET_UP(trainer(), model, module=build)
+    assert SET_UP(trainer(), model, callbacks=list)  # callbacks may freeze and unfreeze
