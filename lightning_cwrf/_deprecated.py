@@ -13,6 +13,10 @@ from typing import Any
 
 # Modules that moved.
 _MODULES = {
+    "lightning_cwrf.attacks.evidence": "lightning_cwrf.attacks",
+    "lightning_cwrf.attacks.learned": "lightning_cwrf.attacks",
+    "lightning_cwrf.attacks.registry": "lightning_cwrf.attacks",
+    "lightning_cwrf.attacks.threshold": "lightning_cwrf.attacks",
     "lightning_cwrf.audit": "lightning_cwrf.auditing",
     "lightning_cwrf.canaries": "lightning_cwrf.auditing.canaries",
     "lightning_cwrf.masks": "lightning_cwrf.weights.masks",

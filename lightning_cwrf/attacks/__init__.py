@@ -1,28 +1,36 @@
-"""Membership inference attacks as pure tensor functions: signals and membership in, one score per example out.
+"""Membership inference attacks as pure tensor functions: signals and shadow membership in, one score per example out.
 
-A higher score means more likely a member. No attack is given the membership that it predicts: ``membership`` is that
-of the shadow models alone. :func:`create_attack` gives them by name, over one :class:`Evidence`.
+A higher score means more likely a member. No attack receives the membership that it predicts: ``membership`` is that
+of the shadow models. Each attack's file holds its formula and registers it; :func:`create_attack` creates it by name.
 """
 
-from lightning_cwrf.attacks import named  # noqa: F401 - makes the package's attacks known by name
+from importlib import import_module
+from pkgutil import iter_modules
+
 from lightning_cwrf.attacks.augmentation import augmentation_attack
-from lightning_cwrf.attacks.bavaria import bavaria
-from lightning_cwrf.attacks.evidence import Evidence, PerModel
-from lightning_cwrf.attacks.learned import neural_attack, quantile_regression
-from lightning_cwrf.attacks.lira import lira
-from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
-from lightning_cwrf.attacks.reference import attack_p, attack_r
-from lightning_cwrf.attacks.registry import (
+from lightning_cwrf.attacks.base import (
     Attack,
+    Evidence,
     available_attacks,
     create_attack,
     create_attacks,
     register_attack,
 )
+from lightning_cwrf.attacks.bavaria import bavaria
+from lightning_cwrf.attacks.lira import lira
+from lightning_cwrf.attacks.loss import loss_threshold
+from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
+from lightning_cwrf.attacks.neural import neural_attack
+from lightning_cwrf.attacks.per_model import PerModel
+from lightning_cwrf.attacks.quantile_regression import quantile_regression
+from lightning_cwrf.attacks.reference import attack_p, attack_r
 from lightning_cwrf.attacks.resampling import shadow_bootstrap
 from lightning_cwrf.attacks.rmia import rmia, tune_offline_a
 from lightning_cwrf.attacks.signals import example_losses, logit_signal, true_class_probability
-from lightning_cwrf.attacks.threshold import loss_threshold
+
+# So that a new attack is one file: importing it registers it.
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "Attack",

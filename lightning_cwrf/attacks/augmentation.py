@@ -1,4 +1,4 @@
-"""The augmentation attack (Choquette-Choo et al. 2021): label-only, by how robustly an example is predicted right."""
+"""The augmentation attack (Choquette-Choo et al. 2021): label-only, how robust a correct prediction is."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lightning_cwrf.attacks.base import Evidence, register_attack
+from lightning_cwrf.attacks.metric_based import correctness
 from lightning_cwrf.attacks.signals import check_membership
 
 
 def augmentation_attack(
     correct: Tensor, shadow_correct: Tensor | None = None, membership: Tensor | None = None
 ) -> Tensor:
-    """Score examples by the augmented views of them that the model predicts right.
+    """Score examples by how many of their augmented views the model predicts correctly.
 
-    Without shadow models the score is the share of right views. With them it is the log odds of membership given the
-    number of right views, counted on the shadow models (with one half added to every count) and made to rise with it.
+    Without shadow models the score is the share of correct views. With them it is the log odds of membership given
+    the number of correct views, estimated on the shadow models (with one half added to every count) and made monotone.
 
     Args:
-        correct: bool ``(q, n)``, whether the audited model is right on view q of each example.
+        correct: bool ``(q, n)``, whether the audited model is correct on view q of each example.
         shadow_correct: bool ``(q, k, n)``, the same for k shadow models.
         membership: bool ``(k, n)``.
 
@@ -28,7 +30,7 @@ def augmentation_attack(
         float64 scores ``(n,)``.
 
     Raises:
-        ValueError: wrong shapes, or ``correct`` that is not bool.
+        ValueError: wrong shapes or types.
 
     >>> augmentation_attack(torch.tensor([[True, True], [True, False]]))
     tensor([1.0000, 0.5000], dtype=torch.float64)
@@ -55,7 +57,7 @@ def augmentation_attack(
 
 
 def default_views(degrees: tuple[float, ...] = (-8, -4, 4, 8), pixels: int = 1) -> list[Callable[[Tensor], Tensor]]:
-    """The image itself, rotated by each angle, and moved by that many pixels to each side; for ``(n, C, H, W)``.
+    """For images ``(n, C, H, W)``: the image, rotated by each angle, and moved by ``pixels`` in each direction.
 
     >>> [view(torch.ones(1, 1, 4, 4)).shape for view in default_views()][0]
     torch.Size([1, 1, 4, 4])
@@ -65,13 +67,22 @@ def default_views(degrees: tuple[float, ...] = (-8, -4, 4, 8), pixels: int = 1) 
     moves = [[pixels, 0], [-pixels, 0], [0, pixels], [0, -pixels]]
     turned = [partial(image.rotate, angle=angle, interpolation=image.InterpolationMode.BILINEAR) for angle in degrees]
     moved = [partial(image.affine, angle=0.0, translate=move, scale=1.0, shear=[0.0]) for move in moves]
-    return [_same, *turned, *moved]
+    return [_unchanged, *turned, *moved]
 
 
-def _same(inputs: Tensor) -> Tensor:
+def _unchanged(inputs: Tensor) -> Tensor:
     if inputs.ndim < 3 or not inputs.is_floating_point():
         raise ValueError(
             f"the default views rotate and move images (n, C, H, W) of floats, not {inputs.dtype} of shape "
             f"{tuple(inputs.shape)}; pass views=[...], functions of a batch of inputs."
         )
     return inputs
+
+
+@register_attack("augmentation", "views")
+def _attack(evidence: Evidence) -> Tensor:
+    correct = evidence.signal(correctness, "views") > 0
+    if not evidence.has("shadow_view_logits", "membership"):
+        return augmentation_attack(correct)
+    shadow_correct = evidence.shadow_signals(correctness, "views").transpose(0, 1) > 0
+    return augmentation_attack(correct, shadow_correct, evidence.membership)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_cwrf.attacks.base import Evidence, register_attack
 from lightning_cwrf.attacks.lira import VARIANCE_FLOOR, mean_and_squares, pooled_variance
-from lightning_cwrf.attacks.signals import check_coverage, check_shadows
+from lightning_cwrf.attacks.signals import check_coverage, check_shadows, logit_signal
 from lightning_cwrf.checks import check_choice, check_flag, check_number
 
 
@@ -24,24 +25,25 @@ def bavaria(
 ) -> Tensor:
     """Score each example by the ratio of its posterior predictive densities under IN and under OUT.
 
-    Few shadow models tell an example's variance badly; LiRA must choose between each example's own and one for all.
-    Here both have a normal-inverse-gamma prior, IN and OUT apart, whose parameters come from all examples: the mean's
-    is the mean over examples, worth ``κ₀ = within-example variance / between-example variance`` models; the variance's
-    is the pooled within-example variance, worth ``prior_models`` models. With c models of mean x̄ and squares S around:
+    Few shadow models estimate an example's variance poorly; LiRA has to choose between one variance per example and
+    one for all. Here mean and variance have a normal-inverse-gamma prior, for IN and OUT separately, with parameters
+    from all examples: for the mean, the mean over examples, which counts as
+    ``κ₀ = within-example variance / between-example variance`` models; for the variance, the pooled within-example
+    variance, which counts as ``prior_models`` models. With c models of mean x̄ and sum of squared deviations S:
 
     ``κ = κ₀ + c``, ``ν = ν₀ + c``, ``m = (κ₀ m₀ + c x̄) / κ``, ``s² = (ν₀ σ₀² + S + κ₀ c (x̄ − m₀)² / κ) / ν``.
 
     The predictive density is Student-t with ν degrees of freedom, location m and squared scale ``s² (κ + 1) / κ``, or
-    the normal of this mean and variance. Offline: log of its distribution function under OUT at the signal, one-sided.
-    The paper's own prior parameters were not at hand: these, from the data, are ours.
+    a normal density with this mean and variance. Offline: the log of its distribution function under OUT, one-sided.
+    These empirical prior parameters are ours; the paper's were not available.
 
     Args:
         target: φ of the audited model, shape ``(n,)`` (:func:`~lightning_cwrf.attacks.logit_signal`).
         shadows: φ of the k shadow models, ``(k, n)``.
         membership: bool ``(k, n)``, True where that shadow model was trained with that example.
-        online: use the IN models; else the OUT models alone.
+        online: use IN and OUT models; False: OUT models only.
         predictive: ``"t"`` or ``"normal"``.
-        prior_models: ν₀ > 0, how many models the pooled variance counts for.
+        prior_models: ν₀ > 0, the number of models that the pooled variance counts as.
 
     Returns:
         float64 scores of shape ``(n,)``.
@@ -67,7 +69,7 @@ def bavaria(
 
 
 def check_bavaria(*, online: bool = True, predictive: Literal["t", "normal"] = "t", prior_models: float = 2.0) -> None:
-    """Raise where a setting of :func:`bavaria` is wrong."""
+    """Raise if a setting of :func:`bavaria` is invalid."""
     check_flag("online", online)
     check_choice("predictive", predictive, ("t", "normal"))
     check_number("prior_models", prior_models, low=0, low_open=True)
@@ -84,7 +86,7 @@ def _posterior(signals: Tensor, chosen: Tensor, prior_models: float) -> _Predict
     mean, squares = mean_and_squares(signals, chosen, count)
     within = float(pooled_variance(squares, count))
     centre = mean.mean()
-    # The means scatter by the variance between examples and, each over its c models, by that within them.
+    # The variance of the means is that between examples plus that within them, over the number of models.
     scatter = float((mean - centre).square().mean()) if len(mean) > 1 else 0.0
     between = max(scatter - within * float((1 / count).mean()), VARIANCE_FLOOR)
     weight = within / between
@@ -108,7 +110,7 @@ def _log_density(x: Tensor, at: _Predictive, predictive: str) -> Tensor:
 def _log_t_cdf(z: Tensor, nu: Tensor) -> Tensor:
     """Log of Student's CDF, by Hill's (1970) transformation of t to a normal deviate.
 
-    It rises with z everywhere; for ν ≥ 2.5 it is within 0.003 of the logarithm down to z = −5.
+    It is monotone in z; for ν ≥ 2.5 its error is below 0.003 down to z = −5.
     """
     a = nu - 0.5
     b = 48 * a * a
@@ -117,3 +119,9 @@ def _log_t_cdf(z: Tensor, nu: Tensor) -> Tensor:
     correction = (((-0.4 * y - 3.3) * y - 24) * y - 85.5) / (0.8 * y * y + 100 + b) + y + 3
     log_cdf: Tensor = torch.special.log_ndtr(torch.sign(z) * root * (correction / b + 1))
     return log_cdf
+
+
+@register_attack("bavaria", "shadows", settings_of=bavaria, check=check_bavaria)
+def _attack(evidence: Evidence, **settings: Any) -> Tensor:
+    signals = evidence.signal(logit_signal), evidence.shadow_signals(logit_signal)
+    return bavaria(*signals, evidence.require("membership"), **settings)

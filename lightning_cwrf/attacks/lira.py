@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_cwrf.attacks.signals import check_coverage, check_finite, check_membership, check_shadows
+from lightning_cwrf.attacks.base import Evidence, register_attack
+from lightning_cwrf.attacks.signals import (
+    check_coverage,
+    check_finite,
+    check_membership,
+    check_shadows,
+    logit_signal,
+)
 from lightning_cwrf.checks import check_choice, check_flag
 
 Variance = Literal["auto", "pooled", "per_example", "reference_code"]
 
 ENOUGH = 32
-"""IN and OUT models an example needs before ``variance="auto"`` trusts its own variance (the paper: 64 in all)."""
+"""The fewest IN and OUT models per example for which ``variance="auto"`` is per example (the paper: 64 in all)."""
 
 VARIANCE_FLOOR = 1e-12
-"""Added to every variance, in squared units of φ, so that shadow models that all agree do not divide by zero."""
+"""Added to every variance, in squared units of φ, so that it is not 0 where all shadow models agree."""
 
-_BLOCK = 4096
+_BLOCK = 2048
+"""Examples per block of the moments, so that the temporaries stay in the cache."""
 
 
 def check_lira(*, online: bool = True, variance: Variance = "auto") -> None:
-    """Raise where a setting of :func:`lira` is wrong."""
+    """Raise if a setting of :func:`lira` is invalid."""
     check_flag("online", online)
     check_choice("variance", variance, get_args(Variance))
 
@@ -33,18 +41,18 @@ def lira(
 ) -> Tensor:
     """Score each example by LiRA.
 
-    Online: ``log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²)``. Offline: ``log Φ((φ − μ_out) / σ_out)``, one-sided, so
-    that a score only rises with the signal. Means are each example's own.
+    Online: ``log N(φ; μ_in, σ_in²) − log N(φ; μ_out, σ_out²)``. Offline: ``log Φ((φ − μ_out) / σ_out)``, one-sided:
+    the score increases with the signal. The means are per example.
 
     Args:
         target: φ of the audited model, shape ``(n,)`` (:func:`~lightning_cwrf.attacks.logit_signal`); or ``(q, n)``,
-            for q queries of each example (augmented views): the score is the mean of the q log ratios.
+            for q queries per example (augmented views): the score is the mean of the q log ratios.
         shadows: φ of the k shadow models, shape ``(k, n)`` or ``(q, k, n)``.
         membership: bool ``(k, n)``, True where that shadow model was trained with that example.
-        online: use the IN models; else the OUT models alone.
-        variance: ``"per_example"``; ``"pooled"``, one within-example variance for IN and one for OUT; ``"auto"``, the
-            first when every example has at least 32 IN and 32 OUT models, else the second; ``"reference_code"``: all of
-            what the authors' code does with ``fix_variance=True``, see :func:`_reference_code`.
+        online: use IN and OUT models; False: OUT models only.
+        variance: ``"per_example"``; ``"pooled"``, one within-example variance for IN and one for OUT; ``"auto"``,
+            per example if every example has at least 32 IN and 32 OUT models, else pooled; ``"reference_code"``, what
+            the authors' code computes with ``fix_variance=True``, see :func:`_reference_code`.
 
     Returns:
         float64 scores of shape ``(n,)``.
@@ -89,7 +97,7 @@ def lira(
 
 
 def pooled_variance(squares: Tensor, count: Tensor) -> Tensor:
-    """The variance within examples, pooled over all of them: the sum of squares over its degrees of freedom."""
+    """The within-example variance pooled over all examples: the sum of squares over its degrees of freedom."""
     freedom = int((count - 1).sum())
     if freedom == 0:
         raise ValueError(
@@ -100,21 +108,20 @@ def pooled_variance(squares: Tensor, count: Tensor) -> Tensor:
 
 
 def mean_and_squares(signals: Tensor, chosen: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of each example over its ``count`` chosen models, and the sum of squares around it; each ``(n,)``."""
+    """Mean of each example over its ``count`` chosen models, and the sum of squared deviations; each ``(n,)``."""
 
     def block(signals: Tensor, chosen: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         weight = chosen.to(signals.dtype)
         mean = (signals * weight).sum(0) / count
         return mean, (signals - mean).square_().mul_(weight).sum(0)
 
-    # In blocks of examples, so that the temporaries stay in the cache.
     blocks = zip(*(torch.split(part, _BLOCK, -1) for part in (signals, chosen, count)), strict=True)
     means, squares = zip(*(block(*each) for each in blocks), strict=True)
     return torch.cat(means), torch.cat(squares)
 
 
 def _moments(signals: Tensor, chosen: Tensor, count: Tensor, variance: Variance) -> tuple[Tensor, Tensor]:
-    """Mean per example over the chosen models, and the variance asked for."""
+    """Mean per example over the chosen models, and the variance, per example or pooled."""
     mean, squares = mean_and_squares(signals, chosen, count)
     if variance == "per_example":
         return mean, squares / (count - 1) + VARIANCE_FLOOR
@@ -124,11 +131,11 @@ def _moments(signals: Tensor, chosen: Tensor, count: Tensor, variance: Variance)
 def _reference_code(target: Tensor, shadows: Tensor, membership: Tensor, online: bool) -> Tensor:
     """LiRA as the authors' code computes it, up to the sign: ``privacy/research/mi_lira_2021/plot.py``.
 
-    Theirs are ``generate_ours`` and ``generate_ours_offline`` with ``fix_variance=True``. Each example has the median
-    of its signals for a mean. There is one standard deviation for all examples, queries and both sides: that of all IN
-    signals (offline: of all OUT signals) around their common mean, so the spread between examples is in it. Of each
-    example they take as many models as every example has, the first ones. Offline they score by ``−log N(φ)`` under
-    OUT, which is two-sided: an example that the model is unusually unsure of counts as a member too.
+    That is ``generate_ours`` and ``generate_ours_offline`` with ``fix_variance=True``. The mean of an example is the
+    median of its signals. One standard deviation serves all examples, all queries and both sides: that of all IN
+    signals (offline: all OUT signals) around their common mean, so it includes the spread between examples. Every
+    example uses the same number of models, its first ones. Offline the score is ``−log N(φ)`` under OUT, which is
+    two-sided: an example with an unusually low signal counts as a member too.
 
     Args:
         target: ``(q, n)``.
@@ -150,14 +157,14 @@ def _reference_code(target: Tensor, shadows: Tensor, membership: Tensor, online:
 
 
 def _first_models(shadows: Tensor, chosen: Tensor) -> Tensor:
-    """Signals ``(q, c, n)`` of the first c chosen models of each example; c is what every example has."""
+    """Signals ``(q, c, n)`` of the first c chosen models of each example; every example has at least c."""
     least = int(chosen.sum(0).min())
     rows = (~chosen).to(torch.uint8).sort(dim=0, stable=True).indices[:least]
     return shadows.gather(1, rows.expand(len(shadows), -1, -1))
 
 
 def _median(signals: Tensor) -> Tensor:
-    """Over models, ``(q, n)``; of an even number the mean of the middle two, as NumPy has it."""
+    """Over models, ``(q, n)``; for an even number the mean of the middle two, as in NumPy."""
     ordered = signals.sort(1).values
     count = ordered.shape[1]
     return (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
@@ -165,3 +172,15 @@ def _median(signals: Tensor) -> Tensor:
 
 def _log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return -0.5 * ((x - mean).square() / variance + variance.log() + math.log(2 * math.pi))
+
+
+@register_attack("lira", "shadows", settings_of=lira, check=check_lira)
+def _attack(evidence: Evidence, **settings: Any) -> Tensor:
+    signals = evidence.signal(logit_signal), evidence.shadow_signals(logit_signal)
+    return lira(*signals, evidence.require("membership"), **settings)
+
+
+@register_attack("lira_views", "shadows", "views", "shadow_views", settings_of=lira, check=check_lira)
+def _views_attack(evidence: Evidence, **settings: Any) -> Tensor:
+    shadows = evidence.shadow_signals(logit_signal, "views").transpose(0, 1)
+    return lira(evidence.signal(logit_signal, "views"), shadows, evidence.require("membership"), **settings)

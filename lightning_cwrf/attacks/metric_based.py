@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_cwrf.attacks.base import Evidence, register_attack
+from lightning_cwrf.attacks.per_model import Signal
 from lightning_cwrf.attacks.signals import check_logits, check_shadows, example_losses, per_example
 from lightning_cwrf.checks import check_flag
 from lightning_cwrf.metrics.functional.roc import membership_roc
 
 
 def correctness(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 where the prediction is right, else 0 (Yeom et al. 2018, the gap attack).
+    """1 where the prediction is correct, else 0 (Yeom et al. 2018, the gap attack).
 
     Args:
         logits: shape ``(..., n, K)``.
@@ -25,7 +27,7 @@ def correctness(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def confidence(logits: Tensor, targets: Tensor) -> Tensor:
-    """p_y, the probability of the true class, in the order of log p_y: ``−ℓ`` (probabilities near 1 would tie).
+    """The confidence p_y in the true class, as log p_y = ``−ℓ``: probabilities near 1 would tie.
 
     Shapes as in :func:`correctness`.
 
@@ -60,7 +62,7 @@ def modified_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _modified_entropy(logits: Tensor, index: Tensor) -> Tensor:
     log_p = logits.log_softmax(-1)
-    # log(1 - p_c). Only the largest p can be so near 1 that the difference is lost: there, the sum of the others.
+    # log(1 - p_c). Only the largest p can be so near 1 that 1 - p is lost to rounding: for it, sum the others.
     top = log_p.argmax(-1, keepdim=True)
     rest = log_p.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
     others = torch.log1p(-log_p.exp().scatter(-1, top, 0.0)).scatter(-1, top, rest)
@@ -73,18 +75,18 @@ def _modified_entropy(logits: Tensor, index: Tensor) -> Tensor:
 def calibrated(
     signal: Tensor, targets: Tensor, shadow_signals: Tensor, membership: Tensor, *, per_class: bool = True
 ) -> Tensor:
-    """A signal minus the threshold that separates best on shadow models, for each class or for all at once.
+    """A signal minus the threshold that separates best on the shadow models, per class or one for all.
 
-    The threshold of a class is the one of the largest TPR − FPR over all shadow models' outputs on that class; the
-    audited model's membership is not looked at. Above 0 means member. With one threshold for all the ROC is that of
-    the signal; with one per class, classes of different confidence become comparable (Song & Mittal 2021).
+    The threshold of a class maximises TPR − FPR over all shadow models' outputs on that class; the audited model's
+    membership is not used. A score above 0 means member. One threshold for all leaves the signal's ROC as it is;
+    thresholds per class make classes of different confidence comparable (Song & Mittal 2021).
 
     Args:
         signal: of the audited model, ``(n,)``, higher = more likely a member.
         targets: class indices ``(n,)``.
         shadow_signals: ``(k, n)``.
         membership: bool ``(k, n)``.
-        per_class: one threshold per class. A class whose shadow outputs are all IN or all OUT takes the one of all.
+        per_class: one threshold per class. A class with only IN or only OUT outputs uses that of all classes.
 
     Returns:
         float64 scores ``(n,)``.
@@ -110,11 +112,29 @@ def calibrated(
 
 
 def _best_threshold(signals: Tensor, inside: Tensor) -> float:
-    """Half-way between the last signal that is called a member and the next one below."""
+    """Half-way between the lowest signal that counts as a member and the next one below."""
     fpr, tpr, thresholds = membership_roc(signals, inside)
     gain = tpr - fpr
-    best = int((gain >= gain.max() - 1e-12).int().argmax())  # of equals, the one that accuses fewest
-    if best == 0:  # nothing is best called a member
+    best = int((gain >= gain.max() - 1e-12).int().argmax())  # of equals, the one with the fewest positives
+    if best == 0:  # best is to call nothing a member
         return float(thresholds[1]) + 1.0
     below = thresholds[best + 1] if best + 1 < len(thresholds) else thresholds[best] - 1.0
     return float((thresholds[best] + below) / 2)
+
+
+def _check(per_class: bool = True) -> None:
+    check_flag("per_class", per_class)
+
+
+def _register(name: str, signal: Signal) -> None:
+    @register_attack(name, check=_check)
+    def attack(evidence: Evidence, per_class: bool = True) -> Tensor:
+        own = evidence.signal(signal)
+        if not evidence.has("shadow_logits"):
+            return own
+        shadows, membership = evidence.shadow_signals(signal), evidence.require("membership")
+        return calibrated(own, evidence.targets, shadows, membership, per_class=per_class)
+
+
+for _signal in (correctness, confidence, entropy, modified_entropy):
+    _register(_signal.__name__, _signal)

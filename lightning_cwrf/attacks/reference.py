@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_cwrf.attacks.signals import check_coverage, check_finite, check_shadows
+from lightning_cwrf.attacks.base import Evidence, register_attack
+from lightning_cwrf.attacks.signals import check_coverage, check_finite, check_shadows, example_losses
 
 
 def attack_p(losses: Tensor, population_losses: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def attack_p(losses: Tensor, population_losses: Tensor) -> Tensor:
     if population.ndim != 1 or len(population) == 0:
         raise ValueError(f"population_losses must have shape (m,) with m >= 1, not {tuple(population.shape)}.")
     above = len(population) - torch.searchsorted(population.sort().values, losses)
-    # A loss has a place within its step: 1 / (1 + loss) falls from 1 to 0.
+    # 1 / (1 + loss), which falls from 1 to 0, orders the losses within one step of the share.
     return (above + 1 / (1 + losses.clamp_min(0))) / (len(population) + 1)
 
 
@@ -59,3 +60,14 @@ def attack_r(losses: Tensor, shadow_losses: Tensor, membership: Tensor) -> Tenso
     above = ((shadow_losses >= losses) & outside).sum(0)
     gap = (shadow_losses * outside).sum(0) / count - losses
     return (above + torch.sigmoid(gap)) / (count + 1)
+
+
+@register_attack("attack_p", "population")
+def _attack_p(evidence: Evidence) -> Tensor:
+    return attack_p(evidence.signal(example_losses), evidence.signal(example_losses, "population"))
+
+
+@register_attack("attack_r", "shadows")
+def _attack_r(evidence: Evidence) -> Tensor:
+    losses, shadow_losses = evidence.signal(example_losses), evidence.shadow_signals(example_losses)
+    return attack_r(losses, shadow_losses, evidence.require("membership"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lightning_cwrf.attacks.signals import check_coverage, check_finite, check_shadows
+from lightning_cwrf.attacks.base import Evidence, register_attack
+from lightning_cwrf.attacks.signals import check_coverage, check_finite, check_shadows, true_class_probability
 from lightning_cwrf.checks import check_flag, check_integer, check_number
 from lightning_cwrf.metrics.functional.roc import membership_auroc
 
@@ -25,30 +28,30 @@ def rmia(
     """Score each example by RMIA: the share of population points z with ratio(x) / ratio(z) ≥ γ.
 
     ``ratio(x) = Pr(x|θ) / Pr(x)``, where Pr(x) is the mean over all shadow models, IN and OUT (online; balanced
-    membership gives both sides the same weight), or ``½·[(1 + a)·P_out(x) + (1 − a)]`` (offline). No shadow model has
+    membership weights both sides equally), or ``½·[(1 + a)·P_out(x) + (1 − a)]`` (offline). No shadow model has
     seen the population, so Pr(z) is the mean over all of them (offline: with the same affine correction as for x).
 
-    The share is a step function of ratio(x): sorting ratio(z) once and one binary search per x give it exactly, in
+    The share is a step function of ratio(x): one sort of ratio(z) and a binary search per x compute it exactly, in
     O((n + m) log m) time and O(k·(n + m)) memory, the size of the input.
 
     Args:
         target: true-class probability under the audited model, shape ``(n,)``.
         shadows: the same under the k shadow models, ``(k, n)``.
         membership: bool ``(k, n)``, True where that shadow model was trained with that example.
-        population_target: the same for m population points, ``(m,)``; they are in no model's training data.
+        population_target: the same for m population points, ``(m,)``, which no model was trained on.
         population_shadows: ``(k, m)``.
-        online: use IN and OUT models; else the OUT models alone.
+        online: use IN and OUT models; False: OUT models only.
         gamma: γ ≥ 1. The paper uses 2; some implementations 1.
-        offline_a: a in [0, 1], for offline use. The paper: about 0.3 for CIFAR-10. None: :func:`tune_offline_a`.
-        break_ties: order examples of the same share by ratio(x), which the share of a finite population cannot: the
-            score is ``(m · share + ratio / (1 + ratio)) / (m + 1)``. False: the share itself, as published.
+        offline_a: a in [0, 1], used offline. The paper: about 0.3 for CIFAR-10. None: :func:`tune_offline_a`.
+        break_ties: order examples with the same share by ratio(x): the score is
+            ``(m · share + ratio / (1 + ratio)) / (m + 1)``. False: the share itself, as published.
 
     Returns:
-        float64 scores in [0, 1] of shape ``(n,)``. Without tie-breaking, a population of m points makes steps of 1/m.
+        float64 scores in [0, 1] of shape ``(n,)``, multiples of 1/m without tie-breaking.
 
     Raises:
-        ValueError: wrong shapes or settings; values that are no probabilities (which examples); too few shadow models;
-            an example of probability 0 under every model.
+        ValueError: wrong shapes or settings; values that are not probabilities (which examples); too few shadow
+            models; an example with probability 0 under every model.
 
     >>> shadows = torch.tensor([[0.9, 0.2], [0.3, 0.8]])
     >>> membership = torch.tensor([[True, False], [False, True]])
@@ -92,7 +95,7 @@ def rmia(
 def check_rmia(
     *, online: bool = True, gamma: float = 2.0, offline_a: float | None = 0.3, break_ties: bool = True
 ) -> None:
-    """Raise where a setting of :func:`rmia` is wrong."""
+    """Raise if a setting of :func:`rmia` is invalid."""
     check_flag("online", online)
     check_number("gamma", gamma, low=1)
     if offline_a is not None:
@@ -103,21 +106,21 @@ def check_rmia(
 def tune_offline_a(
     shadows: Tensor, membership: Tensor, population_shadows: Tensor, *, gamma: float = 2.0, models: int = 4
 ) -> float:
-    """The a of offline RMIA that works best on shadow models; the audited model is never looked at.
+    """The a of offline RMIA that works best on the shadow models; the audited model is not used.
 
-    Some shadow models in turn play the audited one, whose membership is known, and the others are the shadow models; a
-    is that of 0, 0.1, ..., 1 with the highest mean AUC (the smallest of equals).
+    Each of some shadow models, whose membership is known, is attacked with the others as shadow models; of 0, 0.1, ...,
+    1 the value with the highest mean AUC is chosen (of equals the smallest).
 
     Args:
         shadows: true-class probabilities ``(k, n)``.
         membership: bool ``(k, n)``.
         population_shadows: ``(k, m)``.
         gamma: γ of the attack.
-        models: how many shadow models play the audited one.
+        models: the number of shadow models to attack.
 
     Raises:
         TypeError: a setting of the wrong type.
-        ValueError: a setting out of range; too few shadow models to take one away.
+        ValueError: a setting out of range; too few shadow models without the attacked one.
     """
     check_integer("models", models, low=1)
     best, best_auc = 0.0, -1.0
@@ -143,8 +146,11 @@ def tune_offline_a(
 
 
 def _check_probabilities(name: str, values: Tensor) -> None:
-    wrong = (values < 0) | (values > 1 + 1e-6)
-    if wrong.any():
+    if values.numel() == 0:
+        return
+    low, high = values.aminmax()
+    if low < 0 or high > 1 + 1e-6:
+        wrong = (values < 0) | (values > 1 + 1e-6)
         examples = torch.unique(wrong.nonzero()[:, -1]).tolist()
         raise ValueError(f"{name} must hold probabilities; examples {examples[:10]} lie outside [0, 1].")
 
@@ -157,3 +163,15 @@ def _ratio(name: str, probability: Tensor, mean: Tensor) -> Tensor:
             "compute the probabilities in float64 (lightning_cwrf.attacks.true_class_probability does)."
         )
     return probability / mean
+
+
+@register_attack("rmia", "shadows", "shadow_population", "population", settings_of=rmia, check=check_rmia)
+def _attack(evidence: Evidence, **settings: Any) -> Tensor:
+    return rmia(
+        evidence.signal(true_class_probability),
+        evidence.shadow_signals(true_class_probability),
+        evidence.require("membership"),
+        evidence.signal(true_class_probability, "population"),
+        evidence.shadow_signals(true_class_probability, "population"),
+        **settings,
+    )

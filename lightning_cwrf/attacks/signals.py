@@ -1,4 +1,4 @@
-"""What attacks see of a model: per-example signals, computed in float64 from logits; and the checks on them."""
+"""Per-example signals, computed in float64 from logits, and the checks of attacks' inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1 << 17
-"""Logits that become signals at a time: their float64 copies take a few MB, whatever the number of models."""
+"""Logits per block: the float64 copies take a few MB, whatever the number of models."""
 
 
 def logit_signal(logits: Tensor, targets: Tensor) -> Tensor:
@@ -23,8 +23,8 @@ def logit_signal(logits: Tensor, targets: Tensor) -> Tensor:
         float64 of shape ``(..., n)``; finite for finite logits (Carlini et al. 2022, §IV-C).
 
     Raises:
-        TypeError: logits that are no floats, targets that are no integers.
-        ValueError: shapes that do not fit; targets that are no class.
+        TypeError: logits that are not floats, targets that are not integers.
+        ValueError: shapes that do not match; targets that are not classes.
 
     >>> logit_signal(torch.tensor([[0.0, 0.0], [1000.0, 0.0]]), torch.tensor([0, 0]))
     tensor([   0., 1000.], dtype=torch.float64)
@@ -55,10 +55,10 @@ def example_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def per_example(signal: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor) -> Tensor:
-    """``signal`` of every example, in blocks of examples, so that memory does not grow with the number of classes.
+    """``signal`` of every example, in blocks of examples: memory does not grow with the number of classes.
 
     Args:
-        signal: of logits ``(b, K)`` in float64 and targets ``(b, 1)``; gives ``(b,)``.
+        signal: a function of logits ``(b, K)`` in float64 and targets ``(b, 1)`` that returns ``(b,)``.
         logits: ``(..., n, K)``.
         targets: ``(n,)``.
 
@@ -80,8 +80,8 @@ def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
     """Return ``targets`` in int64 on the device of ``logits``.
 
     Raises:
-        TypeError: logits that are no floats, targets that are no integers.
-        ValueError: shapes other than ``(..., n, K)`` and ``(n,)`` with K ≥ 2; a target that is no class (which
+        TypeError: logits that are not floats, targets that are not integers.
+        ValueError: shapes other than ``(..., n, K)`` and ``(n,)`` with K ≥ 2; targets that are not classes (which
             examples).
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
@@ -106,31 +106,31 @@ def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def check_finite(name: str, values: Tensor) -> Tensor:
-    """Return ``values`` in float64, or raise a ValueError that names the examples whose value is NaN or infinite."""
+    """Return ``values`` in float64, or raise a ValueError that names the examples with a NaN or infinite value."""
     if not isinstance(values, Tensor) or values.dtype == torch.bool or values.is_complex():
         raise TypeError(f"{name} must be a tensor of numbers, not {_kind(values)}.")
     values = values.detach().to(torch.float64)
-    bad = ~torch.isfinite(values)
-    if bad.any():
+    # One NaN or infinity makes the sum one. The sum takes a tenth of the time of isfinite on every value.
+    if not torch.isfinite(values.sum()) and (bad := ~torch.isfinite(values)).any():
         examples = torch.unique(bad.nonzero()[:, -1]).tolist()
         raise ValueError(f"{name} has NaN or infinite values at {_listed(examples)}.")
     return values
 
 
 def check_logits(name: str, logits: Tensor, targets: Tensor) -> None:
-    """Raise a ValueError that names the examples of which a logit is NaN or infinite."""
+    """Raise a ValueError that names the examples with a NaN or infinite logit."""
     check_finite(name, per_example(lambda z, y: z.sum(-1), logits, targets))
 
 
 def check_membership(membership: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless ``membership`` is bool and of that shape."""
+    """Raise a ValueError unless ``membership`` is bool and has that shape."""
     if not isinstance(membership, Tensor) or membership.shape != shape or membership.dtype != torch.bool:
         of = f" of shape {tuple(membership.shape)}" if isinstance(membership, Tensor) else ""
         raise ValueError(f"membership must be bool of shape {tuple(shape)}, not {_kind(membership)}{of}.")
 
 
 def check_shadows(target: Tensor, shadows: Tensor, membership: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Check the signals of one attack: shapes ``(n,)``, ``(k, n)``, ``(k, n)`` bool; return them in float64."""
+    """Check the signals of an attack, ``(n,)``, ``(k, n)`` and bool ``(k, n)``, and return them in float64."""
     target, shadows = check_finite("target", target), check_finite("shadows", shadows)
     if target.ndim != 1:
         raise ValueError(f"target must have shape (n,), not {tuple(target.shape)}.")
@@ -141,7 +141,7 @@ def check_shadows(target: Tensor, shadows: Tensor, membership: Tensor) -> tuple[
 
 
 def check_coverage(membership: Tensor, *, least_in: int, least_out: int) -> None:
-    """Raise a ValueError when an example has too few IN or too few OUT shadow models."""
+    """Raise a ValueError if an example has too few IN or too few OUT shadow models."""
     inside = membership.sum(0)
     for name, counts, least in (("IN", inside, least_in), ("OUT", len(membership) - inside, least_out)):
         short = (counts < least).nonzero().flatten().tolist()

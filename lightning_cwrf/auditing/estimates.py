@@ -1,59 +1,45 @@
-"""The measures of an attack's scores, with their intervals over examples and over shadow models."""
+"""Estimates of the metrics of an attack and of a model, with intervals over examples and over shadow models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_cwrf.attacks import Attack, Evidence, example_losses
-from lightning_cwrf.attacks.resampling import check_pairs, shadow_bootstrap, without_shadows
+from lightning_cwrf.attacks.resampling import check_pairs, shadow_bootstrap
 from lightning_cwrf.auditing.result import Estimate
-from lightning_cwrf.metrics import (
-    AttackAdvantage,
-    BalancedAccuracy,
-    EpsilonLowerBound,
-    Interval,
-    LossGap,
-    MembershipAUROC,
-    MembershipMetric,
-    P1Score,
-    TPRAtFPR,
-)
+from lightning_cwrf.metrics import AuditContext, Interval, LossGap, MembershipMetric
+from lightning_cwrf.metrics.base import METRICS
 from lightning_cwrf.metrics.functional import clopper_pearson, mean_interval
 from lightning_cwrf.metrics.functional.intervals import normal_quantile
+from lightning_cwrf.metrics.membership import FPRS as FPRS
 from lightning_cwrf.outputs import ModelOutputs
-
-FPRS = (1e-3, 1e-5)
 
 
 def attack_metrics(
     accuracy: float, seed: int = 0, confidence: float = 0.95, *, accuracy_examples: int | None = None
 ) -> dict[str, MembershipMetric]:
-    """The metrics of one attack, by the name they are logged under; P1 is that of an accuracy on so many examples.
+    """Every registered metric as an audit uses it for one attack, by the name of the estimate.
 
-    They do not gather: in a distributed training every process audits all examples.
+    Args:
+        accuracy: the model's test accuracy, for P1.
+        seed: of the metrics that draw at random.
+        confidence: of the metrics that are bounds.
+        accuracy_examples: the number of examples that the accuracy was measured on. None: it is exact.
     """
-    settings: dict[str, Any] = {"seed": seed, "sync_on_compute": False}
-    return {
-        "auroc": MembershipAUROC(**settings),
-        **{f"tpr_at_fpr_{fpr:g}": TPRAtFPR(fpr, **settings) for fpr in FPRS},
-        "advantage": AttackAdvantage(**settings),
-        "balanced_accuracy": BalancedAccuracy(**settings),
-        "p1": P1Score(accuracy, accuracy_examples=accuracy_examples, **settings),
-        "epsilon_lower_bound": EpsilonLowerBound(confidence=confidence, **settings),
-    }
+    context = AuditContext(accuracy, accuracy_examples, confidence, seed)
+    return {name: metric for each in METRICS for name, metric in each.for_audit(context).items()}
 
 
-def hangs_on_shadows(attack: Attack, evidence: Evidence, scores: Tensor) -> bool:
-    """Whether an attack needs the shadow models, or gives other scores where they are taken away."""
+def depends_on_shadows(attack: Attack, evidence: Evidence, scores: Tensor) -> bool:
+    """Whether an attack needs the shadow models, or its scores change without them."""
     if any(need.startswith("shadow") for need in attack.needs):
         return True
-    return not torch.equal(attack(without_shadows(evidence)), scores)
+    return not torch.equal(attack(evidence.without_shadows()), scores)
 
 
 def with_shadow_intervals(
@@ -66,14 +52,13 @@ def with_shadow_intervals(
     resamples: int,
     seed: int,
 ) -> dict[str, Estimate]:
-    """Give an attack's estimates their intervals over other shadow models too.
+    """Add intervals over other shadow models to an attack's estimates.
 
-    Examples and shadow models are two sources of error. Each bound lies as far from the value as the root of the sum
-    of two squares: its distance in the interval over the examples, and z standard deviations of the replicates over
-    the shadow models alone, scaled by √(pairs / (pairs − 1)). A bound on ε gets none: it is a statement with a
-    confidence of its own.
+    Examples and shadow models are two sources of error, whose distances from the value add in quadrature: that of the
+    bound over the examples, and z standard deviations of the replicates over the shadow models alone, scaled by
+    √(pairs / (pairs − 1)). A bound on ε has no such interval: it has a confidence of its own.
     """
-    measured = {name: m for name, m in metrics.items() if not isinstance(m, EpsilonLowerBound)}
+    measured = {name: metric for name, metric in metrics.items() if metric.has_shadow_interval}
     statistics = {name: _statistic(metric) for name, metric in measured.items()}
     replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, examples=False, seed=seed)
     pairs = check_pairs(evidence.membership, resamples)

@@ -191,7 +191,7 @@ class AuditResult:
         lines = [f"{members} members, {nonmembers} non-members"]
         lines += [f"{name.replace('_', ' ')}: {estimate}" for name, estimate in self.model.items()]
         every = list(dict.fromkeys(name for found in self.estimates.values() for name in found))
-        columns = [name for name in every if name in _SHOWN]
+        columns = [name for name in _SHOWN if name in every]
         rows = [["attack", *columns, "p (AUC)"]]
         for attack, found in self.estimates.items():
             p = found["auroc"].p_value

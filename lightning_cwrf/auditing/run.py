@@ -15,8 +15,8 @@ from lightning_cwrf.attacks.augmentation import default_views
 from lightning_cwrf.attacks.resampling import check_pairs
 from lightning_cwrf.auditing.estimates import (
     attack_metrics,
+    depends_on_shadows,
     estimate,
-    hangs_on_shadows,
     model_estimates,
     with_shadow_intervals,
 )
@@ -266,7 +266,7 @@ def audit_outputs(
     }
     if shadow_resamples:
         for run in chosen:
-            if run.name in scores and hangs_on_shadows(run, evidence, scores[run.name]):
+            if run.name in scores and depends_on_shadows(run, evidence, scores[run.name]):
                 measured = attack_metrics(accuracy, seed, confidence, accuracy_examples=measured_on)
                 estimates[run.name] = with_shadow_intervals(
                     estimates[run.name], run, evidence, is_member, measured, confidence, shadow_resamples, seed

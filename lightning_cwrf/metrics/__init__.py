@@ -1,5 +1,9 @@
-"""Membership metrics: torchmetrics over (score, is_member), each with a confidence interval."""
+"""Membership metrics: torchmetrics over (score, is_member), each with a confidence interval and a p-value."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
+from lightning_cwrf.metrics.base import AuditContext, MembershipMetric, available_metrics, register_metric
 from lightning_cwrf.metrics.epsilon import EpsilonLowerBound
 from lightning_cwrf.metrics.functional.intervals import Interval
 from lightning_cwrf.metrics.membership import (
@@ -7,13 +11,17 @@ from lightning_cwrf.metrics.membership import (
     BalancedAccuracy,
     LossGap,
     MembershipAUROC,
-    MembershipMetric,
-    P1Score,
     TPRAtFPR,
 )
+from lightning_cwrf.metrics.p1 import P1Score
+
+# So that a new metric is one file: importing it registers it.
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "AttackAdvantage",
+    "AuditContext",
     "BalancedAccuracy",
     "EpsilonLowerBound",
     "Interval",
@@ -22,4 +30,6 @@ __all__ = [
     "MembershipMetric",
     "P1Score",
     "TPRAtFPR",
+    "available_metrics",
+    "register_metric",
 ]

@@ -1,4 +1,4 @@
-"""The bound on ε as a metric."""
+"""The lower bound on ε as a metric."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from lightning_cwrf.checks import check_confidence, check_number
+from lightning_cwrf.metrics.base import AuditContext, MembershipMetric, register_metric
 from lightning_cwrf.metrics.functional import Interval, clopper_pearson, epsilon_lower_bound
-from lightning_cwrf.metrics.membership import MembershipMetric
 
 
+@register_metric("epsilon_lower_bound")
 class EpsilonLowerBound(MembershipMetric):
-    """An ε that the training exceeds, at a confidence (:func:`~lightning_cwrf.metrics.functional.epsilon_lower_bound`).
+    """A lower bound on the training's ε (:func:`~lightning_cwrf.metrics.functional.epsilon_lower_bound`).
 
-    The threshold is chosen on one half of the examples and measured on the other. The interval goes from it upwards: an
-    audit bounds nothing from above.
+    The threshold is chosen on one half of the examples and measured on the other. The interval extends from the bound
+    to infinity: an audit gives no upper bound.
 
     Args:
         delta: δ.
@@ -29,7 +30,9 @@ class EpsilonLowerBound(MembershipMetric):
     tensor(0., dtype=torch.float64)
     """
 
-    higher_is_better = False
+    value_function = staticmethod(epsilon_lower_bound)
+    settings = ("delta", "confidence", "seed")
+    has_shadow_interval = False  # it has a confidence of its own
     plot_lower_bound = 0.0
 
     def __init__(self, delta: float = 0.0, confidence: float = 0.95, **kwargs: Any) -> None:
@@ -38,23 +41,21 @@ class EpsilonLowerBound(MembershipMetric):
         check_confidence(confidence)
         self.delta, self.confidence = delta, confidence
 
-    def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
-        return epsilon_lower_bound(scores, is_member, delta=self.delta, confidence=self.confidence, seed=self.seed)
+    @classmethod
+    def for_audit(cls, context: AuditContext) -> dict[str, MembershipMetric]:
+        return {cls.name: cls(confidence=context.confidence, **context.common)}
 
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
-        bound = epsilon_lower_bound(scores, is_member, delta=self.delta, confidence=confidence, seed=self.seed)
+        bound = epsilon_lower_bound(scores, is_member, **{**self._settings(), "confidence": confidence})
         return Interval(float(bound), math.inf)
 
     @property
     def note(self) -> str | None:
-        """How large a bound this many examples can show at most."""
+        """The largest bound that this many examples can show."""
         with self._synced():
             members = self._data()[1]
         sides = [max(1, int(n) - int(n) // 2) for n in (members.sum(), (~members).sum())]
-        perfect = (clopper_pearson(n, n, self.confidence).low for n in sides)
-        best = min(perfect)
-        return (
-            f"this many examples cannot show an ε above {math.log(best / (1 - best)):.2g}"
-            if best > 0.5
-            else ("so few examples cannot show any ε above 0")
-        )
+        best = min(clopper_pearson(n, n, self.confidence).low for n in sides)
+        if best > 0.5:
+            return f"this many examples cannot show an ε above {math.log(best / (1 - best)):.2g}"
+        return "so few examples cannot show any ε above 0"

@@ -6,12 +6,13 @@ from lightning_cwrf.metrics.functional.intervals import (
     auroc_interval,
     clopper_pearson,
     fewest_nonmembers,
+    loss_gap_interval,
     mean_difference_interval,
     mean_interval,
     proportion_interval,
     tpr_interval,
 )
-from lightning_cwrf.metrics.functional.maxima import advantage_interval
+from lightning_cwrf.metrics.functional.maxima import advantage_interval, balanced_accuracy_interval
 from lightning_cwrf.metrics.functional.roc import (
     attack_advantage,
     balanced_accuracy,
@@ -37,10 +38,12 @@ __all__ = [
     "auroc_interval",
     "auroc_p_value",
     "balanced_accuracy",
+    "balanced_accuracy_interval",
     "clopper_pearson",
     "epsilon_lower_bound",
     "fewest_nonmembers",
     "loss_gap",
+    "loss_gap_interval",
     "loss_gap_p_value",
     "mean_difference_interval",
     "mean_interval",

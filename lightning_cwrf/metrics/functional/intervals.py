@@ -16,7 +16,7 @@ from scipy import special
 from torch import Tensor
 
 from lightning_cwrf.checks import check_confidence, check_integer
-from lightning_cwrf.metrics.functional.roc import ScoreCounts, auroc_of
+from lightning_cwrf.metrics.functional.roc import ScoreCounts, auroc_of, split_scores
 
 FEW = 4.0
 """Examples in wrong order at which the AUC's variance is half the data's and half Newcombe's."""
@@ -194,6 +194,12 @@ def mean_difference_interval(first: Tensor, second: Tensor, confidence: float = 
     (2.772, 7.228)
     """
     return _t_interval([_moments(first), _moments(second)], [1.0, -1.0], confidence)
+
+
+def loss_gap_interval(losses: Tensor, is_member: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+    """:func:`mean_difference_interval` of the non-members' losses minus the members'."""
+    members, nonmembers = split_scores(losses, is_member)
+    return mean_difference_interval(nonmembers, members, confidence)
 
 
 def welch_freedom(variances: list[Tensor], sizes: list[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The interval of the membership advantage, a maximum over thresholds that errs upwards."""
+"""Intervals of the membership advantage and the balanced accuracy, maxima over thresholds and so biased upwards."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ def advantage_interval(counts: ScoreCounts, confidence: float = 0.95) -> tuple[T
     near = (lengths * (best[..., 1:] | best[..., :-1])).sum(-1, keepdim=True)
     low, _ = _newcombe_bounds(found, false, _crossing(near, tail))
     return torch.where(best, low, 0.0).amax(-1).clamp_min(0), high.clamp_max(1)
+
+
+def balanced_accuracy_interval(counts: ScoreCounts, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+    """An interval of the population's largest balanced accuracy, (1 + advantage) / 2: that of the advantage."""
+    low, high = advantage_interval(counts, confidence)
+    return (1 + low) / 2, (1 + high) / 2
 
 
 def _steps(part: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Attacks by one signal of the audited model alone: no shadow models."""
+"""The loss attack (Yeom et al. 2018): a threshold on the loss, without shadow models."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_cwrf.attacks.signals import check_finite
+from lightning_cwrf.attacks.base import Evidence, register_attack
+from lightning_cwrf.attacks.signals import check_finite, example_losses
 
 
 def loss_threshold(losses: Tensor) -> Tensor:
@@ -21,3 +22,8 @@ def loss_threshold(losses: Tensor) -> Tensor:
     tensor([-0.5000, -2.0000], dtype=torch.float64)
     """
     return -check_finite("losses", losses)
+
+
+@register_attack("loss")
+def _attack(evidence: Evidence) -> Tensor:
+    return loss_threshold(evidence.signal(example_losses))
