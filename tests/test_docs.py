@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from lightning_cwrf import ShadowRecipe, train_shadows
-from lightning_cwrf.attacks.registry import _ATTACKS
+from lightning_cwrf.attacks.base import ATTACKS
 from lightning_cwrf.auditing import audit
 from lightning_cwrf.defenses import available_defenses
 from lightning_cwrf.defenses.registry import _DEFENSES
@@ -42,7 +42,6 @@ def test_every_defense_has_a_page():
 @pytest.mark.parametrize("code", list(examples()))
 def test_examples_run(code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lightning_cwrf.attacks.registry._ATTACKS", dict(_ATTACKS))
     monkeypatch.setattr("lightning_cwrf.defenses.registry._DEFENSES", dict(_DEFENSES))
     torch.manual_seed(0)
     names = {
@@ -60,4 +59,5 @@ def test_examples_run(code, monkeypatch, tmp_path):
         "ShadowRecipe": ShadowRecipe,
         "train_shadows": train_shadows,
     }
-    exec(code, names)
+    with ATTACKS.temporary():
+        exec(code, names)

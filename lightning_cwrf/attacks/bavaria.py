@@ -62,7 +62,7 @@ def bavaria(
     outside = _posterior(shadows, ~membership, prior_models)
     if not online:
         z = (target - outside.location) / outside.scale
-        offline: Tensor = torch.special.log_ndtr(z) if predictive == "normal" else _log_t_cdf(z, outside.freedom)
+        offline: Tensor = torch.special.log_ndtr(z) if predictive == "normal" else log_t_cdf(z, outside.freedom)
         return offline
     inside = _posterior(shadows, membership, prior_models)
     return _log_density(target, inside, predictive) - _log_density(target, outside, predictive)
@@ -107,7 +107,7 @@ def _log_density(x: Tensor, at: _Predictive, predictive: str) -> Tensor:
     return constant - at.scale.log() - (nu + 1) / 2 * torch.log1p(z.square() / nu)
 
 
-def _log_t_cdf(z: Tensor, nu: Tensor) -> Tensor:
+def log_t_cdf(z: Tensor, nu: Tensor) -> Tensor:
     """Log of Student's CDF, by Hill's (1970) transformation of t to a normal deviate.
 
     It is monotone in z; for ν ≥ 2.5 its error is below 0.003 down to z = −5.

@@ -26,7 +26,7 @@ ENOUGH = 32
 VARIANCE_FLOOR = 1e-12
 """Added to every variance, in squared units of φ, so that it is not 0 where all shadow models agree."""
 
-_BLOCK = 2048
+BLOCK = 2048
 """Examples per block of the moments, so that the temporaries stay in the cache."""
 
 
@@ -115,7 +115,7 @@ def mean_and_squares(signals: Tensor, chosen: Tensor, count: Tensor) -> tuple[Te
         mean = (signals * weight).sum(0) / count
         return mean, (signals - mean).square_().mul_(weight).sum(0)
 
-    blocks = zip(*(torch.split(part, _BLOCK, -1) for part in (signals, chosen, count)), strict=True)
+    blocks = zip(*(torch.split(part, BLOCK, -1) for part in (signals, chosen, count)), strict=True)
     means, squares = zip(*(block(*each) for each in blocks), strict=True)
     return torch.cat(means), torch.cat(squares)
 

@@ -63,7 +63,7 @@ def neural_attack(
     check_membership(membership, tuple(shadow_logits.shape[:2]))
     check_logits("shadow_logits", shadow_logits, targets)
     membership = membership.to(shadow_logits.device)
-    models, examples = _drawn(membership, outputs, seed)
+    models, examples = draw_outputs(membership, outputs, seed)
     inside = membership[models, examples].float()
     if inside.all() or not inside.any():
         raise ValueError("the neural attack needs shadow outputs of both kinds, IN and OUT.")
@@ -83,7 +83,7 @@ def check_neural(*, hidden: int = 64, epochs: int = 30, seed: int = 0, outputs: 
     check_integer("outputs", outputs, low=2)
 
 
-def _drawn(membership: Tensor, outputs: int, seed: int) -> tuple[Tensor, Tensor]:
+def draw_outputs(membership: Tensor, outputs: int, seed: int) -> tuple[Tensor, Tensor]:
     """Models and examples of the outputs to train on: all, or ``outputs`` of them drawn with replacement."""
     every = membership.numel()
     if every <= outputs:

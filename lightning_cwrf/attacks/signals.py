@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 17
+BLOCK = 1 << 17
 """Logits per block: the float64 copies take a few MB, whatever the number of models."""
 
 
@@ -68,7 +68,7 @@ def per_example(signal: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targ
     targets = check_targets(logits, targets).unsqueeze(-1)
     logits = logits.detach()
     found = torch.empty(logits.shape[:-1], dtype=torch.float64, device=logits.device)
-    rows = max(1, _BLOCK // logits.shape[-1])
+    rows = max(1, BLOCK // logits.shape[-1])
     for place in product(*map(range, logits.shape[:-2])):
         blocks = zip(*(torch.split(part, rows) for part in (found[place], logits[place], targets)), strict=True)
         for into, z, y in blocks:

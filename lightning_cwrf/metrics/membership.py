@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from lightning_cwrf.checks import check_number
 from lightning_cwrf.metrics.base import AuditContext, MembershipMetric, of_counts, register_metric
 from lightning_cwrf.metrics.functional import (

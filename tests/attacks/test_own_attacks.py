@@ -1,9 +1,8 @@
-"""An attack of the user's own in an audit: what it raises stops it alone, and is said."""
+"""A user's own attack in an audit: an exception stops this attack only, and is reported."""
 
 import pytest
 import torch
 
-from lightning_cwrf import attacks
 from lightning_cwrf.attacks import create_attack, lira, register_attack
 from lightning_cwrf.auditing import AuditResult, attack_scores, audit, audit_outputs
 from lightning_cwrf.outputs import ModelOutputs
@@ -15,17 +14,19 @@ def outputs(begin, n=30):
     return ModelOutputs(logits, torch.arange(n) % 4, [bytes([begin, i]) for i in range(n)])
 
 
+pytestmark = pytest.mark.usefixtures("temporary_attacks")
+
+
 @pytest.fixture
 def raising():
-    """Makes an attack ``own`` that raises what it is given."""
+    """Registers an attack ``own`` that raises this error."""
 
     def make(error):
         @register_attack("own")
         def own(evidence):
             raise error
 
-    yield make
-    attacks.registry._ATTACKS.pop("own", None)
+    return make
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def raising():
         (AssertionError("no"), "AssertionError: no"),
     ],
 )
-def test_it_fails_alone_and_is_named(raising, error, said, tmp_path):
+def test_a_failing_attack_does_not_stop_the_others(raising, error, said, tmp_path):
     raising(error)
     result = audit_outputs(outputs(0), outputs(1), attacks=["own", "loss"])
     assert list(result.estimates) == list(result.scores) == ["loss"]
@@ -59,15 +60,15 @@ def test_an_interrupt_ends_the_audit(raising, error):
         audit_outputs(outputs(0), outputs(1), attacks=["own", "loss"])
 
 
-def test_scores_that_are_none_fail_alone_too(raising):
+def test_a_list_instead_of_scores_does_not_stop_the_others():
     register_attack("own")(lambda evidence: evidence.logits.tolist())
     result = audit_outputs(outputs(0), outputs(1), attacks=["loss", "own"])
     assert result.failures == {
-        "own": "TypeError: the own attack gave a list; it must give a tensor of one number per example."
+        "own": "TypeError: the own attack returned a list; it must return one number per example, a tensor."
     }
 
 
-def test_scores_that_are_integers_are_measured(raising):
+def test_integer_scores_are_measured():
     register_attack("own")(lambda evidence: (evidence.logits.argmax(-1) == evidence.targets).long())
     result = audit_outputs(outputs(0), outputs(1), attacks=["own", "correctness"])
     assert result.estimates["own"]["auroc"].value == result.estimates["correctness"]["auroc"].value
@@ -76,18 +77,18 @@ def test_scores_that_are_integers_are_measured(raising):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([lira], "names or what create_attack gives, not the function lira"),
+        ([lira], "names or results of create_attack, not the function lira"),
         (lira, r"attacks must be a list, such as \['loss', 'lira'\], not the function lira"),
         (create_attack("loss"), r"attacks must be a list, such as \[create_attack\('loss'\)\]"),
     ],
 )
-def test_a_function_or_one_attack_in_the_place_of_a_list(given, message):
+def test_a_function_or_one_attack_instead_of_a_list_raises(given, message):
     batches = [(torch.randn(8, 3), torch.arange(8) % 2)]
     with pytest.raises(TypeError, match=message):
         audit(torch.nn.Linear(3, 2), members=batches, nonmembers=batches, attacks=given)
 
 
-def test_swapped_sides_are_asked_about():
+def test_swapped_sides_are_reported():
     confident = ModelOutputs(torch.eye(4)[torch.arange(30) % 4] * 9, torch.arange(30) % 4, outputs(2).digests)
     result = audit_outputs(outputs(0), confident, attacks=["loss"])
     assert result.values()["loss/auroc"] < 0.1

@@ -1,14 +1,13 @@
-"""The bootstrap over shadow models: against plain loops, on simulated audits, and in the audit itself."""
+"""The bootstrap over shadow models: against plain loops, in simulated audits, and in the audit itself."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
 from scipy import stats
 
 from lightning_cwrf.attacks import Evidence, create_attack, shadow_bootstrap
-from lightning_cwrf.attacks.resampling import without_shadows
 from lightning_cwrf.auditing import AuditResult, audit_outputs
 from lightning_cwrf.metrics import MembershipAUROC
 from lightning_cwrf.metrics.functional import membership_auroc
@@ -57,13 +56,14 @@ def test_replicates_are_those_of_plain_loops():
     assert not torch.equal(found, other)
 
 
-def test_all_that_shadow_models_gave_is_drawn_together():
+def test_all_fields_of_shadow_models_are_drawn_together():
     @dataclass(frozen=True)
     class More(Evidence):
         shadow_number: torch.Tensor | None = None
 
     evidence, is_member = world(0, population=5)
-    evidence = More(**vars(evidence), shadow_number=torch.arange(8))
+    given = {f.name: getattr(evidence, f.name) for f in fields(evidence) if f.init}
+    evidence = More(**given, shadow_number=torch.arange(8))
     seen = []
 
     def attack(drawn):
@@ -80,7 +80,8 @@ def test_all_that_shadow_models_gave_is_drawn_together():
     assert all(a + 1 == b and a % 2 == 0 for rows in seen for a, b in zip(rows[0::2], rows[1::2], strict=True))
     counts = torch.bincount(torch.tensor(seen).flatten(), minlength=8)
     assert counts.min() > 160  # of 200 each
-    left = {name for name, value in vars(without_shadows(evidence)).items() if value is not None}
+    bare = evidence.without_shadows()
+    left = {f.name for f in fields(bare) if f.init and bare.has(f.name)}
     assert left == {"logits", "targets", "population_logits", "population_targets"}
     torn = replace(evidence, shadow_number=torch.arange(3))
     with pytest.raises(ValueError, match="shadow_number must have the 8 shadow models along its first axis"):
@@ -106,7 +107,7 @@ def covered(aucs, errors, confidence):
     return int(((aucs - aucs.mean()).abs() <= reach).sum())
 
 
-def test_the_interval_covers_the_mean_over_worlds_where_shadow_models_share_errors():
+def test_the_interval_covers_the_mean_over_worlds_with_shared_errors():
     """Of 120 intervals at 90 %, a binomial band around 108 holds the mean AUC; those over examples alone fall short."""
     aucs, claimed, alone = simulated(1.5, 120, examples=800)
     low, high = stats.binom.ppf([0.0001, 0.9999], 120, 0.9)
@@ -116,7 +117,7 @@ def test_the_interval_covers_the_mean_over_worlds_where_shadow_models_share_erro
     assert 0.8 < claimed.mean() / aucs.std() < 1.3
 
 
-def test_the_interval_errs_upwards_where_they_share_none():
+def test_the_interval_is_too_wide_rather_than_too_narrow_without_shared_errors():
     """Noise of single examples in single models counts more than once, but fades with the number of models."""
     ratios = []
     for models in (8, 32):
@@ -217,14 +218,14 @@ def test_shadow_intervals_cover_the_mean_over_worlds():
     ("settings", "message"),
     [
         ({"shadow_resamples": -1}, "shadow_resamples must be an integer of at least 0, not -1"),
-        ({"shadow_resamples": 1}, "resampled twice at least"),
+        ({"shadow_resamples": 1}, "resampled at least twice"),
         ({"shadows": None, "attacks": ["loss"]}, "needs shadow models: pass shadows="),
-        ({"membership": [0, 1, 2, 3, 4, 5]}, r"6 shadow models are too few to draw among: train at least 8"),
+        ({"membership": [0, 1, 2, 3, 4, 5]}, r"6 shadow models are too few to draw from: train at least 8"),
         ({"membership": [0, 2, 1, 3, 4, 5, 6, 7]}, "complementary pairs.*balanced_membership"),
         ({"membership": [0, 1, 2, 3, 4, 5, 6, 7, 0]}, "complementary pairs"),
     ],
 )
-def test_what_cannot_be_resampled_is_told(settings, message):
+def test_invalid_resampling_raises(settings, message):
     with pytest.raises(ValueError, match=message):
         audited(**{"shadow_resamples": 10, **settings})
     assert math.isfinite(audited().estimates["lira"]["auroc"].value)
@@ -239,7 +240,7 @@ def test_what_cannot_be_resampled_is_told(settings, message):
         ({"confidence": "0.95"}, "confidence must be a number"),
     ],
 )
-def test_numbers_of_the_wrong_type_are_told(settings, message):
+def test_numbers_of_the_wrong_type_raise(settings, message):
     with pytest.raises(TypeError, match=message):
         audited(**settings)
     evidence, is_member = world(0, examples=40)
