@@ -19,17 +19,21 @@ M = TypeVar("M", bound="type[MembershipMetric]")
 
 
 class AuditContext(NamedTuple):
-    """What the metrics of an audit depend on: the model's test accuracy, on how many examples, and the settings."""
+    """What the metrics of an audit depend on: the model's test accuracy, on how many examples, and the settings.
+
+    ``sync_on_compute`` is off: in a distributed training, every process audits all examples.
+    """
 
     accuracy: float
     accuracy_examples: int | None = None
     confidence: float = 0.95
     seed: int = 0
+    sync_on_compute: bool = False
 
     @property
     def common(self) -> dict[str, Any]:
-        """Arguments of every metric. They do not gather: in a distributed training, every process audits everything."""
-        return {"seed": self.seed, "sync_on_compute": False}
+        """The arguments of every metric."""
+        return {"seed": self.seed, "sync_on_compute": self.sync_on_compute}
 
 
 class MembershipMetric(Metric):

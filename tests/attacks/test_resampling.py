@@ -107,6 +107,7 @@ def covered(aucs, errors, confidence):
     return int(((aucs - aucs.mean()).abs() <= reach).sum())
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_mean_over_worlds_with_shared_errors():
     """Of 120 intervals at 90 %, a binomial band around 108 holds the mean AUC; those over examples alone fall short."""
     aucs, claimed, alone = simulated(1.5, 120, examples=800)
@@ -117,6 +118,7 @@ def test_the_interval_covers_the_mean_over_worlds_with_shared_errors():
     assert 0.8 < claimed.mean() / aucs.std() < 1.3
 
 
+@pytest.mark.slow
 def test_the_interval_is_too_wide_rather_than_too_narrow_without_shared_errors():
     """Noise of single examples in single models counts more than once, but fades with the number of models."""
     ratios = []
@@ -205,6 +207,7 @@ def test_replicates_over_shadow_models_alone_keep_the_examples():
     assert shadow_bootstrap(toy, evidence, is_member, count, 20)["examples"].max() < 40
 
 
+@pytest.mark.slow
 def test_shadow_intervals_cover_the_mean_over_worlds():
     """Of 100 intervals at 95 %, at least a binomial quantile. Shadow models share errors; those over examples fail."""
     least = stats.binom.ppf(0.001, 100, 0.94)
