@@ -1,7 +1,8 @@
 """Every vectorised attack on 50,000 examples and 256 shadow models: time, and peak memory beyond the signals.
 
 The attacks that train a network are timed on fewer. LiRA is measured from logits too, of many classes and gathered from
-a pool: the logits themselves are the floor of its memory.
+a pool: the logits themselves are the floor of its memory. LiRA and RMIA are called again on evidence whose signals are
+cached, against a call that computes them, as in every audit of several attacks and in every replicate of a bootstrap.
 
 The floor is one pass over the shadow models' signals that reads each once (their mean per example).
 
@@ -11,9 +12,11 @@ The floor is one pass over the shadow models' signals that reads each once (thei
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
-from common import Row, best_of, extra_memory, in_fresh_process, overhead, run, seconds, size
+from common import Row, best_of, extra_memory, in_fresh_process, overhead, run, seconds, size, speedup
 from torch import Tensor
 
 from lightning_cwrf.attacks import (
@@ -96,6 +99,27 @@ def memory_by_logits() -> int:
     return extra_memory(by_logits()[1])
 
 
+def repeated() -> list[Row]:
+    """A further call of LiRA and RMIA on the same evidence, from the logits of 10 classes."""
+    n, k, m = 20_000, 64, 5_000
+    generator = torch.Generator().manual_seed(0)
+    evidence = Evidence(
+        torch.randn(n, CLASSES, generator=generator),
+        torch.randint(CLASSES, (n,), generator=generator),
+        shadow_logits=torch.randn(k, n, CLASSES, generator=generator),
+        membership=balanced_membership(k, n, seed=0),
+        population_logits=torch.randn(m, CLASSES, generator=generator),
+        population_targets=torch.randint(CLASSES, (m,), generator=generator),
+        shadow_population_logits=torch.randn(k, m, CLASSES, generator=generator),
+    )
+    rows = []
+    for name in ("lira", "rmia"):
+        attack = create_attack(name)
+        again, first = best_of(5, partial(attack, evidence), lambda attack=attack: attack(replace(evidence)))
+        rows.append(speedup(f"{name} again, signals cached: {n:,} × {k}", again, "the first call", first, at_least=10))
+    return rows
+
+
 def benchmark() -> list[Row]:
     shadows, attacks = calls()
     *times, floor = best_of(3, *attacks.values(), lambda: shadows.mean(0))
@@ -105,6 +129,7 @@ def benchmark() -> list[Row]:
         peak = in_fresh_process(memory, name)
         rows.append(overhead(what, time, "one pass over the shadow signals", floor))
         rows.append(overhead(f"{what}: peak memory", peak, "the shadow signals", shadows.nbytes, show=size))
+    rows += repeated()
     logits, call = by_logits()
     what = "lira from logits: 20,000 × 64 × 100 classes"
     rows.append(Row(what, seconds(best_of(1, call)[0])))
