@@ -14,6 +14,7 @@ from lightning_cwrf.attacks.signals import (
     check_finite,
     check_membership,
     check_shadows,
+    count_models,
     logit_signal,
 )
 from lightning_cwrf.checks import check_choice, check_flag
@@ -81,8 +82,7 @@ def lira(
     target, shadows, membership = check_shadows(target, shadows, membership)
     if variance == "reference_code":
         return _reference_code(target[None], shadows[None], membership, online)
-    inside = membership.sum(0)
-    outside = len(membership) - inside
+    inside, outside = count_models(membership)
     if variance == "auto":
         fewest = int((torch.minimum(inside, outside) if online else outside).min()) if len(target) else ENOUGH
         variance = "per_example" if fewest >= ENOUGH else "pooled"

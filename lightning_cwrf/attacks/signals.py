@@ -140,10 +140,17 @@ def check_shadows(target: Tensor, shadows: Tensor, membership: Tensor) -> tuple[
     return target, shadows, membership.to(shadows.device)
 
 
+def count_models(membership: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of IN and of OUT models of each example, int64 ``(n,)`` each."""
+    # Summing bytes into 32 bits is several times faster than summing bools.
+    inside = membership.view(torch.uint8).sum(0, dtype=torch.int32).long()
+    return inside, len(membership) - inside
+
+
 def check_coverage(membership: Tensor, *, least_in: int, least_out: int) -> None:
     """Raise a ValueError if an example has too few IN or too few OUT shadow models."""
-    inside = membership.sum(0)
-    for name, counts, least in (("IN", inside, least_in), ("OUT", len(membership) - inside, least_out)):
+    inside, outside = count_models(membership)
+    for name, counts, least in (("IN", inside, least_in), ("OUT", outside, least_out)):
         short = (counts < least).nonzero().flatten().tolist()
         if short:
             raise ValueError(
