@@ -1,4 +1,4 @@
-"""Plots of audits, saved without a display."""
+"""Plots of audits, saved to files; no display is needed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lightning_cwrf.report.table import ATTACK_NAMES, check_results, check_trade
 def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], attack: str = "lira") -> Path:
     """Save the ROC of one attack on several models, with logarithmic axes (Carlini et al. 2022).
 
-    The axes begin at half a false positive, below which the sample shows nothing.
+    The axes begin at half a false positive, the smallest rate that the sample can show.
 
     Args:
         results: audits by the name of the model.
-        path: of the image; without an ending it is a PNG.
-        attack: whose ROC to show.
+        path: of the image; without a suffix it is a PNG.
+        attack: the attack to plot.
 
     Returns:
         The path of the image.
@@ -56,21 +56,21 @@ def plot_losses(results: Mapping[str, AuditResult], path: str | PathLike[str], b
 
     Args:
         results: audits by the name of the model.
-        path: of the image; without an ending it is a PNG.
+        path: of the image; without a suffix it is a PNG.
         bins: of each histogram.
 
     Returns:
         The path of the image.
 
     Raises:
-        TypeError: no mapping from names to audits; bins that are no integer.
-        ValueError: no audit; no bin.
+        TypeError: no mapping from names to audits; bins that are not an integer.
+        ValueError: no audit; bins below 1.
     """
     check_results(results)
     check_integer("bins", bins, low=1)
     figure = Figure(figsize=(4 * len(results), 3.2), layout="constrained")
     panels = figure.subplots(1, len(results), sharex=True, sharey=True, squeeze=False)[0]
-    tiny = 1e-6  # a loss of 0 has no place on a logarithmic axis
+    tiny = 1e-6  # a logarithmic axis cannot show a loss of 0
     largest = max(float(result.losses.max()) for result in results.values())
     edges = torch.logspace(-6, torch.tensor(max(largest, 1.0)).log10().item(), bins + 1).tolist()
     for axes, (name, result) in zip(panels, results.items(), strict=True):
@@ -87,18 +87,18 @@ def plot_losses(results: Mapping[str, AuditResult], path: str | PathLike[str], b
 def plot_tradeoff(
     results: Mapping[str, Mapping[str, AuditResult]], path: str | PathLike[str], attack: str = "lira"
 ) -> Path:
-    """Save utility against privacy: test accuracy and one attack's AUC, both with their intervals; down right is best.
+    """Plot utility against privacy: test accuracy and an attack's AUC with their intervals; bottom right is best.
 
     Args:
-        results: audits by the way a model was trained (a marker) and then by its defense (a colour).
-        path: of the image; without an ending it is a PNG.
-        attack: whose AUC to show.
+        results: audits by the way of training (a marker), then by defense (a colour).
+        path: of the image; without a suffix it is a PNG.
+        attack: the attack to plot.
 
     Returns:
         The path of the image.
 
     Raises:
-        TypeError: no audits by way and defense.
+        TypeError: no audits by way of training and defense.
         ValueError: no audit, or one without that attack.
     """
     check_tradeoff(results, attack)
@@ -132,7 +132,7 @@ def plot_tradeoff(
 def _save(figure: Figure, path: str | PathLike[str]) -> Path:
     path = Path(path)
     if not path.suffix:
-        path = path.with_suffix(".png")  # as matplotlib would, but said
+        path = path.with_suffix(".png")  # matplotlib's default, made explicit for the returned path
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return path

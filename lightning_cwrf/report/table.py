@@ -18,14 +18,14 @@ ATTACK_NAMES = {"loss": "loss attack", "lira": "LiRA", "rmia": "RMIA"}
 
 
 def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, float] | None = None) -> str:
-    """A table with a column per model and a row per measure, each value with its confidence interval.
+    """A table with a column per model and a row per measurement, each value with its confidence interval.
 
     Args:
         results: audits by the name of the model.
-        seconds: time spent on each, for a last row.
+        seconds: the time spent on each, for a last row.
 
     Returns:
-        The table, and under it a line for each thing the numbers cannot show.
+        The table, followed by the notes of the audits.
 
     Raises:
         TypeError: no mapping from names to audits.
@@ -48,20 +48,20 @@ def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, f
             rows.append([f"{ATTACK_NAMES.get(attack, attack)} {label}", *cells])
     if seconds is not None:
         rows.append(["seconds", *(f"{seconds[name]:.1f}" for name in results)])
-    return _laid_out(rows, list(results.values()))
+    return _layout(rows, list(results.values()))
 
 
 def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
-    """A table with a row per model: what it is worth, and what each attack finds.
+    """A table with a row per model: its accuracies, and the results of each attack.
 
     Args:
-        results: audits by the way a model was trained, and then by its defense.
+        results: audits by the way of training, then by defense.
 
     Returns:
-        The table, with a defense's rows together, and under it a line for each thing the numbers cannot show.
+        The table, grouped by defense, followed by the notes of the audits.
 
     Raises:
-        TypeError: no audits by way and defense.
+        TypeError: no audits by way of training and defense.
         ValueError: no audit; intervals of different confidence.
     """
     check_tradeoff(results)
@@ -83,11 +83,11 @@ def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
                 found = result.estimates.get(attack)
                 row += ["failed", "failed"] if found is None else [str(found["auroc"]), str(found[tpr])]
             rows.append(row)
-    return _laid_out(rows, every)
+    return _layout(rows, every)
 
 
 def check_results(results: Any, attack: str | None = None) -> None:
-    """Raise unless ``results`` are audits by name, one at least, all with that attack (None: whichever they have)."""
+    """Raise unless ``results`` are audits by name, at least one, all with this attack (None: with any)."""
     if not isinstance(results, Mapping):
         raise TypeError(
             f"results must be audits by the name of the model, such as {{'before': result}}, not a "
@@ -110,7 +110,7 @@ def check_results(results: Any, attack: str | None = None) -> None:
 
 
 def check_tradeoff(results: Any, attack: str | None = None) -> None:
-    """Raise unless ``results`` are audits by way and defense, one at least, all with that attack."""
+    """Raise unless ``results`` are audits by way of training and defense, at least one, all with this attack."""
     if not isinstance(results, Mapping) or any(isinstance(audits, AuditResult) for audits in results.values()):
         kind = "audits by one name" if isinstance(results, Mapping) else f"a {type(results).__name__}"
         raise TypeError(
@@ -128,12 +128,12 @@ def _check_confidence(results: Mapping[str, AuditResult]) -> None:
     levels = {f"{result.confidence:.6g}": name for name, result in results.items()}
     if len(levels) > 1:
         raise ValueError(
-            "the audits have intervals of different confidence, which are not to be compared: "
+            "the audits have intervals of different confidence, which cannot be compared: "
             f"{', '.join(f'{level} ({name})' for level, name in levels.items())}. Audit them at one confidence."
         )
 
 
-def _laid_out(rows: list[list[str]], results: Sequence[AuditResult]) -> str:
+def _layout(rows: list[list[str]], results: Sequence[AuditResult]) -> str:
     rule = ["─" * max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = aligned([rows[0], rule, *rows[1:]])
     notes = dict.fromkeys(note for result in results for note in result.notes(_SHOWN))

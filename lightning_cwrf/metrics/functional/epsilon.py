@@ -1,4 +1,4 @@
-"""Lower bounds on ε from what an attack achieves."""
+"""Lower bounds on ε from the success of an attack."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from lightning_cwrf.metrics.functional.roc import membership_roc, split_scores
 def epsilon_lower_bound(
     scores: Tensor, is_member: Tensor, *, delta: float = 0.0, confidence: float = 0.95, seed: int = 0
 ) -> Tensor:
-    """An ε that the training exceeds at a confidence: ``log((TPR − δ) / FPR)`` or ``log((TNR − δ) / FNR)``, or 0.
+    """A lower bound on the training's ε: ``log((TPR − δ) / FPR)``, ``log((TNR − δ) / FNR)``, or 0.
 
     A random half of the members and of the non-members chooses the threshold and which of the two ratios; the other
-    half measures, with Clopper–Pearson bounds of both rates. So the bound is not flattered by the choice. It takes the
-    examples as independent trials; for one trained model that is an assumption, which
-    :func:`one_run_epsilon` does without.
+    half measures, with Clopper–Pearson bounds of both rates, so the choice does not bias the bound. Examples count as
+    independent trials; for one trained model that is an assumption, which :func:`one_run_epsilon` does not need.
 
     Args:
         scores: shape ``(n,)``, higher = more likely a member.
@@ -33,7 +32,7 @@ def epsilon_lower_bound(
         seed: of the split.
 
     Returns:
-        A scalar float64 tensor, 0 where nothing can be shown.
+        A scalar float64 tensor, 0 if there is no positive bound.
 
     Raises:
         ValueError: wrong shapes, NaN scores, one group missing, a δ or confidence out of range.
@@ -51,7 +50,7 @@ def epsilon_lower_bound(
         return torch.zeros((), dtype=torch.float64)
     choose, measure = [], []
     for part in (members, nonmembers):
-        part = part.sort().values  # so that the split, and the bound, do not hang on the order of the examples
+        part = part.sort().values  # so that the split does not depend on the order of the examples
         order = torch.randperm(len(part), generator=generator).to(part.device)
         choose.append(part[order[: len(part) // 2]])
         measure.append(part[order[len(part) // 2 :]])
@@ -62,9 +61,9 @@ def epsilon_lower_bound(
 
 
 def _best_test(members: Tensor, nonmembers: Tensor, *, delta: float, confidence: float) -> tuple[float, bool]:
-    """The threshold, and whether to test above it (TPR / FPR) or below it (TNR / FNR), of the largest bound.
+    """The threshold with the largest bound, and whether to test above it (TPR / FPR) or below it (TNR / FNR).
 
-    By Wilson's intervals, all thresholds at once: whatever chooses, the other half measures.
+    By Wilson's intervals, for all thresholds at once. Any choice is valid, as the other half measures.
     """
     scores = torch.cat([members, nonmembers])
     fpr, tpr, thresholds = membership_roc(scores, torch.arange(len(scores), device=scores.device) < len(members))
@@ -94,30 +93,30 @@ def one_run_epsilon(
 ) -> Tensor:
     """Privacy auditing with one training run (Steinke, Nasr & Jagielski 2023): a lower bound on ε at a confidence.
 
-    m canaries are each included by the toss of a fair coin before the one training. The auditor guesses "in" for the
-    ``guesses / 2`` highest scores and "out" for the as many lowest, and abstains on the rest. Were the training
-    (ε, δ)-DP, v right guesses of r or more would have at most the probability
+    Each of m canaries is included in the one training independently with probability 1/2. The auditor guesses "in" for
+    the ``guesses / 2`` highest scores, "out" for as many lowest, and abstains on the rest. If the training is
+    (ε, δ)-DP, v or more of the r guesses are correct with a probability of at most
     ``P(B ≥ v) + 2mδ · max_i {P(v − i ≤ B < v) / i}`` with B ~ Binomial(r, e^ε / (1 + e^ε)) (their main theorem); the
-    bound is the largest ε that this rejects. Equal scores are ordered at random: the order of the canaries must not
-    tell what the scores do not.
+    bound is the largest ε that this rejects. Ties are ordered at random, so that the order of the canaries carries no
+    information.
 
     Args:
         scores: of the m canaries, ``(m,)``, higher = more likely included.
-        included: bool ``(m,)``, how the coins fell.
-        guesses: r, even, fixed before looking at the scores' fit. None: all of them.
+        included: bool ``(m,)``, whether each was included.
+        guesses: r, even; fix it before looking at the scores. None: all canaries.
         delta: δ.
         confidence: of the bound.
-        seed: of the order of equal scores; fix it beforehand too.
+        seed: of the order of ties; fix it beforehand too.
 
     Returns:
-        A scalar float64 tensor, 0 where nothing can be shown.
+        A scalar float64 tensor, 0 if there is no positive bound.
 
     Raises:
-        TypeError: guesses or a seed that are no integers.
+        TypeError: guesses or a seed that are not integers.
         ValueError: an odd number of guesses, or more than there are canaries; a δ or confidence out of range.
 
     >>> coins = torch.tensor([True, False] * 100)
-    >>> round(float(one_run_epsilon(coins.double(), coins)), 2)  # every guess is right
+    >>> round(float(one_run_epsilon(coins.double(), coins)), 2)  # every guess is correct
     4.19
     """
     check_confidence(confidence)
@@ -143,7 +142,7 @@ def one_run_epsilon(
 
 
 def one_run_p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """The most likely that (ε, δ)-DP training lets ``right`` guesses or more be right (Steinke et al. 2023).
+    """An upper bound on the probability of ``right`` or more correct guesses under (ε, δ)-DP (Steinke et al. 2023).
 
     Args:
         canaries: m.
@@ -153,7 +152,7 @@ def one_run_p_value(canaries: int, guesses: int, right: int, epsilon: float, del
         delta: δ.
 
     Raises:
-        TypeError: counts that are no integers, an ε or δ that is no number.
+        TypeError: counts that are not integers, an ε or δ that is not a number.
         ValueError: out of range.
 
     >>> round(one_run_p_value(10, 4, 4, 0.0, 0.0), 6)

@@ -1,6 +1,6 @@
-"""Confidence intervals of what is read off an attack's scores. ``docs/numbers.md`` has their simulated coverage.
+"""Confidence intervals of an attack's measures. ``docs/numbers.md`` has their simulated coverage.
 
-Those of a ROC's measures are functions of counts per distinct score, as the measures are, and work along the last
+Those of the ROC's measures are functions of counts per distinct score, as the measures are. They work along the last
 dimension: leading dimensions are independent samples.
 """
 
@@ -19,7 +19,7 @@ from lightning_cwrf.checks import check_confidence, check_integer
 from lightning_cwrf.metrics.functional.roc import ScoreCounts, auroc_of, split_scores
 
 FEW = 4.0
-"""Examples in wrong order at which the AUC's variance is half the data's and half Newcombe's."""
+"""The number of misordered examples at which DeLong's and Newcombe's variance of the AUC have equal weight."""
 
 
 class Interval(NamedTuple):
@@ -91,7 +91,7 @@ def tpr_interval(counts: ScoreCounts, max_fpr: float, confidence: float = 0.95) 
     too_few = special.ndtri(special.bdtrc(ks.astype(float), n, max_fpr))
 
     def left(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The tail that the first test leaves to the second."""
+        """The tail probability that the first test leaves for the second."""
         return np.asarray(special.ndtr(-np.sqrt(radius**2 - np.clip(scores, 0, None) ** 2)))
 
     # Of thresholds whose first score is 0, only the one with the most members (the fewest) can be the extreme.
@@ -118,10 +118,10 @@ def fewest_nonmembers(max_fpr: float, confidence: float = 0.95) -> float:
 def auroc_interval(counts: ScoreCounts, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
     """An interval of the AUC A: all a with ``|A − a| ≤ z·√(a (1 − a) κ)``.
 
-    κ is DeLong's variance over A (1 − A). Near 0 and 1 few examples are in the wrong order and DeLong's variance is
-    too small too often; there κ moves towards that of Newcombe (2006, method 5), if that is larger, with the weight
-    ``4 / (4 + J)``, where J is Kish's effective number of members, or of non-members, in the wrong order. Where A is 0
-    or 1 the bound is exact: k = min(m, n) disjoint pairs are independent, so all in order have a chance of at most aᵏ.
+    κ is DeLong's variance over A (1 − A). Near 0 and 1 few examples are misordered and DeLong's variance is often too
+    small; there κ is shrunk towards that of Newcombe (2006, method 5), if that is larger, with the weight
+    ``4 / (4 + J)``, where J is Kish's effective number of misordered members or non-members. If A is 0 or 1 the bound
+    is exact: k = min(m, n) disjoint pairs are independent, so all are ordered with a probability of at most aᵏ.
 
     Returns:
         The two bounds, float64 of the leading shape of ``counts``.
@@ -157,17 +157,17 @@ def auroc_interval(counts: ScoreCounts, confidence: float = 0.95) -> tuple[Tenso
 
 
 def mean_interval(values: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
-    """An interval of a mean: the farther of the bounds of Student's t, plain and with Hall's (1992) correction.
+    """An interval of a mean: the wider bounds of Student's t, plain and with Hall's (1992) correction.
 
-    Hall's cubic transformation takes out the skewness of the values, which t alone ignores: of losses it misses the
-    bound on the long side too often.
+    Hall's cubic transformation removes the skewness of the values, which t ignores: for losses its bound on the long
+    tail's side fails too often.
 
     Args:
         values: independent, ``(..., n)``.
         confidence: of the interval.
 
     Returns:
-        The two bounds, float64 ``(...)``; infinite where there is one value alone.
+        The two bounds, float64 ``(...)``; infinite for a single value.
 
     >>> low, high = mean_interval(torch.arange(11.0))
     >>> round(float(low), 3), round(float(high), 3)
@@ -177,7 +177,7 @@ def mean_interval(values: Tensor, confidence: float = 0.95) -> tuple[Tensor, Ten
 
 
 def mean_difference_interval(first: Tensor, second: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
-    """An interval of mean(first) − mean(second): the farther of the bounds of Welch's t, plain and without skewness.
+    """An interval of mean(first) − mean(second): the wider bounds of Welch's t, plain and without skewness.
 
     The correction for skewness is that of :func:`mean_interval`, for two samples (Zhou & Dinh 2005).
 
@@ -187,7 +187,7 @@ def mean_difference_interval(first: Tensor, second: Tensor, confidence: float = 
         confidence: of the interval.
 
     Returns:
-        The two bounds, float64 ``(...)``; infinite where a side has one value alone.
+        The two bounds, float64 ``(...)``; infinite if a side has a single value.
 
     >>> low, high = mean_difference_interval(torch.arange(11.0), torch.zeros(2))
     >>> round(float(low), 3), round(float(high), 3)
@@ -250,7 +250,7 @@ def _unskewed(quantile: Tensor, skewness: Tensor) -> Tensor:
 
 
 def _members_above(above: Tensor, seen: Tensor, ks: Tensor, m: int) -> NDArray[np.float64]:
-    """How many members lie strictly above the k-th highest non-member: 0 for k = 0, all m beyond the last one."""
+    """The number of members strictly above the k-th highest non-member: 0 for k = 0, all m beyond the last one."""
     wanted = ks.to(seen.dtype).expand(*seen.shape[:-1], len(ks)).contiguous()
     places = torch.searchsorted(seen.contiguous(), wanted)
     found = above.gather(-1, places.clamp_max(above.shape[-1] - 1))
@@ -259,23 +259,23 @@ def _members_above(above: Tensor, seen: Tensor, ks: Tensor, m: int) -> NDArray[n
 
 
 def _at_least(successes: NDArray[np.float64], trials: int, tail: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    """The rate at which so many successes or more have the chance ``tail``."""
+    """The rate at which this many successes or more have the probability ``tail``."""
     bound = special.betaincinv(np.maximum(successes, 1), trials - np.maximum(successes, 1) + 1, tail)
     return np.asarray(np.where(successes == 0, 0.0, bound))
 
 
 def _at_most(successes: NDArray[np.float64], trials: int, tail: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    """The rate at which so many successes or fewer have the chance ``tail``."""
+    """The rate at which this many successes or fewer have the probability ``tail``."""
     return np.asarray(1 - _at_least(trials - successes, trials, tail))
 
 
 def _newcombe(auc: Tensor, m: Tensor, n: Tensor) -> Tensor:
-    """Variance of the AUC over A (1 − A), by Newcombe (2006); A a little off 0 and 1."""
+    """Variance of the AUC over A (1 − A), by Newcombe (2006); A is kept away from 0 and 1."""
     pairs, more = m * n, (m + n) / 2 - 1
     a = (auc * pairs + 0.5) / (pairs + 1)
     return (1 + more * ((1 - a) / (2 - a) + a / (1 + a))) / pairs
 
 
 def normal_quantile(confidence: float) -> float:
-    """How many standard deviations a two-sided normal interval reaches."""
+    """The half-width of a two-sided normal interval, in standard deviations."""
     return float(special.ndtri((1 + confidence) / 2))

@@ -15,12 +15,13 @@ from lightning_cwrf.metrics.functional.roc import ScoreCounts
 def advantage_interval(counts: ScoreCounts, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
     """An interval of the population's maximum of TPR − FPR.
 
-    At one threshold, Newcombe's (1998, method 10) score interval bounds TPR − FPR. The best threshold of the
-    population is one of all, so the largest upper bound is an upper bound of the maximum. The lower one must hold at
-    all thresholds at once, since the highest is picked: it reaches k standard errors, with
-    ``Q(k) + k φ(k) Λ / 2 = (1 − confidence) / 2``, the chance that the standardised curve exceeds k anywhere, where Λ
-    is the length of that curve (of a Brownian bridge, the range of log odds). A first such band, over all thresholds,
-    leaves those that can be the best one; the second, over these, is the bound (Chernozhukov, Lee & Rosen 2013).
+    At one threshold, Newcombe's (1998, method 10) score interval bounds TPR − FPR. The population's best threshold is
+    among all thresholds, so the largest upper bound is an upper bound of the maximum. The lower bound must hold at all
+    thresholds at once, since the highest is chosen: it is k standard errors wide, with
+    ``Q(k) + k φ(k) Λ / 2 = (1 − confidence) / 2``, the probability that the standardised curve exceeds k anywhere,
+    where Λ is the length of that curve (for a Brownian bridge, the range of log odds). A first band, over all
+    thresholds, leaves those that can be the best one; a second, over these, gives the bound (Chernozhukov, Lee & Rosen
+    2013).
 
     Returns:
         The two bounds, float64 of the leading shape of ``counts``, in [0, 1].
@@ -72,7 +73,7 @@ def wilson(rate: Tensor, trials: Tensor | int, z: Tensor | float) -> tuple[Tenso
 
 
 def _lengths(found: Tensor, false: Tensor) -> Tensor:
-    """How far the standardised curve of TPR − FPR moves at each step: the variance of the step over the curve's own."""
+    """The length of each step of the standardised curve of TPR − FPR: the variance of the step over the curve's own."""
     moved = torch.zeros_like(found[..., 1:])
     variance = torch.zeros_like(found)
     for part in (found, false):
@@ -84,7 +85,7 @@ def _lengths(found: Tensor, false: Tensor) -> Tensor:
 
 
 def _crossing(length: Tensor, tail: float) -> Tensor:
-    """The k that a standardised curve of that length exceeds with the chance ``tail``, by bisection."""
+    """The k that a standardised curve of this length exceeds with the probability ``tail``, by bisection."""
     low, high = torch.zeros_like(length), torch.full_like(length, 40.0)
     for _ in range(60):
         k = (low + high) / 2

@@ -1,8 +1,7 @@
-"""The ROC of a membership attack, and what is read off it.
+"""The ROC of a membership attack, and the measures derived from it.
 
-Points of equal score are one step of the curve. Every measure is a function of two rows of counts over the distinct
-scores, highest first: how many members and how many non-members have each. The intervals are functions of the same
-counts.
+Equal scores are one step of the curve. Every measure, and every interval, is a function of two rows of counts over the
+distinct scores, highest first: the numbers of members and of non-members with each score.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ class ScoreCounts(NamedTuple):
 
 
 def check_scores(scores: Tensor, is_member: Tensor) -> None:
-    """Raise unless both are 1-D tensors of one length, ``is_member`` is bool and no score is NaN or complex.
+    """Raise unless both are 1-D tensors of the same length, ``is_member`` is bool, and no score is NaN or complex.
 
     Raises:
-        TypeError: one is no tensor, or scores are complex numbers.
+        TypeError: one is not a tensor, or scores are complex numbers.
         ValueError: wrong shapes, an ``is_member`` that is not bool, or NaN scores (which).
     """
     for name, value in (("scores", scores), ("is_member", is_member)):
@@ -51,7 +50,7 @@ def check_scores(scores: Tensor, is_member: Tensor) -> None:
 
 
 def split_scores(scores: Tensor, is_member: Tensor) -> tuple[Tensor, Tensor]:
-    """The members' and the non-members' scores, checked; both must be there."""
+    """The members' and the non-members' scores, checked; both must be present."""
     check_scores(scores, is_member)
     members, nonmembers = scores[is_member], scores[~is_member]
     if len(members) == 0 or len(nonmembers) == 0:
@@ -90,7 +89,7 @@ def membership_roc(scores: Tensor, is_member: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def membership_auroc(scores: Tensor, is_member: Tensor) -> Tensor:
-    """Area under the ROC curve: the chance that a member scores above a non-member, ties counting one half.
+    """Area under the ROC curve: the probability that a member scores above a non-member, ties counting one half.
 
     >>> membership_auroc(torch.zeros(4), torch.tensor([True, True, False, False]))
     tensor(0.5000, dtype=torch.float64)
@@ -132,7 +131,7 @@ def p1_score(accuracy: Tensor | float, advantage: Tensor | float) -> Tensor:
     """P1 = 2·Acc·(1 − Adv) / (Acc + 1 − Adv), the harmonic mean of utility and privacy (as in PAST, Hu et al. 2024).
 
     Raises:
-        TypeError: not numbers or tensors of them.
+        TypeError: neither numbers nor tensors of numbers.
         ValueError: an accuracy or advantage outside [0, 1].
 
     >>> p1_score(1.0, 0.0)
@@ -155,7 +154,7 @@ def loss_gap(losses: Tensor, is_member: Tensor) -> Tensor:
 
 
 def auroc_of(counts: ScoreCounts) -> Tensor:
-    """AUC of counts: every member pairs with the non-members below it, and half of those at its own score."""
+    """AUC of counts: each member wins against the non-members below it, and half of those with its own score."""
     members, nonmembers = counts.members, counts.nonmembers
     below = nonmembers.sum(-1, keepdim=True) - nonmembers.cumsum(-1)
     won = (members * (below + nonmembers / 2)).sum(-1)

@@ -1,4 +1,4 @@
-"""P-values against chance: how likely such a result is where members and non-members do not differ."""
+"""P-values against chance: the probability of such a result if members and non-members do not differ."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from lightning_cwrf.metrics.functional.roc import (
 def auroc_p_value(scores: Tensor, is_member: Tensor) -> float:
     """One-sided Mann–Whitney test of AUC > ½: normal approximation, with the correction for ties.
 
-    Where nine in ten examples or more have one score and the rest all lie above it, or all below, the AUC hangs on how
-    many of the rest are members, and the normal approximation fails for few of them (p ≤ 0.001 in 2 % of audits of
+    If at least nine in ten examples have the same score and the rest are all above it, or all below, the AUC depends on
+    how many of the rest are members, and the normal approximation fails for few of them (p ≤ 0.001 in 2 % of audits of
     1,000 members and 100 non-members that do not differ). There p is at least that of the exact test of this number.
 
     >>> auroc_p_value(torch.zeros(4), torch.tensor([True, True, False, False]))
@@ -42,7 +42,7 @@ def auroc_p_value(scores: Tensor, is_member: Tensor) -> float:
 
 
 def _few_apart_p_value(counts: ScoreCounts) -> float:
-    """How likely so few members are below (non-members above) what nearly all score; 0 where not nearly all do."""
+    """The exact p-value where few scores differ from the most common one, all to one side of it; else 0."""
     tied = counts.members + counts.nonmembers
     most = int(tied.argmax())
     m, n = int(counts.members.sum()), int(counts.nonmembers.sum())
@@ -55,10 +55,10 @@ def _few_apart_p_value(counts: ScoreCounts) -> float:
 
 
 def resolvable_auc(members: int, nonmembers: int, confidence: float = 0.95) -> float:
-    """The smallest AUC that :func:`auroc_p_value` tells from chance: ``p <= 1 - confidence``, where no scores are tied.
+    """The smallest AUC distinguishable from chance by :func:`auroc_p_value`: ``p <= 1 - confidence``, without ties.
 
-    It is a matter of the numbers of examples alone, so it is known before the audit. Infinity where so few examples
-    tell no AUC, not even 1, from chance.
+    It depends on the numbers of examples only, so it is known before the audit. Infinity if there are so few examples
+    that not even an AUC of 1 is distinguishable from chance.
 
     Args:
         members: their number.
@@ -66,7 +66,7 @@ def resolvable_auc(members: int, nonmembers: int, confidence: float = 0.95) -> f
         confidence: of the one-sided test.
 
     Raises:
-        TypeError: numbers of examples that are no integers, a confidence that is no number.
+        TypeError: numbers of examples that are not integers, a confidence that is not a number.
         ValueError: a group is empty; a confidence out of range.
 
     >>> round(resolvable_auc(100, 100), 3), resolvable_auc(1, 2)
@@ -85,10 +85,10 @@ def resolvable_auc(members: int, nonmembers: int, confidence: float = 0.95) -> f
 
 
 def tpr_p_value(scores: Tensor, is_member: Tensor, max_fpr: float) -> float:
-    """Exact one-sided test of the TPR at an FPR: the chance of that many members ranked as high by luck.
+    """Exact one-sided test of the TPR at an FPR: the probability that as many members rank as high by chance.
 
-    Where no order of members and non-members is likelier than another, x members rank above all but f of the
-    non-members if and only if at most f non-members are among the x + f highest: a hypergeometric probability.
+    If all orders of members and non-members are equally likely, x members rank above all but f of the non-members if
+    and only if at most f non-members are among the x + f highest: a hypergeometric probability.
 
     >>> round(tpr_p_value(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, False, False]), 0.0), 6)
     0.333333
