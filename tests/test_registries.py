@@ -86,14 +86,12 @@ def test_a_new_metric_is_found_everywhere(tmp_path):
     assert "top_half" not in available_metrics()
 
 
+CONTRIBUTING = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 NEW = {
-    "attacks": (
-        "from lightning_cwrf.attacks.base import register_attack\n\n"
-        "@register_attack('new')\ndef new(evidence):\n    return evidence.logits[:, 0]\n"
-    ),
+    "attacks": re.search(r"```python\n(\"\"\"The margin attack.*?)```", CONTRIBUTING, re.S)[1],
     "metrics": (
         "from lightning_cwrf.metrics.base import MembershipMetric, register_metric\n\n"
-        "@register_metric('new')\nclass New(MembershipMetric):\n    pass\n"
+        "@register_metric('margin')\nclass Margin(MembershipMetric):\n    pass\n"
     ),
 }
 LOAD = """
@@ -104,7 +102,7 @@ for package in ("metrics", "attacks"):
     spec.submodule_search_locations.append(f"{sys.argv[1]}/{package}")
     sys.modules[spec.name] = module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert "new" in getattr(module, f"available_{package}")(), package
+    assert "margin" in getattr(module, f"available_{package}")(), package
 """
 
 
