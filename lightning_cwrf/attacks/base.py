@@ -173,7 +173,7 @@ class Attack:
                 f"the {self.name} attack returned scores of shape {tuple(scores.shape)}; one per example is "
                 f"{tuple(evidence.targets.shape)}."
             )
-        scores = scores.detach().to(torch.float64)
+        scores = scores.detach().to(torch.float64, copy=True)  # which may be a cached signal
         bad = scores.isnan().nonzero().flatten().tolist()
         if bad:
             raise ValueError(f"the {self.name} attack returned NaN for {len(bad)} examples (first {bad[:10]}).")

@@ -27,6 +27,17 @@ def test_every_attack_finds_a_signal_and_none_in_noise(name):
 
 
 @pytest.mark.parametrize("name", available_attacks())
+def test_writing_into_scores_does_not_change_the_next_ones(name):
+    seen, _ = evidence(n=40, k=8, m=60)
+    needs_shadows = any(need.startswith("shadow") for need in attack(name).needs)
+    for given in [seen] if needs_shadows else [seen, seen.without_shadows()]:
+        scores = attack(name)(given)
+        before = scores.clone()
+        scores.zero_()
+        assert torch.equal(attack(name)(given), before)
+
+
+@pytest.mark.parametrize("name", available_attacks())
 def test_every_attack_is_deterministic_and_draws_nothing_from_the_callers_rng(name):
     seen, _ = evidence(n=40, k=8, m=60)
     rng = torch.get_rng_state()
