@@ -38,7 +38,7 @@ def neural_attack(
         hidden: width of the one hidden layer.
         epochs: passes over the outputs, in batches of 256, or in 64 batches where that is fewer.
         seed: of the network and of the batches; the caller's random state is not touched.
-        outputs: the most of the k · n outputs to train on; if there are more, so many are drawn with replacement.
+        outputs: the maximum number of outputs to train on; if k · n is larger, this many are drawn with replacement.
 
     Returns:
         float64 scores ``(n,)``, the log odds of membership.

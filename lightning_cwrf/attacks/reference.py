@@ -38,8 +38,8 @@ def attack_p(losses: Tensor, population_losses: Tensor) -> Tensor:
 def attack_r(losses: Tensor, shadow_losses: Tensor, membership: Tensor) -> Tensor:
     """Score by the share of OUT reference models under which the very same example's loss is at least as high.
 
-    With c OUT models the share has c + 1 values. Examples of the same share are ordered by how far the loss lies below
-    the mean of the OUT losses, in a term that is smaller than one step.
+    With c OUT models the share has c + 1 values. Examples with the same share are ordered by the distance of the loss
+    below the mean of the OUT losses, in a term that is smaller than one step.
 
     Args:
         losses: under the audited model, shape ``(n,)``.

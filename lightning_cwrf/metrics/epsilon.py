@@ -58,4 +58,4 @@ class EpsilonLowerBound(MembershipMetric):
         best = min(clopper_pearson(n, n, self.confidence).low for n in sides)
         if best > 0.5:
             return f"this many examples cannot show an ε above {math.log(best / (1 - best)):.2g}"
-        return "so few examples cannot show any ε above 0"
+        return "this few examples cannot show any ε above 0"

@@ -1,4 +1,4 @@
-"""The metrics that are functions of the scores alone; see :mod:`lightning_cwrf.metrics.functional` for the formulas."""
+"""The metrics that are functions of scores; see :mod:`lightning_cwrf.metrics.functional` for the formulas."""
 
 from __future__ import annotations
 

@@ -33,14 +33,14 @@ def test_bavaria_against_loops(seed, predictive, prior, k):
 def test_bavaria_with_many_models_is_lira():
     """The prior counts for two models; among hundreds it is gone."""
     target, shadows, membership = shadowed(n=20, k=800)
-    shadows += 3 * torch.randn(20)  # examples differ, so the prior's mean tells little of each
+    shadows += 3 * torch.randn(20)  # examples differ, so the prior's mean has little information
     target += shadows.mean(0)
     own = lira(target, shadows, membership, variance="per_example")
     assert float((bavaria(target, shadows, membership, predictive="normal") - own).abs().max()) < 0.05
 
 
 def test_bavaria_beats_lira_at_few_models_of_unequal_spread():
-    """Examples differ in spread, and four models do not tell it: the case that the prior is for."""
+    """Examples differ in spread, which four models cannot estimate: the case for a prior."""
     n, k = 4000, 4
     torch.manual_seed(0)
     membership, spread = balanced_membership(k, n, 0), torch.empty(n).exponential_() + 0.2
@@ -77,7 +77,7 @@ def test_bavaria_of_one_example_and_of_models_that_agree():
     lists = [2.0], shadows.tolist(), membership.tolist()
     for predictive in ("t", "normal"):
         expected = formulas.bavaria(*lists, True, predictive, 2.0)
-        # The prior's weight is enormous: nothing tells examples apart.
+        # The prior's weight is enormous: there is no variance between examples.
         assert bavaria(tensor(2), shadows, membership, predictive=predictive).tolist() == pytest.approx(expected)
     agree = torch.ones(4, 1)
     assert torch.isfinite(bavaria(tensor(1.0), agree, membership)).all()

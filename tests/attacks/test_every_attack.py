@@ -79,7 +79,7 @@ def test_scores_of_degenerate_evidence_are_finite(name, kind):
     scores = create_attack(name)(replace(seen, **changes))
     assert torch.isfinite(scores).all()
     if kind == "constant" and name not in ("quantile_regression", "neural"):
-        assert len(scores.unique()) <= 4 + 1  # nothing but the label, of four classes, tells one from another
+        assert len(scores.unique()) <= 4 + 1  # examples differ by their label only, one of four
 
 
 @pytest.mark.parametrize("name", available_attacks())

@@ -62,7 +62,7 @@ def test_thresholds_come_from_shadow_models_per_class(seed, per_class):
 
 
 def test_thresholds_per_class_by_hand():
-    """Class 0: members 3, 4, others 1, 2, so 2.5. Class 1 has members alone, and takes the threshold of all."""
+    """Class 0: members 3, 4, others 1, 2, so 2.5. Class 1 has members only, and uses the threshold of all classes."""
     shadows = tensor([3, 9, 1], [4, 7, 2])
     membership = torch.tensor([[True, True, False], [True, True, False]])
     targets = torch.tensor([0, 1, 0])

@@ -10,7 +10,7 @@ from tests.attacks.cases import evidence
 
 
 def test_training_is_bounded(monkeypatch):
-    """At most 64 steps an epoch and so many outputs, however many there are."""
+    """At most 64 steps per epoch and the given number of outputs."""
     sizes = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: sizes.append(1) or step(self, *a))

@@ -30,7 +30,7 @@ def raising():
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "reason"),
     [
         (KeyError("x"), "KeyError: 'x'"),
         (ValueError("too few"), "too few"),
@@ -39,15 +39,15 @@ def raising():
         (AssertionError("no"), "AssertionError: no"),
     ],
 )
-def test_a_failing_attack_does_not_stop_the_others(raising, error, said, tmp_path):
+def test_a_failing_attack_does_not_stop_the_others(raising, error, reason, tmp_path):
     raising(error)
     result = audit_outputs(outputs(0), outputs(1), attacks=["own", "loss"])
     assert list(result.estimates) == list(result.scores) == ["loss"]
-    assert result.failures == {"own": said}
-    assert f"the own attack failed: {said}" in str(result)
+    assert result.failures == {"own": reason}
+    assert f"the own attack failed: {reason}" in str(result)
     assert AuditResult.load(result.save(tmp_path / "a.json")).failures == result.failures
     scores, failures = attack_scores(outputs(0), outputs(1), attacks=["own", "loss"])
-    assert (list(scores), failures) == (["loss"], {"own": said})
+    assert (list(scores), failures) == (["loss"], {"own": reason})
     with pytest.raises(type(error)) as caught:
         audit_outputs(outputs(0), outputs(1), attacks=["own"])
     assert caught.value is error

@@ -48,7 +48,7 @@ def test_replicates_are_those_of_plain_loops():
         members = [scores[i] for i in torch.randint(6, (6,), generator=generator).tolist()]
         others = [scores[6 + i] for i in torch.randint(6, (6,), generator=generator).tolist()]
         expected.append(sum((a > b) + (a == b) / 2 for a in members for b in others) / 36)
-    assert redrawn  # one pair alone, four times over, was met
+    assert redrawn  # a draw of one single pair occurred
     assert found.tolist() == pytest.approx(expected)
     again = shadow_bootstrap(toy, evidence, is_member, {"auc": membership_auroc}, resamples, seed=3)["auc"]
     assert torch.equal(found, again)
@@ -109,7 +109,7 @@ def covered(aucs, errors, confidence):
 
 @pytest.mark.slow
 def test_the_interval_covers_the_mean_over_worlds_with_shared_errors():
-    """Of 120 intervals at 90 %, a binomial band around 108 holds the mean AUC; those over examples alone fall short."""
+    """Of 120 intervals at 90 %, a binomial band holds the mean AUC; those over examples only are too narrow."""
     aucs, claimed, alone = simulated(1.5, 120, examples=800)
     low, high = stats.binom.ppf([0.0001, 0.9999], 120, 0.9)
     assert low <= covered(aucs, claimed, 0.9) <= high

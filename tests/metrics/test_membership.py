@@ -1,4 +1,4 @@
-"""The metrics that are functions of the scores alone."""
+"""The metrics that are functions of scores."""
 
 import math
 from functools import partial
@@ -52,7 +52,7 @@ def test_auroc_interval_covers_the_truth():
     assert 166 <= held <= 193
 
 
-def test_small_samples_say_what_they_cannot_show():
+def test_small_samples_have_a_note():
     metric = TPRAtFPR(max_fpr=0.01)
     metric.update(torch.cat([torch.arange(100.0), torch.arange(50.0) - 60]), torch.arange(150) < 100)
     assert float(metric.compute()) == 1.0
@@ -62,7 +62,7 @@ def test_small_samples_say_what_they_cannot_show():
     assert metric.note is None
 
 
-def test_too_few_nonmembers_are_told():
+def test_too_few_nonmembers_have_a_note():
     metric = TPRAtFPR(0.01)
     metric.update(torch.arange(400.0), torch.arange(400) >= 300)
     assert (
@@ -103,7 +103,7 @@ def test_small_p_values_and_lower_bounds_agree():
     assert min(shown.values()) > 5
 
 
-def test_a_strong_signal_is_shown():
+def test_a_strong_signal_is_significant():
     scores, is_member = groups(0, 300, 300, shift=3.0)
     for metric in (MembershipAUROC(), TPRAtFPR(0.05), AttackAdvantage(), BalancedAccuracy(), P1Score(accuracy=0.9)):
         metric.update(scores, is_member)

@@ -24,7 +24,7 @@ def test_p1_takes_accuracy_from_the_non_members():
         P1Score(accuracy=90)
 
 
-def test_p1_covers_the_accuracy_as_far_as_it_is_told():
+def test_the_interval_covers_the_accuracy_if_its_examples_are_known():
     scores, is_member = torch.randn(200, generator=torch.Generator().manual_seed(0)), torch.arange(200) < 100
     exact, measured, counted_ = P1Score(accuracy=0.7), P1Score(accuracy=0.7, accuracy_examples=100), P1Score()
     exact.update(scores, is_member)

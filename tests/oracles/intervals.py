@@ -14,7 +14,7 @@ def thresholds(members, nonmembers):
 
 
 def rate_bound(found, trials, tail, upper):
-    """Clopper and Pearson: the rate at which so few (so many) have the chance ``tail``."""
+    """Clopper and Pearson: the rate at which this few (this many) have the probability ``tail``."""
     if found == (trials if upper else 0):
         return float(upper)
     if upper:
@@ -23,23 +23,23 @@ def rate_bound(found, trials, tail, upper):
 
 
 def tpr(members, nonmembers, fpr, confidence):
-    """Every threshold, and for the lower bound every way to count its tied non-members, is asked by both tests."""
+    """Both tests at every threshold, and for the lower bound at every way to count its tied non-members."""
     m, n, z = len(members), len(nonmembers), stats.norm.ppf((1 + confidence) / 2)
 
     def left(chance):
-        """Of the radius z, what a first test of this p-value leaves: the second test's tail, or None."""
+        """The tail that a first test with this p-value leaves for the second, or None."""
         used = max(0.0, stats.norm.isf(chance))
         return stats.norm.sf(math.sqrt(z**2 - used**2)) if used < z else None
 
     steps = thresholds(members, nonmembers)
     highs, lows = [], []
     for found, false in steps:
-        tail = left(stats.binom.sf(false - 1, n, fpr))  # so many false ones or more
+        tail = left(stats.binom.sf(false - 1, n, fpr))  # as many false positives or more
         if tail is not None:
             highs.append(rate_bound(found, m, tail, True))
     for (found, false), (_, following) in zip(steps, [*steps[1:], (m, n)], strict=True):
         for counted in range(false, following + 1):
-            tail = left(stats.binom.cdf(counted, n, fpr))  # so many false ones or fewer
+            tail = left(stats.binom.cdf(counted, n, fpr))  # as many false positives or fewer
             if tail is not None:
                 lows.append(rate_bound(found, m, tail, False))
     return min(lows), max(highs)
@@ -121,7 +121,7 @@ def advantage(members, nonmembers, confidence):
 
 
 def mean_difference(first, second, confidence):
-    """Welch's t with Hall's cubic inverted by root finding; the farther of the bounds with it and without."""
+    """Welch's t with Hall's cubic inverted by root finding; the wider of the bounds with and without it."""
 
     def moments(values):
         n, mean = len(values), sum(values) / len(values)
@@ -142,9 +142,9 @@ def mean_difference(first, second, confidence):
 
 
 def epsilon(members, nonmembers, delta, confidence, seed):
-    """The first half of each shuffled side chooses a threshold and a side of it, the second half measures.
+    """The first half of each shuffled side chooses a threshold and its direction, the second half measures.
 
-    A list: where several tests are equally good up to rounding, the bound by each of them.
+    A list: the bounds of all tests that are equally good up to rounding.
     """
     generator = torch.Generator().manual_seed(seed)
     halves = []

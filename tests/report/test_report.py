@@ -1,4 +1,4 @@
-"""Tables and plots of audits made by hand, and what is no audit."""
+"""Tables and plots of audits made by hand, and invalid arguments."""
 
 import math
 import sys
@@ -51,7 +51,7 @@ BY_WAY = [(tradeoff_table, {}), (plot_tradeoff, {"path": "a.png", "attack": "los
         (NESTED, TypeError, "'scratch' is a dict of audits, not an AuditResult: results by way and defense are for"),
     ],
 )
-def test_what_is_no_audits_by_name(function, more, results, error, message, tmp_path, monkeypatch):
+def test_invalid_audits_by_name_raise(function, more, results, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         function(results, **more)
@@ -70,14 +70,14 @@ def test_what_is_no_audits_by_name(function, more, results, error, message, tmp_
         ({"scratch": {"none": 3}}, TypeError, "'none' must be an AuditResult, not a int"),
     ],
 )
-def test_what_is_no_audits_by_way_and_defense(function, more, results, error, message, tmp_path, monkeypatch):
+def test_invalid_audits_by_way_and_defense_raise(function, more, results, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         function(results, **more)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_attack_that_an_audit_lacks(tmp_path):
+def test_an_attack_missing_from_an_audit_raises(tmp_path):
     results = {"a": audited(), "b": audited(attacks=["loss"])}
     with pytest.raises(ValueError, match="'b' was not audited with 'lira'; it has loss"):
         plot_roc(results, tmp_path / "x.png")
@@ -87,7 +87,7 @@ def test_an_attack_that_an_audit_lacks(tmp_path):
         plot_roc({"c": audited(attacks=[])}, tmp_path / "x.png", attack="nn")
 
 
-def test_intervals_of_different_confidence_are_not_compared():
+def test_intervals_of_different_confidence_raise():
     results = {"a": audited(), "b": audited(confidence=0.9)}
     with pytest.raises(ValueError, match=r"different confidence.*: 0\.95 \(a\), 0\.9 \(b\)\. Audit them at one"):
         comparison_table(results)
@@ -96,13 +96,13 @@ def test_intervals_of_different_confidence_are_not_compared():
     assert "In brackets: 99.5% confidence interval." in comparison_table({"a": audited(confidence=0.995)})
 
 
-def test_seconds_for_every_model():
+def test_a_model_without_seconds_raises():
     with pytest.raises(ValueError, match="seconds must have one number for each model; b has none"):
         comparison_table({"a": audited(), "b": audited()}, seconds={"a": 1.0})
 
 
 @pytest.mark.parametrize(("bins", "error"), [(0, ValueError), (2.5, TypeError), ("40", TypeError)])
-def test_bins(bins, error, tmp_path):
+def test_invalid_bins_raise(bins, error, tmp_path):
     with pytest.raises(error, match="bins must be an integer"):
         plot_losses(ONE, tmp_path / "x.png", bins=bins)
 

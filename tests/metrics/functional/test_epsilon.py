@@ -59,7 +59,7 @@ def test_one_run_bound_covers_randomised_response():
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_equal_scores_tell_nothing_of_the_coins_in_any_order(first):
+def test_ties_give_no_bound_in_any_order(first):
     """Correctness scores of a model that saw nothing, the included canaries first (or last): 40 simulated audits."""
     above = 0
     for seed in range(40):
@@ -67,11 +67,11 @@ def test_equal_scores_tell_nothing_of_the_coins_in_any_order(first):
         correct = (torch.rand(300, generator=torch.Generator().manual_seed(seed)) < 0.8).double()
         above += float(one_run_epsilon(correct, coins)) > 0
     assert above <= stats.binom.ppf(0.999, 40, 0.05)
-    # The order of constant scores is the seed's alone.
+    # The order of constant scores depends on the seed only.
     bounds = {float(one_run_epsilon(torch.zeros(300), coins, seed=seed)) for seed in range(40)}
     assert 0.0 in bounds
     assert sum(float(one_run_epsilon(torch.zeros(300), coins, seed=s)) > 0 for s in range(40)) <= 6
-    assert float(one_run_epsilon(coins.double(), coins)) > 3  # what scores do tell is told
+    assert float(one_run_epsilon(coins.double(), coins)) > 3  # informative scores give a bound
 
 
 def test_one_run_p_value_of_large_epsilons():
@@ -93,7 +93,7 @@ def test_one_run_p_value_of_large_epsilons():
         ((10.0, 4, 4, 1.0, 0.0), TypeError, "canaries must be an integer"),
     ],
 )
-def test_one_run_p_value_refuses_what_is_no_case(arguments, error, message):
+def test_invalid_arguments_of_the_one_run_p_value_raise(arguments, error, message):
     with pytest.raises(error, match=message):
         one_run_p_value(*arguments)
 
@@ -130,7 +130,7 @@ def test_one_run_bound_of_guesses_that_are_all_right(canaries, guesses, used):
 
 
 @pytest.mark.parametrize("settings", [{"delta": 1.0}, {"delta": -0.1}, {"confidence": 95}])
-def test_bad_settings(settings):
+def test_invalid_settings_raise(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must be a number in"):
         EpsilonLowerBound(**settings)
     for function in (epsilon_lower_bound, one_run_epsilon):

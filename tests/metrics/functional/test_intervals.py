@@ -61,7 +61,7 @@ def test_mean_intervals_are_those_of_roots(seed, m, n, confidence):
     first, second = (torch.randn(size, generator=generator, dtype=torch.float64).exp() for size in (m, n))
     expected = oracle.mean_difference(first.tolist(), second.tolist(), confidence)
     assert floats(MF.mean_difference_interval(first, second, confidence)) == pytest.approx(expected, rel=1e-6)
-    # Of one sample: the other side as good as constant, and at 0.
+    # One sample: the other side is practically constant, at 0.
     tiny = [0.0] * 10**4
     tiny[0] = 1e-12
     expected = oracle.mean_difference(first.tolist(), tiny, confidence)
@@ -145,12 +145,12 @@ def test_clopper_pearson_is_scipys(counts, confidence):
         (lambda: MF.resolvable_auc(10, "10"), TypeError, "nonmembers must be an integer"),
     ],
 )
-def test_wrong_arguments_are_told(call, error, message):
+def test_invalid_arguments_raise(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
 
-def test_bad_settings():
+def test_settings_out_of_range_raise():
     with pytest.raises(ValueError, match="max_fpr"):
         TPRAtFPR(max_fpr=2)
     with pytest.raises(ValueError, match="confidence"):

@@ -66,19 +66,19 @@ def test_resolvable_auc_over_every_order(m, n, confidence):
     """Over all orders of m members and n non-members, the p-value is small exactly from that AUC on."""
     orders = [torch.tensor([i in chosen for i in range(m + n)]) for chosen in itertools.combinations(range(m + n), m)]
     scores, least = torch.arange(m + n).double(), resolvable_auc(m, n, confidence)
-    told = 0
+    small = 0
     for order in orders:
-        small = auroc_p_value(scores, order) <= 1 - confidence
-        assert small == (float(membership_auroc(scores, order)) >= least - 1e-12)
-        told += small
-    assert told / len(orders) <= 1.3 * (1 - confidence)  # a normal approximation of so few
-    assert (told == 0) == (least == math.inf)
+        significant = auroc_p_value(scores, order) <= 1 - confidence
+        assert significant == (float(membership_auroc(scores, order)) >= least - 1e-12)
+        small += significant
+    assert small / len(orders) <= 1.3 * (1 - confidence)  # the normal approximation is rough for this few
+    assert (small == 0) == (least == math.inf)
 
 
-def test_resolvable_auc_is_told_at_the_stated_rate():
+def test_resolvable_auc_is_exceeded_by_chance_at_the_stated_rate():
     least, runs = resolvable_auc(60, 80, 0.9), 2000
-    told = sum(float(membership_auroc(*groups(run, 60, 80))) >= least for run in range(runs))
-    assert stats.binom.ppf(0.0001, runs, 0.095) <= told <= stats.binom.ppf(0.9999, runs, 0.1)
+    found = sum(float(membership_auroc(*groups(run, 60, 80))) >= least for run in range(runs))
+    assert stats.binom.ppf(0.0001, runs, 0.095) <= found <= stats.binom.ppf(0.9999, runs, 0.1)
     assert resolvable_auc(6000, 8000) < resolvable_auc(600, 800) < resolvable_auc(600, 800, 0.99)
     with pytest.raises(ValueError, match="0 non-members"):
         resolvable_auc(3, 0)
@@ -108,7 +108,7 @@ def test_tpr_p_value_is_scipys_hypergeometric(fpr, n, found):
     assert tpr_p_value(scores, torch.tensor(order), fpr) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_loss_gap_without_spread_is_certain_or_nothing():
+def test_p_value_of_a_loss_gap_without_spread():
     is_member = torch.tensor([True, True, False, False])
     assert loss_gap_p_value(torch.tensor([0.0, 0.0, 2.0, 2.0]), is_member) == 0.0
     assert loss_gap_p_value(torch.tensor([1.0, 1.0, 1.0, 1.0]), is_member) == 1.0
@@ -132,7 +132,7 @@ def test_advantage_p_value_is_the_one_sided_asymptotic_of_kolmogorov_and_smirnov
     assert advantage_p_value(scores, is_member) == pytest.approx(math.exp(-2 * d * d * m * n / (m + n)), abs=1e-9)
 
 
-def test_on_data_without_signal_nothing_is_shown():
+def test_p_values_and_bounds_are_calibrated_on_noise():
     """200 audits of noise: p-values below 5 % come in at most 5 % of them (to the binomial band), ε bounds likewise."""
     most = stats.binom.ppf(0.9999, NULLS, 0.05)
     small = dict.fromkeys(("auc", "tpr", "advantage", "gap", "epsilon", "one run"), 0)
