@@ -36,15 +36,15 @@ GROUPS = {
 }
 DESELECTED = [
     # Simulations of many samples, and tests over several processes.
-    "metrics/test_intervals.py::test_95_percent_intervals_cover_in_94_percent_of_samples",
-    "metrics/test_intervals.py::test_tpr_intervals_are_about_as_wide_as_with_a_known_family",
-    "metrics/test_metrics.py::test_two_processes_give_the_single_process_numbers",
-    "metrics/test_statistics.py::test_small_p_values_and_lower_bounds_agree",
-    "attacks/test_resampling.py::test_the_interval_covers_the_mean_over_worlds_where_shadow_models_share_errors",
-    "attacks/test_resampling.py::test_the_interval_errs_upwards_where_they_share_none",
+    "metrics/functional/test_coverage.py::test_95_percent_intervals_cover_in_94_percent_of_samples",
+    "metrics/functional/test_coverage.py::test_tpr_intervals_are_about_as_wide_as_with_a_known_family",
+    "metrics/test_every_metric.py::test_two_processes_give_the_single_process_numbers",
+    "metrics/test_membership.py::test_small_p_values_and_lower_bounds_agree",
+    "attacks/test_resampling.py::test_the_interval_covers_the_mean_over_worlds_with_shared_errors",
+    "attacks/test_resampling.py::test_the_interval_is_too_wide_rather_than_too_narrow_without_shared_errors",
     "attacks/test_resampling.py::test_shadow_intervals_cover_the_mean_over_worlds",
     "attacks/test_resampling.py::test_an_audit_has_intervals_over_shadow_models",
-    "attacks/test_more_attacks.py::test_every_attack_finds_a_signal_and_nothing_where_there_is_none",
+    "attacks/test_every_attack.py::test_every_attack_finds_a_signal_and_none_in_noise",
     # 150 optimizers and settings, one after another: too slow to ask of every mutant.
     "callbacks/test_holding.py::test_every_optimizer_leaves_frozen_weights_bit_identical",
     # The same for all defenses with and without CWRF, in two precisions.

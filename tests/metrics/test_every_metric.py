@@ -23,6 +23,7 @@ def reported(metric):
     return float(metric.compute()), *metric.interval(), metric.p_value(), metric.note
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_do_not_matter(name):
     scores, is_member = examples()
