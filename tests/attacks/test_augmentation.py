@@ -14,7 +14,7 @@ from lightning_cwrf.attacks.augmentation import default_views
 from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.shadows import balanced_membership
 from tests.attacks.cases import seeds
-from tests.oracles import formulas
+from tests.oracles import attacks as oracle
 
 
 @given(seeds, st.sampled_from([1, 4]))
@@ -23,7 +23,7 @@ def test_the_augmentation_attack_against_loops(seed, views):
     torch.manual_seed(seed)
     membership, correct = balanced_membership(4, 15, seed), torch.rand(views, 15) < 0.6
     shadows = torch.rand(views, 4, 15) < torch.where(membership, 0.8, 0.5)
-    expected = formulas.augmentation(correct.tolist(), shadows.tolist(), membership.tolist())
+    expected = oracle.augmentation(correct.tolist(), shadows.tolist(), membership.tolist())
     assert augmentation_attack(correct, shadows, membership).tolist() == pytest.approx(expected, rel=1e-12)
     shares = [sum(column) / views for column in zip(*correct.tolist(), strict=True)]
     assert augmentation_attack(correct).tolist() == pytest.approx(shares)

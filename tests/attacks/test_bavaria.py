@@ -16,7 +16,7 @@ from lightning_cwrf.attacks.bavaria import log_t_cdf
 from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.shadows import balanced_membership
 from tests.attacks.cases import close, seeds, shadowed, tensor
-from tests.oracles import formulas
+from tests.oracles import attacks as oracle
 
 
 @given(seeds, st.sampled_from(["t", "normal"]), st.sampled_from([0.5, 2.0, 10.0]), st.sampled_from([4, 8]))
@@ -24,10 +24,10 @@ def test_bavaria_against_loops(seed, predictive, prior, k):
     target, shadows, membership = shadowed(seed, k=k)
     lists = target.tolist(), shadows.tolist(), membership.tolist()
     ours = bavaria(target, shadows, membership, predictive=predictive, prior_models=prior)
-    close(ours, formulas.bavaria(*lists, True, predictive, prior))
+    close(ours, oracle.bavaria(*lists, True, predictive, prior))
     offline = bavaria(target, shadows, membership, online=False, predictive=predictive, prior_models=prior)
     # Student's distribution function is an approximation that rises as the exact one does.
-    close(offline, formulas.bavaria(*lists, False, predictive, prior), 1e-8 if predictive == "normal" else 0.02)
+    close(offline, oracle.bavaria(*lists, False, predictive, prior), 1e-8 if predictive == "normal" else 0.02)
 
 
 def test_bavaria_with_many_models_is_lira():
@@ -62,7 +62,7 @@ def test_students_distribution_function_is_hills(t, nu):
     if t == 0:
         t = 1e-3
     ours = float(log_t_cdf(tensor(t), tensor(nu)))
-    assert ours == pytest.approx(formulas.log_t_cdf(t, nu), rel=1e-7, abs=1e-9)
+    assert ours == pytest.approx(oracle.log_t_cdf(t, nu), rel=1e-7, abs=1e-9)
     if nu >= 2.5 and t > -5:
         assert ours == pytest.approx(stats.t.logcdf(t, nu), abs=0.004)
 
@@ -76,7 +76,7 @@ def test_bavaria_of_one_example_and_of_models_that_agree():
     shadows = tensor([3], [5], [0], [1])
     lists = [2.0], shadows.tolist(), membership.tolist()
     for predictive in ("t", "normal"):
-        expected = formulas.bavaria(*lists, True, predictive, 2.0)
+        expected = oracle.bavaria(*lists, True, predictive, 2.0)
         # The prior's weight is enormous: there is no variance between examples.
         assert bavaria(tensor(2), shadows, membership, predictive=predictive).tolist() == pytest.approx(expected)
     agree = torch.ones(4, 1)
@@ -93,7 +93,7 @@ def test_bavaria_with_more_models_on_one_side(seed, predictive):
     target, shadows = torch.randn(4).double(), torch.randn(7, 4).double()
     inside = torch.tensor([2, 3, 5, 5])  # of seven
     membership = torch.stack([torch.randperm(7) < count for count in inside], 1)
-    expected = formulas.bavaria(target.tolist(), shadows.tolist(), membership.tolist(), True, predictive, 2.0)
+    expected = oracle.bavaria(target.tolist(), shadows.tolist(), membership.tolist(), True, predictive, 2.0)
     assert bavaria(target, shadows, membership, predictive=predictive).tolist() == pytest.approx(
         expected, rel=1e-6, abs=1e-7
     )

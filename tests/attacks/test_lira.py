@@ -17,14 +17,14 @@ from lightning_cwrf.attacks import (
 from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.shadows import balanced_membership
 from tests.attacks.cases import close, evidence, seeds, shadowed, tensor
-from tests.oracles import formulas
+from tests.oracles import attacks as oracle
 
 
 @given(st.integers(0, 10_000), st.booleans(), st.sampled_from(["pooled", "per_example", "auto"]))
 def test_lira_against_loops(seed, online, variance):
     target, shadows, membership = shadowed(seed=seed)
     ours = lira(target, shadows, membership, online=online, variance=variance)
-    theirs = formulas.lira(
+    theirs = oracle.lira(
         target.tolist(), shadows.tolist(), membership.tolist(), online, pooled=variance != "per_example"
     )
     torch.testing.assert_close(ours, torch.tensor(theirs, dtype=torch.float64), rtol=1e-6, atol=1e-8)
@@ -137,7 +137,7 @@ def test_lira_of_the_reference_code_against_that_code(seed, online, queries, bal
     membership = balanced_membership(8, 9, seed)
     if not balanced:  # some examples have more models of a side than others
         membership = membership[:7]
-    expected = formulas.lira_reference_code(target.tolist(), shadows.tolist(), membership.tolist(), online)
+    expected = oracle.lira_reference_code(target.tolist(), shadows.tolist(), membership.tolist(), online)
     close(lira(target, shadows, membership, online=online, variance="reference_code"), expected)
     if queries == 1:
         close(lira(target[0], shadows[0], membership, online=online, variance="reference_code"), expected)

@@ -14,6 +14,7 @@ from lightning_cwrf.attacks import (
     modified_entropy,
 )
 from tests.attacks.cases import close, seeds, shadowed, tensor
+from tests.oracles import attacks as oracle
 from tests.oracles import formulas
 
 
@@ -22,7 +23,7 @@ def test_metric_based_scores_against_loops(seed, k, scale):
     torch.manual_seed(seed)
     logits, y = torch.randn(5, k, dtype=torch.float64) * scale, torch.randint(k, (5,))
     rows = list(zip(logits.tolist(), y.tolist(), strict=True))
-    close(modified_entropy(logits, y), [-formulas.modified_entropy(*row) for row in rows])
+    close(modified_entropy(logits, y), [-oracle.modified_entropy(*row) for row in rows])
     close(attacks.entropy(logits, y), [-formulas.entropy(formulas.softmax(row)) for row, _ in rows])
     close(attacks.confidence(logits, y), [-formulas.cross_entropy(*row) for row in rows])
     close(attacks.correctness(logits, y), [float(max(row) == row[c]) for row, c in rows])
@@ -57,7 +58,7 @@ def test_thresholds_come_from_shadow_models_per_class(seed, per_class):
     for i in range(12):
         chosen = targets == targets[i] if per_class else torch.ones(12, dtype=torch.bool)
         known, inside = shadows[:, chosen].flatten().tolist(), membership[:, chosen].flatten().tolist()
-        expected.append(float(signal[i]) - formulas.best_threshold(known, inside))
+        expected.append(float(signal[i]) - oracle.best_threshold(known, inside))
     close(calibrated(signal, targets, shadows, membership, per_class=per_class), expected)
 
 

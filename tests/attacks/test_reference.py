@@ -13,7 +13,7 @@ from lightning_cwrf.attacks import (
     loss_threshold,
 )
 from tests.attacks.cases import close, seeds, shadowed, tensor
-from tests.oracles import formulas
+from tests.oracles import attacks as oracle
 
 
 @given(seeds, st.booleans())
@@ -22,9 +22,9 @@ def test_attacks_p_and_r_against_loops(seed, coarse):
     losses, shadow_losses, population = target.abs(), shadows.abs(), torch.rand(12, dtype=torch.float64)
     if coarse:
         losses, shadow_losses, population = ((t * 2).round() / 2 for t in (losses, shadow_losses, population))
-    close(attack_p(losses, population), formulas.attack_p(losses.tolist(), population.tolist()))
+    close(attack_p(losses, population), oracle.attack_p(losses.tolist(), population.tolist()))
     lists = losses.tolist(), shadow_losses.tolist(), membership.tolist()
-    close(attack_r(losses, shadow_losses, membership), formulas.attack_r(*lists))
+    close(attack_r(losses, shadow_losses, membership), oracle.attack_r(*lists))
 
 
 def test_attacks_p_and_r_by_hand():

@@ -11,7 +11,7 @@ from lightning_cwrf.attacks import (
 )
 from lightning_cwrf.shadows import balanced_membership
 from tests.attacks.cases import seeds, shadowed, tensor
-from tests.oracles import formulas
+from tests.oracles import attacks as oracle
 
 
 @given(st.integers(0, 10_000), st.booleans(), st.sampled_from([1.0, 1.5, 2.0]), st.booleans())
@@ -25,7 +25,7 @@ def test_rmia_against_loops(seed, online, gamma, coarse):
     membership = balanced_membership(k, n, seed)
     ours = rmia(target, shadows, membership, z, z_shadows, online=online, gamma=gamma, offline_a=0.3, break_ties=False)
     lists = [t.double().tolist() for t in (target, shadows)]
-    theirs = formulas.rmia(
+    theirs = oracle.rmia(
         *lists, membership.tolist(), z.double().tolist(), z_shadows.double().tolist(), online, gamma, 0.3
     )
     torch.testing.assert_close(ours, torch.tensor(theirs, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -92,7 +92,7 @@ def test_offline_a_is_the_best_of_eleven(seed, gamma, models):
     population = torch.randn(6, 9).double().sigmoid()
     found = tune_offline_a(shadows, membership, population, gamma=gamma, models=models)
     lists = shadows.tolist(), membership.tolist(), population.tolist()
-    assert found == pytest.approx(formulas.tuned_offline_a(*lists, gamma, models))
+    assert found == pytest.approx(oracle.tuned_offline_a(*lists, gamma, models))
     if gamma == 2.0 and models == 4:
         assert tune_offline_a(shadows, membership, population) == found
 
