@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc, plot_tradeoff, tradeoff_table
-from tests.auditing.test_audit_result import estimate, made
+from tests.auditing.cases import estimate, made
 
 
 def audited(auc=0.75, attacks=("loss", "lira"), accuracy=0.8, **changes):
