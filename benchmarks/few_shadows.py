@@ -24,7 +24,7 @@ from harden_digits import BATCH, DigitsClassifier
 from lightning_cwrf import ShadowRecipe, train_shadows
 from lightning_cwrf.attacks import Evidence, create_attack
 from lightning_cwrf.metrics.functional import membership_auroc, tpr_at_fpr
-from lightning_cwrf.shadows import ShadowSignals
+from lightning_cwrf.shadows import ShadowOutputs
 
 MODELS, TARGETS = 32, 16
 BUDGETS = (4, 8, 14)
@@ -40,7 +40,7 @@ ATTACKS = {
 }
 
 
-def shadows(store: Path) -> ShadowSignals:
+def shadows(store: Path) -> ShadowOutputs:
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     data = TensorDataset(images, torch.tensor(digits.target))
@@ -50,7 +50,7 @@ def shadows(store: Path) -> ShadowSignals:
     return train_shadows(recipe, pool, MODELS, population=population, store=store, stack=MODELS // 2)
 
 
-def scores(signals: ShadowSignals, target: int, budget: int) -> dict[str, tuple[float, float]]:
+def scores(signals: ShadowOutputs, target: int, budget: int) -> dict[str, tuple[float, float]]:
     """AUC and TPR of every attack on one model, by shadow models of the other half of the pairs."""
     others = list(range(TARGETS, TARGETS + budget))
     evidence = Evidence(

@@ -39,7 +39,7 @@ from lightning_cwrf import (
 )
 from lightning_cwrf.auditing import audit
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc
-from lightning_cwrf.shadows import ShadowSignals
+from lightning_cwrf.shadows import ShadowOutputs
 
 MEMBERS = NONMEMBERS = 300
 REFERENCE = 200
@@ -141,7 +141,7 @@ def main(arguments: argparse.Namespace) -> None:
     pool = Subset(data, order[: edges[2]])
     print(f"{MEMBERS} members, {NONMEMBERS} non-members, {REFERENCE} reference, {len(population)} further test images")
 
-    def shadows(trainer: Trainer, model: LightningModule, start: ShadowSignals | None = None) -> ShadowSignals:
+    def shadows(trainer: Trainer, model: LightningModule, base: ShadowOutputs | None = None) -> ShadowOutputs:
         """Models that were trained as this one was, read off its Trainer: defense and CWRF included."""
         return train_shadows(
             ShadowRecipe.like(trainer, model, callbacks=list),
@@ -149,12 +149,12 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.shadows,
             population=population,
             store=out / "shadows",
-            start=start,
-            keep_weights=start is None,
+            base=base,
+            keep_weights=base is None,
             seed=seed,
         )
 
-    def audited(model: LightningModule, signals: ShadowSignals) -> AuditResult:
+    def audited(model: LightningModule, signals: ShadowOutputs) -> AuditResult:
         return audit(model, members=members, nonmembers=nonmembers, shadows=signals, seed=seed)
 
     results: dict[str, AuditResult] = {}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lightning_cwrf.defenses import RelaxLossMixin as RelaxLossMixin
     from lightning_cwrf.defenses import WeightPenaltyMixin as WeightPenaltyMixin
     from lightning_cwrf.defenses import create_defense as create_defense
-    from lightning_cwrf.recipes import CWRF as CWRF
+    from lightning_cwrf.recipes import CWRFConfig as CWRFConfig
     from lightning_cwrf.recipes import ShadowRecipe as ShadowRecipe
     from lightning_cwrf.shadows import train_shadows as train_shadows
     from lightning_cwrf.weights import WeightMask as WeightMask
@@ -63,7 +63,7 @@ _PUBLIC = {
         "WeightPenaltyMixin",
         "create_defense",
     ),
-    "recipes": ("CWRF", "ShadowRecipe"),
+    "recipes": ("CWRFConfig", "ShadowRecipe"),
     "shadows": ("train_shadows",),
     "weights": ("WeightMask", "learnability_scores", "privacy_vulnerability_scores", "score_correlation"),
 }
@@ -73,6 +73,7 @@ _HOMES = {name: home for home, names in _PUBLIC.items() for name in names}
 __all__ = sorted(["__version__", *_HOMES])
 
 _deprecated.install()
+_renamed = _deprecated.renamed_names(__name__, CWRF="CWRFConfig")
 
 
 def __getattr__(name: str) -> Any:
@@ -80,7 +81,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _renamed(name)
 
 
 def __dir__() -> list[str]:

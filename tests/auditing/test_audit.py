@@ -45,7 +45,7 @@ def audited(shadows):
 
 def test_every_attack_beats_chance_on_a_model_that_memorised(audited):
     result = audited[1].result
-    assert result.model["train_accuracy"].value == 1.0
+    assert result.model_metrics["train_accuracy"].value == 1.0
     assert not result.failures
     assert set(result.estimates) == {"loss", "lira", "rmia"}
     for attack, found in result.estimates.items():
@@ -104,7 +104,7 @@ def test_an_audit_is_saved_and_loaded_whole(full, tmp_path):
     path = full.save(tmp_path / "deep" / "audit.json")
     again = AuditResult.load(path)
     assert again.estimates == full.estimates
-    assert again.model == full.model
+    assert again.model_metrics == full.model_metrics
     assert again.confidence == full.confidence
     assert again.failures == full.failures
     for name, score in full.scores.items():
@@ -207,7 +207,7 @@ def test_values_are_logged_and_intervals_hold_them(audited):
     assert {"lira/auroc", "rmia/tpr_at_fpr_0.001", "loss/advantage", "loss/p1", "loss_gap"} <= set(logged)
     assert [round(entry["epoch"]) for entry in callback.history] == [19, 39]
     assert "lira/auroc" not in callback.history[0]
-    for found in [*callback.result.estimates.values(), callback.result.model]:
+    for found in [*callback.result.estimates.values(), callback.result.model_metrics]:
         for name, estimate in found.items():
             assert estimate.interval.low <= estimate.value <= estimate.interval.high, name
 
@@ -220,7 +220,7 @@ def test_an_audit_sees_what_the_model_says_and_leaves_it_alone(audited, shadows)
     same_snapshot(before, snapshot(model))
     assert again.values() == pytest.approx(callback.result.values())
     unseen = torch.cat([parts[1].correct, parts[2].correct])
-    assert again.model["test_accuracy"].value == pytest.approx(float(unseen.float().mean()))
+    assert again.model_metrics["test_accuracy"].value == pytest.approx(float(unseen.float().mean()))
 
 
 def test_membership_reaches_no_attack(audited, shadows):

@@ -223,7 +223,7 @@ def test_every_kind_of_value_comes_back(tmp_path):
 
 def test_nan_values_come_back(tmp_path):
     result = made(model={"test_loss": estimate(math.nan, math.nan, math.nan, p_value=math.nan)})
-    again = AuditResult.load(result.save(tmp_path / "a.json")).model["test_loss"]
+    again = AuditResult.load(result.save(tmp_path / "a.json")).model_metrics["test_loss"]
     assert all(math.isnan(x) for x in (again.value, *again.interval, again.p_value))
 
 

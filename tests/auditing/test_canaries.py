@@ -126,7 +126,7 @@ class Stream(IterableDataset):
             "no class index.*one-hot",
         ),
         (lambda: insert_canaries(TensorDataset(torch.zeros(4, 2)), 2), TypeError, "a batch must be"),
-        (lambda: insert_canaries(Stream(), 2), TypeError, "a length and places, not Stream"),
+        (lambda: insert_canaries(Stream(), 2), TypeError, "a length that is read by index, not Stream"),
         (lambda: insert_canaries(DataLoader(Items([0, 1])), 2), TypeError, "not DataLoader"),
     ],
 )

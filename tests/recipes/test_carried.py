@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from lightning_cwrf import CWRF, CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, ShadowRecipe
+from lightning_cwrf import (
+    CriticalRewindCallback,
+    CWRFConfig,
+    GradientMaskCallback,
+    PrivacyScoringCallback,
+    ShadowRecipe,
+)
 from lightning_cwrf.data import all_digests
 from lightning_cwrf.defenses import PASTMixin, available_defenses, create_defense
 from lightning_cwrf.shadows import train_shadows
@@ -84,9 +90,9 @@ def test_a_setting_that_nobody_knows_is_refused(monkeypatch):
 
     original = PrivacyScoringCallback.__init__
     monkeypatch.setattr(PrivacyScoringCallback, "__init__", with_more)
-    monkeypatch.setattr("lightning_cwrf.recipes.cwrf.CWRF.__post_init__", lambda self: None)
+    monkeypatch.setattr("lightning_cwrf.recipes.cwrf.CWRFConfig.__post_init__", lambda self: None)
     run = hardened(PrivacyScoringCallback={"foo": 4})
-    with pytest.raises(ValueError, match=r"PrivacyScoringCallback\(foo=\.\.\.\) .* CWRF has no such setting"):
+    with pytest.raises(ValueError, match=r"PrivacyScoringCallback\(foo=\.\.\.\) .* CWRFConfig has no such setting"):
         SET_UP(run, Classifier(width=4))
 
 
@@ -142,7 +148,9 @@ def dim(example):
 def test_a_target_that_was_redrawn_has_shadow_models_that_are(tmp_path):
     recipe = SET_UP(hardened(PrivacyScoringCallback={"vanilla": "redraw"}), Classifier(width=4))
     assert recipe.cwrf.vanilla == "redraw"
-    recipe = replace(recipe, trainer={**recipe.trainer, "accelerator": "cpu"}, cwrf=replace(recipe.cwrf, rate=1.0))
+    recipe = replace(
+        recipe, trainer_kwargs={**recipe.trainer_kwargs, "accelerator": "cpu"}, cwrf=replace(recipe.cwrf, rate=1.0)
+    )
     torch.manual_seed(5)
     own = capture(Classifier(width=4))
     start = {name: value + 1 for name, value in own.items()}
@@ -169,7 +177,7 @@ def test_a_target_that_was_redrawn_has_shadow_models_that_are(tmp_path):
 )
 def test_bad_settings(settings, error, message):
     with pytest.raises(error, match=message):
-        CWRF(part(0, 10), **settings)
+        CWRFConfig(part(0, 10), **settings)
 
 
 NONMEMBERS = part(200, 260)
@@ -222,21 +230,25 @@ def minimal(name):
 def test_changed_hyper_parameters_are_told():
     model = Classifier(width=4, lr=0.02)
     model.hparams.lr = 9.0
-    with pytest.warns(UserWarning, match=r"lr was 0\.02 and is 9\.0 now.*module="):
+    with pytest.warns(UserWarning, match=r"lr was 0\.02 and is 9\.0 now.*build_module="):
         recipe = SET_UP(trainer(), model)
-    assert recipe.module().hparams.lr == 9.0
+    assert recipe.build_module().hparams.lr == 9.0
 
 
 @pytest.mark.parametrize(
     ("change", "data", "message"),
     [
-        ({"cwrf": CWRF(part(100, 120))}, {"pool": part(90, 110)}, "CWRF's nonmembers are members"),
-        ({"cwrf": CWRF(part(100, 120))}, {"population": part(115, 130)}, "5 examples of the population are among CWRF"),
+        ({"cwrf": CWRFConfig(part(100, 120))}, {"pool": part(90, 110)}, "CWRF's nonmembers are members"),
+        (
+            {"cwrf": CWRFConfig(part(100, 120))},
+            {"population": part(115, 130)},
+            "5 of the 20 examples of CWRF",
+        ),
         ({"defense": create_defense("past", nonmembers=part(100, 120))}, {"pool": part(90, 110)}, "PASTMixin's nonme"),
         (
             {"defense": create_defense("past", nonmembers=loader(100, 120))},
             {"population": part(115, 130)},
-            "5 examples of the population are among PASTMixin's nonmembers",
+            "5 of the 20 examples of PASTMixin's nonmembers are in the population, which no shadow model may see",
         ),
     ],
 )
@@ -244,9 +256,9 @@ def test_data_that_shape_the_models_are_apart_from_pool_and_population(tmp_path,
     plain = ShadowRecipe(functools.partial(Classifier, width=4), {"max_epochs": 1}, batch_size=16)
     arguments = {"pool": part(0, 20), "n": 2, "store": tmp_path, "workers": 1, "progress": False, **data}
     if "cwrf" in change:
-        base = replace(plain, trainer={"fast_dev_run": 1, "accelerator": "cpu"})
+        base = replace(plain, trainer_kwargs={"fast_dev_run": 1, "accelerator": "cpu"})
         only = {name: value for name, value in arguments.items() if name != "population"}
-        arguments["start"] = train_shadows(base, **only, keep_weights=True)
+        arguments["base"] = train_shadows(base, **only, keep_weights=True)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=message):
         patch.setattr(ShadowRecipe, "_fit", lambda *_: pytest.fail("it trained"))
         train_shadows(replace(plain, **change), **arguments)
@@ -260,14 +272,18 @@ def test_wrong_fields_of_a_recipe():
         ({"drop_last": 1}, TypeError, "drop_last must be True or False"),
         ({"examples": 0}, ValueError, "examples must be an integer of at least 1"),
         ({"examples": 1.5}, TypeError, "examples must be an integer"),
-        ({"trainer": trainer()}, TypeError, "trainer must be a dict of a Trainer's arguments, not a Trainer"),
-        ({"trainer": None}, TypeError, "trainer must be a dict"),
-        ({"defense": "relaxloss"}, TypeError, r"defense must be what create_defense\(name, ...\) gives, not a str"),
-        ({"defense": PASTMixin}, TypeError, "gives, not PASTMixin"),
-        ({"cwrf": {"rate": 0.1}}, TypeError, r"cwrf must be what CWRF\(nonmembers\) gives, not a dict"),
+        (
+            {"trainer_kwargs": trainer()},
+            TypeError,
+            "dict of a Trainer's arguments, not a Trainer",
+        ),
+        ({"trainer_kwargs": None}, TypeError, "trainer_kwargs must be a dict"),
+        ({"defense": "relaxloss"}, TypeError, r"defense must be what create_defense\(name, ...\) returns, not a str"),
+        ({"defense": PASTMixin}, TypeError, "returns, not PASTMixin"),
+        ({"cwrf": {"rate": 0.1}}, TypeError, r"cwrf must be what CWRFConfig\(nonmembers\) returns, not a dict"),
     ):
         with pytest.raises(error, match=message):
-            ShadowRecipe(**{"module": Classifier, "trainer": {}, "batch_size": 8, **arguments})
+            ShadowRecipe(**{"build_module": Classifier, "trainer_kwargs": {}, "batch_size": 8, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -300,5 +316,5 @@ def test_weights_that_were_frozen_by_hand_are_told():
         made.net[0].requires_grad_(False)
         return made
 
-    assert SET_UP(trainer(), model, module=build)
+    assert SET_UP(trainer(), model, build_module=build)
     assert SET_UP(trainer(), model, callbacks=list)  # callbacks may freeze and unfreeze

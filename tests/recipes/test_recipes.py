@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_cwrf import (
-    CWRF,
     CriticalRewindCallback,
+    CWRFConfig,
     GradientMaskCallback,
     MIAAuditCallback,
     PrivacyScoringCallback,
@@ -128,7 +128,7 @@ def test_stacks_follow_the_trainers_arguments(tmp_path, arguments, scheduler):
     assert_stacking_changes_nothing(stackable(functools.partial(Plain, "sgd", scheduler), **arguments), tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"drop_last": True}, {"shuffle": False}, {"module": Replacing}])
+@pytest.mark.parametrize("change", [{"drop_last": True}, {"shuffle": False}, {"build_module": Replacing}])
 def test_stacks_of_other_batches_and_buffers(tmp_path, change):
     assert_stacking_changes_nothing(replace(stackable(Plain), **change), tmp_path)
 
@@ -152,7 +152,7 @@ def test_stacks_of_defended_models(tmp_path, defense):
 def test_a_stack_goes_on_from_base_models(tmp_path):
     base = train(stackable(Plain), part(0, 80), 4, store=tmp_path, keep_weights=True)
     tuned = replace(stackable(Plain), defense=create_defense("relaxloss", alpha=0.5))
-    assert_stacking_changes_nothing(tuned, tmp_path / "tuned", part(0, 80), start=base)
+    assert_stacking_changes_nothing(tuned, tmp_path / "tuned", part(0, 80), base=base)
 
 
 class Looks(Plain):
@@ -191,7 +191,7 @@ class Two(Plain):
         (stackable(Two), "needs one optimizer, not 2"),
         (replace(stackable(Plain), augment=lambda item: item), "a recipe with augment cannot be stacked"),
         (replace(stackable(Plain), callbacks=list), "a recipe with callbacks cannot be stacked"),
-        (replace(stackable(Plain), cwrf=CWRF(part(100, 120))), "a recipe with cwrf cannot be stacked"),
+        (replace(stackable(Plain), cwrf=CWRFConfig(part(100, 120))), "a recipe with cwrf cannot be stacked"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_stacked_is_refused_with_a_reason(recipe, reason):
@@ -245,10 +245,10 @@ def test_a_recipe_is_read_from_a_finished_training(tmp_path):
     arguments = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2, "callbacks": watchers}
     run, model = finished(Classifier(width=4, lr=0.02), logger=CSVLogger(tmp_path), **arguments)
     recipe = ShadowRecipe.like(run, model)
-    assert dict(recipe.trainer) == {"max_epochs": 3, "gradient_clip_val": 0.5, "accumulate_grad_batches": 2}
+    assert dict(recipe.trainer_kwargs) == {"max_epochs": 3, "gradient_clip_val": 0.5, "accumulate_grad_batches": 2}
     assert (recipe.batch_size, recipe.shuffle, recipe.drop_last) == (16, True, False)
-    assert recipe.module().hparams == {"width": 4, "lr": 0.02, "optimizer": "adam"}
-    assert recipe.defense is recipe.cwrf is recipe.augment is recipe.collate is None
+    assert recipe.build_module().hparams == {"width": 4, "lr": 0.02, "optimizer": "adam"}
+    assert recipe.defense is recipe.cwrf is recipe.augment is recipe.collate_fn is None
     assert identity(recipe) == identity(ShadowRecipe.like(run, model))
     assert identity(recipe) != identity(replace(recipe, batch_size=17))
 
@@ -282,8 +282,8 @@ def test_a_hardening_is_read_with_its_defense_and_cwrf(tmp_path):
     with pytest.raises(ValueError, match="train base models first"):
         recipe(part(0, 32), 1)
     base = train(ShadowRecipe.like(base_run, base_model), part(0, 64), 2, store=tmp_path, keep_weights=True)
-    hard = train(recipe, part(0, 64), 2, store=tmp_path, start=base, keep_weights=True)
-    again = train(recipe, part(0, 64), 2, store=tmp_path / "again", start=base, keep_weights=True)
+    hard = train(recipe, part(0, 64), 2, store=tmp_path, base=base, keep_weights=True)
+    again = train(recipe, part(0, 64), 2, store=tmp_path / "again", base=base, keep_weights=True)
     for i in range(2):
         weights, started = hard.weights(i), base.weights(i)
         assert all(torch.equal(weights[n], again.weights(i)[n]) for n in weights)
@@ -306,11 +306,11 @@ def test_a_sweep_over_rates_trains_the_base_models_once(tmp_path, monkeypatch):
     monkeypatch.setattr(ShadowRecipe, "_fit", counted(ShadowRecipe._fit, fits))
     base_recipe = ShadowRecipe(functools.partial(Classifier, width=4), {**CPU, "max_epochs": 1}, batch_size=16)
     base = functools.partial(train, base_recipe, part(0, 40), 2, store=tmp_path, keep_weights=True)
-    tuned = replace(base_recipe, cwrf=CWRF(part(100, 132), rate=0.1, steps=2))
+    tuned = replace(base_recipe, cwrf=CWRFConfig(part(100, 132), rate=0.1, steps=2))
     keys = set()
     for percent in range(1, 11):
         recipe = replace(tuned, cwrf=replace(tuned.cwrf, rate=percent / 100))
-        keys.add(train(recipe, part(0, 40), 2, store=tmp_path, start=base()).store.key)
+        keys.add(train(recipe, part(0, 40), 2, store=tmp_path, base=base()).store.key)
     assert len(keys) == 10
     assert len(fits) == 2 + 10 * 2
 
@@ -349,7 +349,7 @@ def test_a_defense_by_inheritance_is_part_of_the_class(mixin):
     class_ = {HAMPMixin: HampClassifier, CCLMixin: CclClassifier, LabelSmoothingMixin: SmoothClassifier}[mixin]
     recipe = ShadowRecipe.like(*finished(class_()))
     assert recipe.defense is None
-    assert isinstance(recipe.module(), mixin)
+    assert isinstance(recipe.build_module(), mixin)
 
 
 class Saved(Classifier):
@@ -439,13 +439,13 @@ def test_what_cannot_be_read_is_named(make, message):
 
 def test_what_cannot_be_read_can_be_passed():
     run, model = finished(Unsaved(), DataLoader(Jitter(), 16, shuffle=True), callbacks=[Shapes()])
-    recipe = ShadowRecipe.like(run, model, module=Unsaved, augment=jitter, callbacks=list)
+    recipe = ShadowRecipe.like(run, model, build_module=Unsaved, augment=jitter, callbacks=list)
     first, second = recipe(part(0, 32), 1), recipe(part(0, 32), 1)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     with pytest.raises(TypeError, match="must build a LightningModule, not a Linear"):
-        ShadowRecipe.like(run, model, module=functools.partial(nn.Linear, 2, 2), augment=jitter, callbacks=list)
+        ShadowRecipe.like(run, model, build_module=functools.partial(nn.Linear, 2, 2), augment=jitter, callbacks=list)
     set_up = ShadowRecipe.like(trainer(max_epochs=4), Classifier(), loader=loader(0, 64))
-    assert (set_up.trainer["max_epochs"], set_up.shuffle) == (4, False)
+    assert (set_up.trainer_kwargs["max_epochs"], set_up.shuffle) == (4, False)
 
 
 def test_bad_recipes():
@@ -468,9 +468,9 @@ def test_one_diverged_model_of_a_stack_stops_no_other(tmp_path):
     base = train(stackable(Plain), pool, 4, store=tmp_path, keep_weights=True)
     weights = base.weights(2)
     weights["head.bias"][0] = torch.nan
-    base.store.save(2, base.store.signals(2), weights)
+    base.store.save(2, base.store.outputs(2), weights)
     with pytest.raises(RuntimeError, match=r"1 of 4 shadow models failed(.|\n)*shadow model 2 (.|\n)*NaN"):
-        train(stackable(Plain), pool, 4, store=tmp_path / "tuned", start=base, stack=4)
+        train(stackable(Plain), pool, 4, store=tmp_path / "tuned", base=base, stack=4)
     assert len(list((tmp_path / "tuned").rglob("model-*.safetensors"))) == 3
 
 
@@ -523,18 +523,23 @@ def test_what_a_recipe_could_not_repeat_is_refused():
 @pytest.mark.parametrize(
     ("recipe", "arguments", "error", "message"),
     [
-        (replace(stackable(Plain), cwrf=CWRF(part(100, 120))), {}, ValueError, "train base models first"),
-        (replace(stackable(Plain), cwrf=CWRF(part(10, 30))), {"start": True}, ValueError, "CWRF's nonmembers are memb"),
-        (stackable(nn.Identity), {}, TypeError, "module must build a LightningModule, not a Identity"),
+        (replace(stackable(Plain), cwrf=CWRFConfig(part(100, 120))), {}, ValueError, "train base models first"),
+        (
+            replace(stackable(Plain), cwrf=CWRFConfig(part(10, 30))),
+            {"base": True},
+            ValueError,
+            "CWRF's nonmembers are",
+        ),
+        (stackable(nn.Identity), {}, TypeError, "build_module must build a LightningModule, not a Identity"),
         (stackable(Hooked), {"stack": 2}, ValueError, "Hooked cannot be stacked: it has on_before_zero_grad"),
-        (Plain, {}, TypeError, r"ShadowRecipe.like\(trainer, model\) is"),
-        (stackable(Plain), {"start": "finished.ckpt"}, TypeError, "start takes the shadow models"),
+        (Plain, {}, TypeError, r"ShadowRecipe.like\(trainer, model\) can"),
+        (stackable(Plain), {"base": "finished.ckpt"}, TypeError, "base must be what train_shadows returns"),
         (stackable(Plain), {"pool": loader(0, 20)}, TypeError, "a data set, not a DataLoader; pass its dataset"),
     ],
 )
 def test_what_is_wrong_is_told_before_any_training(tmp_path, monkeypatch, recipe, arguments, error, message):
-    if arguments.get("start") is True:
-        arguments = {"start": train(stackable(Plain), part(0, 20), 2, store=tmp_path, keep_weights=True)}
+    if arguments.get("base") is True:
+        arguments = {"base": train(stackable(Plain), part(0, 20), 2, store=tmp_path, keep_weights=True)}
     monkeypatch.setattr(ShadowRecipe, "_fit", lambda *_: pytest.fail("it trained"))
     with pytest.raises(error, match=message):
         train(**{"recipe": recipe, "pool": part(0, 20), "n": 2, "store": tmp_path, **arguments})
@@ -542,12 +547,12 @@ def test_what_is_wrong_is_told_before_any_training(tmp_path, monkeypatch, recipe
 
 def test_bad_settings_are_told_at_once():
     with pytest.raises(ValueError, match=r"rate must be a number in \[0, 1\]"):
-        CWRF(part(0, 10), rate=5)
+        CWRFConfig(part(0, 10), rate=5)
     with pytest.raises(ValueError, match="a Trainer has no argument max_epoch"):
         ShadowRecipe(Plain, {"max_epoch": 3}, batch_size=8)
     with pytest.raises(TypeError, match="callbacks must be a function"):
         ShadowRecipe(Plain, {}, batch_size=8, callbacks=[])
-    with pytest.raises(TypeError, match="module must be a function"):
+    with pytest.raises(TypeError, match="build_module must be a function"):
         ShadowRecipe(Plain(), {}, batch_size=8)
 
 
@@ -587,5 +592,5 @@ def test_shadow_models_of_another_training_are_told(tmp_path):
     assert "alpha=1.0" in tuned.differences(RelaxLossMixin.attach(Plain(width=2), alpha=1.0))[0]
     assert tuned.differences(Plain(width=2)) == []  # a checkpoint in its own class has lost its defense
     record_seen(hardened, SCORED, [(b"digest", 0)])
-    assert tuned.differences(hardened) == ["it was hardened by CWRF, and they were not"]
+    assert tuned.differences(hardened) == ["it was hardened by CWRFConfig, and they were not"]
     assert tuned.differences(nn.Linear(2, 2)) == []

@@ -23,7 +23,7 @@ from torch.utils.data import (
 )
 
 from lightning_cwrf.shadows.identity import identity
-from lightning_cwrf.shadows.jobs import told
+from lightning_cwrf.shadows.jobs import recipe_identity
 
 ROOT = Path(__file__).parents[2]
 PYTHON = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -498,9 +498,9 @@ def test_the_command_line_that_a_recipe_reads(how, monkeypatch):
 
 
 def test_the_default_dtype_is_part_of_a_training():
-    before = told(every_second, ())
+    before = recipe_identity(every_second, ())
     torch.set_default_dtype(torch.float64)
     try:
-        assert told(every_second, ()) != before
+        assert recipe_identity(every_second, ()) != before
     finally:
         torch.set_default_dtype(torch.float32)

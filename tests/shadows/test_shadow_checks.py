@@ -52,7 +52,7 @@ def stored(once, tmp_path):
     return replace(once, store=replace(once.store, root=tmp_path))
 
 
-@pytest.mark.parametrize("name", ["signals_path", "weights_path"])
+@pytest.mark.parametrize("name", ["outputs_path", "weights_path"])
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -73,17 +73,17 @@ def test_a_changed_file_is_refused(stored, tmp_path, name, harm, message):
 
     harm(Named(getattr(stored.store, name)(1)), stored.store)
     with pytest.raises(ValueError, match=message):
-        if name == "signals_path":
+        if name == "outputs_path":
             train(untrained, part(0, 20), 4, store=tmp_path, keep_weights=True)
         else:
-            train(with_start, part(0, 20), 4, store=tmp_path, start=stored)
+            train(with_base, part(0, 20), 4, store=tmp_path, base=stored)
     if name == "weights_path":
         with pytest.raises(ValueError, match=message):
             stored.weights(1)
 
 
 def test_files_of_two_models_exchanged(stored, tmp_path):
-    first, second = stored.store.signals_path(0), stored.store.signals_path(1)
+    first, second = stored.store.outputs_path(0), stored.store.outputs_path(1)
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
@@ -105,7 +105,7 @@ def test_signals_of_another_shape_are_refused(stored, tmp_path):
 
 
 def test_every_file_says_whose_it_is(stored):
-    for path in (stored.store.signals_path(2), stored.store.weights_path(2)):
+    for path in (stored.store.outputs_path(2), stored.store.weights_path(2)):
         with safe_open(path, "pt") as file:
             said = file.metadata()
         assert (said["key"], said["model"]) == (stored.store.key, "2")
@@ -163,7 +163,7 @@ def triples():
     return TensorDataset(*digits()[:20], torch.ones(20))
 
 
-def with_start(members, seed, start):
+def with_base(members, seed, base):
     pytest.fail("it trained")
 
 
@@ -203,15 +203,15 @@ PAIRS = [digits()[i] for i in range(20)]
         ({"views": [1]}, TypeError, "views must be a list of functions"),
         ({"version": 3}, TypeError, "version must be a text"),
         ({"version": ""}, TypeError, "version must be a text"),
-        ({"recipe": with_start}, TypeError, r"called as recipe\(members, seed\)(.|\n)*pass them as start="),
-        ({"start": True}, TypeError, r"called as recipe\(members, seed, start\)(.|\n)*leave start out"),
+        ({"recipe": with_base}, TypeError, r"called as recipe\(members, seed\)(.|\n)*pass them as base="),
+        ({"base": True}, TypeError, r"called as recipe\(members, seed, base\)(.|\n)*leave base out"),
         ({"recipe": lambda: None}, TypeError, r"called as recipe\(members, seed\)"),
         ({"recipe": lambda members, seed: None}, TypeError, "a lambda has no name"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_before_any_training(tmp_path, arguments, error, message):
-    if arguments.get("start") is True:
-        arguments = {"start": train(quick, part(0, 20), 2, store=tmp_path, keep_weights=True)}
+    if arguments.get("base") is True:
+        arguments = {"base": train(quick, part(0, 20), 2, store=tmp_path, keep_weights=True)}
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(error, match=message):
         train(**{"recipe": no_training, "pool": part(0, 20), "n": 2, "store": tmp_path, **arguments})
@@ -267,8 +267,8 @@ def test_workers_do_not_train_what_the_key_does_not_say(tmp_path, monkeypatch):
             patch.setitem(recipe_functions.SETTINGS, "width", 4)  # as its module says
             return [work(item, Share()) for item in items], []
 
-    monkeypatch.setattr("lightning_cwrf.shadows.train.run", in_a_worker)
-    monkeypatch.setattr("lightning_cwrf.shadows.train.end_workers", lambda: ended.append(1))
+    monkeypatch.setattr("lightning_cwrf.shadows.dispatch.run", in_a_worker)
+    monkeypatch.setattr("lightning_cwrf.shadows.dispatch.end_workers", lambda: ended.append(1))
     assert len(train(recipe_functions.reads_width, part(0, 20), 2, store=tmp_path)) == 2
     monkeypatch.setitem(recipe_functions.SETTINGS, "width", 7)
     with pytest.raises(RuntimeError) as error:

@@ -100,7 +100,7 @@ def test_identity_refuses_what_it_cannot_see():
         identity(lambda members, seed: rate)
     with pytest.raises(TypeError, match="lambda has no name"):
         identity(lambda members, seed: None)
-    with pytest.raises(TypeError, match="content of a object"):
+    with pytest.raises(TypeError, match="content of an object"):
         identity({"a": object()})
 
 
@@ -200,21 +200,21 @@ def test_start_goes_on_from_the_base_models(tmp_path):
     base_log, log = Counted(tmp_path / "base"), Counted(tmp_path / "log")
     pool = part(0, 20)
     base = train(base_log, pool, 4, store=tmp_path, keep_weights=True)
-    tuned = train(log, pool, 4, store=tmp_path, start=base)
+    tuned = train(log, pool, 4, store=tmp_path, base=base)
     assert torch.equal(tuned.membership, base.membership)
     assert runs(log.log) == runs(base_log.log)  # the same seeds
     assert not torch.equal(tuned.logits, base.logits)
-    train(log, pool, 4, store=tmp_path, start=base)
+    train(log, pool, 4, store=tmp_path, base=base)
     assert len(runs(log.log)) == 4
     with pytest.raises(ValueError, match="another pool"):
-        train(log, part(1, 21), 4, store=tmp_path, start=base)
+        train(log, part(1, 21), 4, store=tmp_path, base=base)
     with pytest.raises(ValueError, match="too few models or another seed"):
-        train(log, pool, 6, store=tmp_path, start=base)
+        train(log, pool, 6, store=tmp_path, base=base)
     with pytest.raises(ValueError, match="another seed"):
-        train(log, pool, 4, store=tmp_path, start=base, seed=3)
+        train(log, pool, 4, store=tmp_path, base=base, seed=3)
     light = train(quick, pool, 2, store=tmp_path)
     with pytest.raises(FileNotFoundError, match="keep_weights=True"):
-        train(log, pool, 2, store=tmp_path, start=light)
+        train(log, pool, 2, store=tmp_path, base=light)
 
 
 def test_damaged_and_foreign_files_are_named(tmp_path):
@@ -241,7 +241,7 @@ class Jittered(torch.utils.data.Dataset):
 def test_bad_pools(tmp_path):
     with pytest.raises(ValueError, match="reads differently each time"):
         train(quick, Jittered(), 2, store=tmp_path)
-    with pytest.raises(ValueError, match="2 examples of the population are in the pool"):
+    with pytest.raises(ValueError, match="2 of the 12 examples of the population are in the pool"):
         train(quick, part(0, 20), 2, population=part(18, 30), store=tmp_path)
     with pytest.raises(ValueError, match="the pool is empty"):
         train(quick, part(0, 0), 2, store=tmp_path)
@@ -287,7 +287,7 @@ def test_a_relative_store_is_where_the_run_began(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         signals = train_shadows(quick, part(0, 20), 2, store="store", workers=2, progress=False)
-        assert signals.store.signals_path(1).is_relative_to(tmp_path / name)
+        assert signals.store.outputs_path(1).is_relative_to(tmp_path / name)
 
 
 def test_a_killed_worker_loses_nothing(tmp_path):
@@ -384,7 +384,7 @@ def test_float16_signals_and_views(tmp_path):
         kept = getattr(half, name)
         assert kept.dtype == torch.float16
         torch.testing.assert_close(kept.float(), getattr(full, name), rtol=1e-3, atol=1e-3)
-    sizes = [s.store.signals_path(0).stat().st_size for s in (half, full)]
+    sizes = [s.store.outputs_path(0).stat().st_size for s in (half, full)]
     assert sizes[0] < 0.6 * sizes[1]
     assert len({s.store.key for s in (full, train(quick, part(0, 40), 2, views=views[:2], store=tmp_path))}) == 2
     with pytest.raises(ValueError, match="float32 or float16, not"):
