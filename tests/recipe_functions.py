@@ -68,6 +68,11 @@ class Counted:
         return model
 
 
+def runs(log):
+    """The seeds of all trainings in a log."""
+    return log.read_text().splitlines() if log.exists() else []
+
+
 @dataclass(frozen=True)
 class Slow:
     """Leaves a line in a file, and takes its time."""

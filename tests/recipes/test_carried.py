@@ -1,4 +1,4 @@
-"""Every setting of every callback and defense is carried to the shadow models, or refused by name."""
+"""Every setting of every callback and defense is carried to the shadow models, or raises by name."""
 
 import functools
 import inspect
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_cwrf import (
@@ -58,8 +59,8 @@ def hardened(**changed):
 
 
 @pytest.mark.parametrize("kind", CALLBACKS)
-def test_no_setting_of_a_callback_is_forgotten(kind):
-    """A new parameter must be put into one of the lists above, and so into CWRF."""
+def test_every_setting_of_a_callback_is_listed(kind):
+    """Add a new parameter to one of the lists above, and to CWRFConfig."""
     mine = {"vanilla", "members"} if kind is PrivacyScoringCallback else set()
     assert parameters(kind) <= set(CARRIED[kind]) | set(REFUSED.get(kind, ())) | mine
 
@@ -77,13 +78,13 @@ def test_a_setting_of_a_callback_is_carried(kind, name):
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in REFUSED for name in REFUSED[kind]])
-def test_a_setting_that_belongs_to_one_model_is_refused_by_name(kind, name):
+def test_a_setting_of_one_model_raises_by_name(kind, name):
     run = hardened(**{kind.__name__: {name: REFUSED[kind][name]}})
     with pytest.raises(ValueError, match=rf"{kind.__name__}\({name}=\.\.\.\) cannot be carried .* Leave it out"):
         SET_UP(run, Classifier(width=4))
 
 
-def test_a_setting_that_nobody_knows_is_refused(monkeypatch):
+def test_an_unknown_setting_raises(monkeypatch):
     def with_more(self, nonmembers, vanilla, foo=3, **kwargs):
         original(self, nonmembers, vanilla, **kwargs)
         self.foo = foo
@@ -96,7 +97,7 @@ def test_a_setting_that_nobody_knows_is_refused(monkeypatch):
         SET_UP(run, Classifier(width=4))
 
 
-def test_members_in_plain_are_carried_as_each_models_own():
+def test_plain_members_become_each_models_own():
     plain = {"members": part(0, 64)}
     recipe = SET_UP(hardened(PrivacyScoringCallback=plain), Classifier(width=4))
     assert recipe.cwrf.members == "plain"
@@ -145,7 +146,7 @@ def dim(example):
     return example[0] * torch.rand(()), example[1]
 
 
-def test_a_target_that_was_redrawn_has_shadow_models_that_are(tmp_path):
+def test_a_redrawn_model_has_redrawn_shadow_models(tmp_path):
     recipe = SET_UP(hardened(PrivacyScoringCallback={"vanilla": "redraw"}), Classifier(width=4))
     assert recipe.cwrf.vanilla == "redraw"
     recipe = replace(
@@ -175,7 +176,7 @@ def test_a_target_that_was_redrawn_has_shadow_models_that_are(tmp_path):
         ({"batch_size": 3.0}, TypeError, "batch_size must be an integer"),
     ],
 )
-def test_bad_settings(settings, error, message):
+def test_invalid_settings_raise(settings, error, message):
     with pytest.raises(error, match=message):
         CWRFConfig(part(0, 10), **settings)
 
@@ -227,7 +228,7 @@ def minimal(name):
     return {**needed.get(name, {}), **data}
 
 
-def test_changed_hyper_parameters_are_told():
+def test_changed_hyper_parameters_warn():
     model = Classifier(width=4, lr=0.02)
     model.hparams.lr = 9.0
     with pytest.warns(UserWarning, match=r"lr was 0\.02 and is 9\.0 now.*build_module="):
@@ -252,7 +253,7 @@ def test_changed_hyper_parameters_are_told():
         ),
     ],
 )
-def test_data_that_shape_the_models_are_apart_from_pool_and_population(tmp_path, change, data, message):
+def test_reference_data_in_the_pool_or_population_raise(tmp_path, change, data, message):
     plain = ShadowRecipe(functools.partial(Classifier, width=4), {"max_epochs": 1}, batch_size=16)
     arguments = {"pool": part(0, 20), "n": 2, "store": tmp_path, "workers": 1, "progress": False, **data}
     if "cwrf" in change:
@@ -260,11 +261,11 @@ def test_data_that_shape_the_models_are_apart_from_pool_and_population(tmp_path,
         only = {name: value for name, value in arguments.items() if name != "population"}
         arguments["base"] = train_shadows(base, **only, keep_weights=True)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=message):
-        patch.setattr(ShadowRecipe, "_fit", lambda *_: pytest.fail("it trained"))
+        patch.setattr(Trainer, "fit", lambda *_: pytest.fail("it trained"))
         train_shadows(replace(plain, **change), **arguments)
 
 
-def test_wrong_fields_of_a_recipe():
+def test_invalid_fields_raise():
     for arguments, error, message in (
         ({"batch_size": 8.0}, TypeError, "batch_size must be an integer"),
         ({"batch_size": "8"}, TypeError, "batch_size must be an integer"),
@@ -298,14 +299,14 @@ def test_wrong_fields_of_a_recipe():
         ({"loader": part(0, 64)}, ValueError, "this training loader cannot be read"),
     ],
 )
-def test_wrong_arguments_of_like(arguments, error, message):
+def test_invalid_arguments_of_like_raise(arguments, error, message):
     given = {"trainer": trainer(), "model": Classifier(width=4), "loader": loader(0, 64), **arguments}
     with pytest.raises(error, match=message):
         ShadowRecipe.like(given.pop("trainer"), given.pop("model"), **given)
 
 
-def test_weights_that_were_frozen_by_hand_are_told():
-    """The module built anew would train them."""
+def test_weights_that_were_frozen_by_hand_raise():
+    """A rebuilt module would train them."""
     model = Classifier(width=4)
     model.net[0].requires_grad_(False)
     with pytest.raises(ValueError, match=r"2 parameters, such as net\.0\.weight, are frozen in the model"):
