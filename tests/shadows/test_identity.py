@@ -6,12 +6,13 @@ import subprocess
 import sys
 import textwrap
 from collections import OrderedDict, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import (
     DataLoader,
@@ -22,6 +23,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from lightning_cwrf import CWRFConfig, ShadowRecipe
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.jobs import recipe_identity
 from tests.helpers import part
@@ -99,7 +101,7 @@ def test_a_version_covers_only_values_without_content():
 @pytest.mark.parametrize("how", ["globals()['WIDTH']", "eval('WIDTH')", "__import__('__main__').WIDTH"])
 def test_lookups_by_text_raise(how):
     recipe = cell(f"def recipe(members, seed):\n    return {how}")["recipe"]
-    with pytest.raises(TypeError, match=r"what \w+\(\) looks up \(read as recipe\) .*, so a change in it would go unseen"):
+    with pytest.raises(TypeError, match=r"what \w+\(\) looks up \(read as recipe\) .* a change in it would go unseen"):
         identity(recipe)
     assert identity(recipe, version="1")
     assert identity(cell("def recipe(members, seed):\n    return members.eval()")["recipe"])  # a method of that name
@@ -199,6 +201,24 @@ def test_the_default_dtype_is_part_of_a_training():
         assert recipe_identity(every_second, ()) != before
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_the_keys_of_stores_do_not_change():
+    """A change of these digests makes every user train their shadow models again."""
+    data = TensorDataset(torch.arange(6.0).view(6, 1), torch.arange(6) % 2)
+    recipe = ShadowRecipe(LightningModule, {"max_epochs": 60}, batch_size=32, collate_fn=default_collate)
+    containers = [{"a": 1, "b": [2.5, None, "x", b"y"]}, OrderedDict(a=1), {1, 2}, range(3)]
+    values = [
+        recipe,
+        replace(recipe, cwrf=CWRFConfig(data, rate=0.1)),
+        [*containers, torch.ones(2, 3), data, torch.float16, functools.partial(LightningModule, 3), nn.ReLU],
+    ]
+    assert [identity(value)[:32] for value in values] == [
+        "cd795f44bf47d13769e657aefe4de80e",
+        "879199999d155bdcac9a1e9ea95611f2",
+        "46e4f4af995348e6fccc2e43a6e18449",
+    ]
+    assert identity([{"a": (i for i in range(3))}], version="1")[:32] == "76f6cf110475cfeef685fc192b6af0af"
 
 
 def test_recipes_are_identified_by_their_arguments():
