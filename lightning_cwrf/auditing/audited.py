@@ -73,7 +73,7 @@ class AuditedData:
     ) -> dict[str, Tensor]:
         """What some attacks need beyond outputs: inputs, and outputs on augmented views."""
         if views is not None and (not isinstance(views, Sequence) or not views or not all(map(callable, views))):
-            raise TypeError("views must be a list of at least one function of a batch of inputs.")
+            raise TypeError("views must be a list of functions of a batch of inputs, at least one.")
         needs = {need for attack in attacks for need in attack.needs}
         both = [self.members, self.nonmembers]
         extra: dict[str, Tensor] = {}

@@ -76,17 +76,18 @@ def test_names_with_dots_do_not_collide(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".ckpt", ".pt", ".pth"])
-def test_files_of_weights_are_left_alone(tmp_path, ending):
+def test_weight_files_are_not_overwritten(tmp_path, ending):
     weights = tmp_path / "init.safetensors"
     save_file({"w": torch.ones(2)}, weights)
     before = weights.read_bytes()
     made().save(tmp_path / "init.json")
     assert weights.read_bytes() == before
-    with pytest.raises(ValueError, match=rf"one JSON file.*init\{ending} has the ending .* Name it init\.json"):
+    with pytest.raises(ValueError, match=rf"one JSON file.*init\{ending} has the suffix .* Name it init\.json"):
         made().save(tmp_path / f"init{ending}")
     assert weights.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_crash_while_saving_leaves_the_old_result(tmp_path):
     """The process is killed in the middle of the write."""
     old = made(auc=0.7)
@@ -135,7 +136,7 @@ def edited(path, edit):
         lambda c: c.update(notes=[]),
     ],
 )
-def test_a_changed_file_is_refused(tmp_path, edit):
+def test_a_changed_file_raises(tmp_path, edit):
     path = made().save(tmp_path / "audit.json")
     edited(path, edit)
     with pytest.raises(ValueError, match=r"audit\.json was changed after it was saved.* Restore the file, or run"):
@@ -150,7 +151,7 @@ def test_another_layout_of_the_same_content_is_loaded(tmp_path):
     assert same(AuditResult.load(path), result)
 
 
-def test_other_files_are_told_from_audits(tmp_path):
+def test_other_files_raise(tmp_path):
     path = made().save(tmp_path / "audit.json")
     text = path.read_text()
     with pytest.raises(FileNotFoundError, match=r"there is no saved audit at .*none\.json"):
@@ -170,7 +171,7 @@ def test_other_files_are_told_from_audits(tmp_path):
         AuditResult.load(tmp_path / "bytes.json")
 
 
-def test_the_numbers_can_be_read_by_people_and_come_before_the_scores(tmp_path):
+def test_readable_numbers_come_before_the_scores(tmp_path):
     path = made().save(tmp_path / "audit.json")
     content = json.loads(path.read_text())
     assert content["format"] == "lightning_cwrf.AuditResult/2"
@@ -251,7 +252,7 @@ def test_an_auc_below_chance_asks_whether_the_sides_were_swapped(auc, high, said
         ({"attack": "nn"}, ValueError, "this audit has no attack 'nn'; it has loss, lira"),
     ],
 )
-def test_wrong_questions_to_a_result(settings, error, message):
+def test_invalid_queries_raise(settings, error, message):
     with pytest.raises(error, match=message):
         made().exposed(**settings)
 
@@ -273,7 +274,7 @@ def test_the_most_exposed_by_hand():
     assert result.auc_by_class("loss") == {0: 1.0, 1: 0.5}
 
 
-def test_a_mean_of_one_value_is_no_bound_and_a_high_confidence_is_not_certainty():
+def test_a_mean_of_one_value_and_a_high_confidence():
     x = torch.tensor([[3.0, 1.0]])
     one = ModelOutputs(x, torch.tensor([0]), [b"a"]), ModelOutputs(x, torch.tensor([1]), [b"b"])
     text = str(audit_outputs(*one, confidence=0.999))
