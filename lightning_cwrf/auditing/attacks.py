@@ -19,13 +19,7 @@ def chosen_attacks(attacks: Sequence[str | Attack] | None, *, with_shadows: bool
 def run_attacks(attacks: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Scores of the attacks, and the reasons of those that failed.
 
-    Args:
-        attacks: to run.
-        evidence: that they see.
-        asked: the user named them, so evidence that one of them lacks is an error.
-
-    Raises:
-        ValueError: an attack that lacks evidence, or that writes into it.
+    If the user ``asked`` for them by name, one that lacks evidence is an error. One that writes into it always is.
     """
     if asked:
         for attack in attacks:

@@ -43,21 +43,12 @@ class AuditedData:
         return sides if self.population is None else {**sides, "population": self.population}
 
     def check(self, transfer: Callable[[Any], Any] | None = None) -> None:
-        """Raise if data cannot be audited: random augmentation, one-shot iterators, several loaders.
-
-        Args:
-            transfer: as for :func:`~lightning_cwrf.data.check_reads_alike`.
-        """
+        """Raise if data cannot be audited: random augmentation, one-shot iterators, several loaders."""
         for name, data in self.sides.items():
             _check_side(data, name, transfer)
 
     def outputs(self, model: nn.Module, transfer: Callable[[Any], Any] | None = None) -> dict[str, Any]:
-        """The arguments of :func:`audit_outputs` that depend on the data: a model's outputs on each side, and overlap.
-
-        Args:
-            model: to audit.
-            transfer: as for :func:`~lightning_cwrf.outputs.collect_outputs`.
-        """
+        """The arguments of :func:`audit_outputs` that depend on the data: outputs on each side, and their overlap."""
         sides = {
             name: collect_outputs(model, data, name=name, transfer=transfer, key=self.key)
             for name, data in self.sides.items()

@@ -109,15 +109,11 @@ def insert_canaries(
     if not isinstance(train, Dataset) or isinstance(train, IterableDataset) or not hasattr(train, "__len__"):
         raise TypeError(f"canaries need a data set with a length that is read by index, not {type(train).__name__}.")
     total = len(train)
-    check_integer("m", m)
+    check_integer("m", m, low=2, high=total, hint=f"There are {total} training examples.")
     check_integer("seed", seed, low=0)
     check_flag("mislabel", mislabel)
     if classes is not None:
-        check_integer("classes", classes)
-    if not 2 <= m <= total:
-        raise ValueError(f"m must be between 2 and the {total} training examples, not {m}.")
-    if classes is not None and classes < 2:
-        raise ValueError(f"a wrong label needs at least 2 classes, not {classes}.")
+        check_integer("classes", classes, low=2, hint="There must be a wrong label.")
     generator = torch.Generator().manual_seed(seed)
     places = torch.randperm(total, generator=generator)[:m]
     included = torch.randint(2, (m,), generator=generator).bool()

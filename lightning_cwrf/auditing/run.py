@@ -126,9 +126,7 @@ def unlike_shadows(model: nn.Module, shadows: ShadowOutputs | None) -> list[str]
 
 def _check_arguments(model: Any, shadows: Any) -> None:
     if not isinstance(model, nn.Module):
-        what = (
-            f"the class {model.__name__}; make one, and train it" if isinstance(model, type) else type(model).__name__
-        )
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"audit needs a finished module, not {what}.")
     if shadows is not None and not isinstance(shadows, ShadowOutputs):
         raise TypeError(f"shadows must be what train_shadows returns, not a {type(shadows).__name__}.")
@@ -159,8 +157,8 @@ def audit_outputs(
         shadows: outputs of shadow models whose pool holds every member and non-member.
         population: the audited model's outputs on ``shadows.population``.
         attacks: names or attacks; None: as above.
-        confidence: of the intervals.
-        seed: of the split behind the bound on ε, and of the draws of shadow models.
+        confidence: as for :func:`audit`.
+        seed: as for :func:`audit`.
         extra: further fields of :class:`~lightning_cwrf.attacks.Evidence`, members before non-members.
         shadow_resamples: as for :func:`audit`.
         seen: what else the model has seen (:func:`~lightning_cwrf.data.seen.seen_by`).

@@ -73,14 +73,7 @@ class CWRFConfig:
     def callbacks_for(
         self, model: LightningModule, initial: Mapping[str, Tensor], members: Batches, seed: int
     ) -> list[Callback]:
-        """The callbacks that harden one shadow model.
-
-        Args:
-            model: finished, before the hardening.
-            initial: its weights from before its first training.
-            members: its training examples, without augmentation.
-            seed: of the model.
-        """
+        """The callbacks that harden one finished model, with its initial weights, its plain members and its seed."""
         if self.vanilla == "redraw":
             # The model's own seed would draw its initial weights again.
             with isolated_rng(), quiet():
@@ -90,16 +83,7 @@ class CWRFConfig:
 
 
 def config_of(callbacks: Sequence[Callback], loader: Any, *, augmented: bool) -> CWRFConfig | None:
-    """The settings of the CWRF callbacks among a Trainer's; None: there are none.
-
-    Args:
-        callbacks: of the Trainer.
-        loader: of the training.
-        augmented: whether the training data are augmented at random.
-
-    Raises:
-        ValueError: one or two of the three callbacks are missing, or a setting that belongs to one model.
-    """
+    """The settings of the CWRF callbacks among a Trainer's, with the loader of its training; None: there are none."""
     ours = {kind: each for kind in CALLBACKS for each in callbacks if isinstance(each, kind)}
     if not ours:
         return None

@@ -232,13 +232,7 @@ class ShadowRecipe:
     def check(
         self, pool: Dataset[Any], *, population: Dataset[Any] | None = None, base: bool = False, stack: int = 1
     ) -> None:
-        """Raise for what is known to be wrong before any shadow model is trained; ``train_shadows`` calls this.
-
-        Args:
-            pool: of the shadow models.
-            population: likewise.
-            base: whether there are base models.
-            stack: how many models are trained as one.
+        """Check the arguments of ``train_shadows``, which calls this; ``base``: there are base models.
 
         Raises:
             TypeError: ``build_module`` does not build a LightningModule.

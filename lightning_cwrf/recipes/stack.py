@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.func import functional_call, stack_module_state, vmap
 from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 
 from lightning_cwrf.classification import shapes_only
 from lightning_cwrf.defenses.base import DefenseMixin
-from lightning_cwrf.recipes.optimizers import moved
 from lightning_cwrf.trainers import transfer_of
+
+_ELEMENTWISE = {
+    optim.ASGD, optim.Adadelta, optim.Adagrad, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam,
+    optim.RMSprop, optim.Rprop, optim.SGD,
+}  # fmt: skip
+"""Optimizers that treat each weight by itself, so that the weights of K models in one tensor stay K models."""
+
+_FUSED = {optim.Adagrad, optim.Adam, optim.AdamW, optim.SGD}
 
 
 class Stack(LightningModule):
@@ -113,7 +120,16 @@ class Stack(LightningModule):
         first = self.stacked_parameters[0]
         template.to(first.device, first.dtype)  # some optimizers create their state at once
         configured = template.configure_optimizers()
-        return moved(configured, dict(zip(template.parameters(), self.stacked_parameters, strict=True)))
+        optimizers = list({id(found): found for found in _optimizers_in(configured)}.values())
+        if len(optimizers) != 1:
+            raise ValueError(f"a stack needs one optimizer, not {len(optimizers)}. Leave stack=1.")
+        if type(optimizers[0]) not in _ELEMENTWISE:
+            raise ValueError(
+                f"{type(optimizers[0]).__name__} cannot be stacked: it is not known to treat each weight by itself. "
+                "Leave stack=1."
+            )
+        _move(optimizers[0], dict(zip(template.parameters(), self.stacked_parameters, strict=True)))
+        return configured
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
@@ -183,3 +199,28 @@ class _NoMetric(nn.Module):
 
     update = reset = _nothing
     compute = forward
+
+
+def _optimizers_in(configured: Any) -> Iterator[Optimizer]:
+    if isinstance(configured, Optimizer):
+        yield configured
+    elif isinstance(configured, dict):
+        for value in configured.values():
+            yield from _optimizers_in(value)
+    elif isinstance(configured, (list, tuple)):
+        for value in configured:
+            yield from _optimizers_in(value)
+
+
+def _move(optimizer: Optimizer, stacked: dict[Tensor, nn.Parameter]) -> None:
+    """Let an optimizer, and the schedulers that hold it, train other parameters; existing state is repeated K times."""
+    for group in optimizer.param_groups:
+        group["params"] = [stacked[p] for p in group["params"]]
+        if type(optimizer) in _FUSED and group.get("foreach") is None and group.get("fused") is None:
+            group["fused"] = True
+    for p, state in list(optimizer.state.items()):
+        optimizer.state[stacked[p]] = {
+            name: torch.stack([value] * len(stacked[p])) if getattr(value, "shape", None) == p.shape else value
+            for name, value in state.items()
+        }
+        del optimizer.state[p]

@@ -16,31 +16,12 @@ from lightning_cwrf.recipes.fit import fit
 from lightning_cwrf.recipes.stack import Stack
 
 _HOOKS = (
-    "backward",
-    "configure_callbacks",
-    "configure_gradient_clipping",
-    "configure_model",
-    "lr_scheduler_step",
-    "on_after_backward",
-    "on_after_batch_transfer",
-    "on_before_backward",
-    "on_before_batch_transfer",
-    "on_before_optimizer_step",
-    "on_before_zero_grad",
-    "on_fit_end",
-    "on_fit_start",
-    "on_train_batch_end",
-    "on_train_batch_start",
-    "on_train_end",
-    "on_train_epoch_end",
-    "on_train_epoch_start",
-    "on_train_start",
-    "optimizer_step",
-    "optimizer_zero_grad",
-    "setup",
-    "teardown",
-    "transfer_batch_to_device",
-)
+    "backward", "configure_callbacks", "configure_gradient_clipping", "configure_model", "lr_scheduler_step",
+    "on_after_backward", "on_after_batch_transfer", "on_before_backward", "on_before_batch_transfer",
+    "on_before_optimizer_step", "on_before_zero_grad", "on_fit_end", "on_fit_start", "on_train_batch_end",
+    "on_train_batch_start", "on_train_end", "on_train_epoch_end", "on_train_epoch_start", "on_train_start",
+    "optimizer_step", "optimizer_zero_grad", "setup", "teardown", "transfer_batch_to_device",
+)  # fmt: skip
 """Hooks around a training step; a stack calls the step alone."""
 
 

@@ -1,4 +1,4 @@
-"""One shadow model's training, in whichever process it happens."""
+"""Training one shadow model, in this process or in a worker."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import split_batch
 from lightning_cwrf.data import check_disjoint, example_digests, isolated_rng
-from lightning_cwrf.data.overlap import is_ambiguous, places_among
 from lightning_cwrf.shadows.membership import balanced_membership
 
 
@@ -36,15 +35,7 @@ def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
     """
     digests, targets = _read(pool, "pool")
     others: list[bytes] = [] if population is None else _read(population, "population")[0]
-    common = len(places_among(others, set(digests)))
-    if common and is_ambiguous(digests):
-        warnings.warn(
-            f"{common} examples of the population have the inputs of examples in the pool. Many examples of the pool "
-            "share theirs with one another, so this may be chance: make sure that no shadow model sees the population.",
-            stacklevel=4,
-        )
-    else:
-        check_disjoint(digests, others, "the population", "in the pool, which shadow models train on")
+    check_disjoint(digests, others, "the population", "in the pool, which shadow models train on")
     return PoolData(digests, targets, others)
 
 

@@ -114,9 +114,13 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: insert_canaries(Items([0, 1, 1]), 4), ValueError, "between 2 and the 3 training examples, not 4"),
+        (
+            lambda: insert_canaries(Items([0, 1, 1]), 4),
+            ValueError,
+            "from 2 to 3, not 4. There are 3",
+        ),
         (lambda: insert_canaries(Items([0, 1, 1]), 1), ValueError, "not 1"),
-        (lambda: insert_canaries(Items([0, 1]), 2, classes=1), ValueError, "at least 2 classes, not 1"),
+        (lambda: insert_canaries(Items([0, 1]), 2, classes=1), ValueError, "an integer of at least 2, not 1"),
         (lambda: insert_canaries(Items([0, 0]), 2), ValueError, "every label is 0; pass classes="),
         (lambda: insert_canaries(Items([0, 3]), 2, classes=3), ValueError, "label 3 of example 1 is out of range"),
         (lambda: insert_canaries(Items([0, -1]), 2), ValueError, "example 1 is no class index: .* value -1"),

@@ -189,7 +189,7 @@ def test_categorical_shadow_pools_can_have_a_population(tmp_path):
     data = Categorical(range(1000))
     plain = TensorDataset(torch.stack([r[0] for r in data.rows]), torch.stack([r[1] for r in data.rows]))
     pool, population = Subset(plain, range(200)), Subset(plain, range(200, 260))
-    with pytest.warns(UserWarning, match="examples of the population have the inputs of examples in the pool"):
+    with pytest.warns(UserWarning, match="examples of the population are in the pool.* this may be chance"):
         shadows = train_shadows(fit_linear, pool, 4, population=population, store=tmp_path, progress=False, workers=1)
     sides = {"members": Subset(plain, range(100)), "nonmembers": Subset(plain, range(100, 200))}
     result = audit(nn.Linear(3, 2), **sides, shadows=shadows, overlap="allow")
@@ -442,7 +442,7 @@ def test_an_overlap_by_chance_in_categorical_reference_data_is_a_warning():
     data = Categorical(range(400))
     plain = TensorDataset(torch.stack([r[0] for r in data.rows]), torch.stack([r[1] for r in data.rows]))
     members, reference = Subset(plain, range(200)), Subset(plain, range(200, 400))
-    with pytest.warns(UserWarning, match="Many members share their content with one another"):
+    with pytest.warns(UserWarning, match="share their content with one another"):
         privacy_vulnerability_scores(nn.Linear(3, 2), nn.Linear(3, 2), members, reference, steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -52,7 +52,7 @@ def test_a_killed_worker_loses_nothing(tmp_path):
     """One of two worker processes is killed in mid-run: what it held is trained again, nothing else is."""
     (tmp_path / "kill once").write_text("3")
     recipe = Counted(tmp_path / "log")
-    with pytest.warns(UserWarning, match="a worker process was killed; . trainings are tried again"):
+    with pytest.warns(UserWarning, match="a worker process was killed; . trainings are repeated"):
         signals = train_shadows(recipe, part(0, 20), 6, store=tmp_path, workers=2, progress=False)
     assert signals.logits.shape[0] == 6
     again = runs(recipe.log)
