@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-USER = '''
+USER = """
 import functools
 
 from lightning.pytorch import LightningModule, Trainer
@@ -60,7 +60,7 @@ def harden(model: Classifier, data: TensorDataset) -> AuditResult:
     assert_type(result, AuditResult)
     assert_type(result.model_metrics["test_accuracy"].value, float)
     return result
-'''
+"""
 
 MISTAKES = {
     "train_shadows(recipe, data, models=4)": 'Unexpected keyword argument "models" for "train_shadows"',

@@ -126,7 +126,8 @@ def unlike_shadows(model: nn.Module, shadows: ShadowOutputs | None) -> list[str]
 
 def _check_arguments(model: Any, shadows: Any) -> None:
     if not isinstance(model, nn.Module):
-        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        is_class = isinstance(model, type)
+        what = f"the class {model.__name__}; make one, and train it" if is_class else type(model).__name__
         raise TypeError(f"audit needs a finished module, not {what}.")
     if shadows is not None and not isinstance(shadows, ShadowOutputs):
         raise TypeError(f"shadows must be what train_shadows returns, not a {type(shadows).__name__}.")
