@@ -185,18 +185,13 @@ class Describer:
         return ["function", name, self.describe(instructions(code)), self._read_all({**own, **closed}, name), reads]
 
     def _reads(self, reads: Reads, name: str) -> Any:
-        if reads.at_run_time and not self.ignore_unknown:
-            with self._at(name):
-                raise Unsupported(self._message(f"what {' and '.join(sorted(reads.at_run_time))} looks up"))
-        if None in reads.environment:
-            with self._at(name):
-                if not self.ignore_unknown:
-                    raise Unsupported(self._message("the environment (os.environ) under a name that is no constant"))
         names = None if reads.whole_modules else frozenset(reads.names)
-        modules = []
-        for each, module in sorted(reads.modules.items()):
-            with self._at(name):
-                modules.append([each, self._module(module, names)])
+        with self._at(name):
+            if reads.at_run_time and not self.ignore_unknown:
+                raise Unsupported(self._message(f"what {' and '.join(sorted(reads.at_run_time))} looks up"))
+            if None in reads.environment and not self.ignore_unknown:
+                raise Unsupported(self._message("the environment (os.environ) under a name that is not constant"))
+            modules = [[each, self._module(module, names)] for each, module in sorted(reads.modules.items())]
         environment = sorted([n, v] for n, v in reads.environment.items() if n is not None)
         return [self._read_all(reads.values, name), modules, environment]
 

@@ -97,6 +97,19 @@ def test_an_unknown_setting_raises(monkeypatch):
         SET_UP(run, Classifier(width=4))
 
 
+def test_a_subclass_of_a_callback_is_carried_if_the_user_says_so():
+    """Its settings are known, and what it adds is not."""
+
+    class Mine(GradientMaskCallback):
+        pass
+
+    scoring = PrivacyScoringCallback(part(200, 232), capture(Classifier(width=4)))
+    run = trainer(callbacks=[scoring, CriticalRewindCallback(), Mine(tune="masked")])
+    with pytest.raises(ValueError, match="Mine may shape the training: pass callbacks="):
+        SET_UP(run, Classifier(width=4))
+    assert SET_UP(run, Classifier(width=4), callbacks=list).cwrf.tune == "masked"
+
+
 def test_plain_members_become_each_models_own():
     plain = {"members": part(0, 64)}
     recipe = SET_UP(hardened(PrivacyScoringCallback=plain), Classifier(width=4))

@@ -72,9 +72,9 @@ def test_closures_lambdas_and_marks_raise():
             "def recipe(m, s): return S().f()",
             r"a RLock \(read as recipe → S → lock\)",
         ),
-        ("import os\ndef recipe(m, s):\n    return [os.environ[n] for n in 'AB']", "environment .* no constant"),
-        ("import os\ndef recipe(m, s):\n    return dict(os.environ)", "environment .* no constant"),
-        ("def recipe(m, s):\n    from os import getenv\n    return getenv('A')", "environment .* no constant"),
+        ("import os\ndef recipe(m, s):\n    return [os.environ[n] for n in 'AB']", "environment .* not constant"),
+        ("import os\ndef recipe(m, s):\n    return dict(os.environ)", "environment .* not constant"),
+        ("def recipe(m, s):\n    from os import getenv\n    return getenv('A')", "environment .* not constant"),
     ],
 )
 def test_values_without_content_raise_with_a_fix(text, what):
