@@ -58,7 +58,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", ["audit.json", "rate_0.01", "no_ending", "ä/deep/audit.json"])
-def test_what_was_saved_is_loaded_from_the_path_that_was_given(tmp_path, name):
+def test_a_result_is_loaded_from_its_path(tmp_path, name):
     result = made()
     path = result.save(str(tmp_path / name))
     assert path == tmp_path / name

@@ -35,7 +35,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert list(SeededOrder(50, 4)) != first
 
 
-def test_a_recipe_trains_what_the_training_trained(tmp_path):
+def test_a_recipe_repeats_the_training(tmp_path):
     """Data in order, so that the one source of randomness is the seed of the weights."""
     pool = part(0, 64)
     torch.manual_seed(7)
@@ -52,11 +52,11 @@ def test_a_sweep_over_rates_trains_the_base_models_once(tmp_path, monkeypatch):
     base = functools.partial(train, base_recipe, part(0, 40), 2, store=tmp_path, keep_weights=True)
     tuned = replace(base_recipe, cwrf=CWRFConfig(part(100, 132), rate=0.1, steps=2))
     keys = set()
-    for percent in range(1, 11):
+    for percent in (1, 5, 10):
         recipe = replace(tuned, cwrf=replace(tuned.cwrf, rate=percent / 100))
         keys.add(train(recipe, part(0, 40), 2, store=tmp_path, base=base()).store.key)
-    assert len(keys) == 10
-    assert len(fits) == 2 + 10 * 2
+    assert len(keys) == 3
+    assert len(fits) == 2 + 3 * 2
 
 
 def test_invalid_recipes_raise():

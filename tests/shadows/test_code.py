@@ -172,7 +172,7 @@ READS = {
 
 
 @pytest.mark.parametrize("kind", READS)
-def test_what_a_recipe_reads(kind):
+def test_values_that_a_recipe_reads(kind):
     begin, change, use = READS[kind]
     recipe = f"def recipe(members, seed):\n    return {use}\n"
     names = cell(begin + "\n" + recipe)
