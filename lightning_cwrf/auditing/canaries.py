@@ -163,7 +163,7 @@ def _label(item: Any, place: int) -> int:
     target = torch.as_tensor(split_batch(item)[1])
     if target.numel() != 1 or target.is_floating_point() or target.dtype == torch.bool or int(target) < 0:
         raise ValueError(
-            f"the target of example {place} is no class index: {target.dtype} of shape {tuple(target.shape)}"
+            f"the target of example {place} is not a class index: {target.dtype} of shape {tuple(target.shape)}"
             f"{f' and value {target.item()}' if target.numel() == 1 else '; turn one-hot targets into indices'}."
         )
     return int(target)

@@ -29,7 +29,7 @@ def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
     """Read the pool and the population.
 
     Raises:
-        TypeError: not a map-style data set, or examples that are no pairs (inputs, target) or dicts with a target.
+        TypeError: not a map-style data set, or examples that are not pairs (inputs, target) or dicts with a target.
         ValueError: an empty data set, one that reads differently each time, labels that are not class indices, or
             examples of the population that are in the pool.
     """

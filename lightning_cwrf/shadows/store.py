@@ -42,7 +42,7 @@ class ShadowStore:
         return self.folder / f"model-{model:04d}.safetensors"
 
     def weights_path(self, model: int) -> Path:
-        """The file of one model's state dict, where it is kept."""
+        """The file of one model's state dict, if it was stored."""
         return self.folder / f"model-{model:04d}.weights.safetensors"
 
     def probe(self) -> None:

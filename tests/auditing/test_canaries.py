@@ -123,11 +123,11 @@ class Stream(IterableDataset):
         (lambda: insert_canaries(Items([0, 1]), 2, classes=1), ValueError, "an integer of at least 2, not 1"),
         (lambda: insert_canaries(Items([0, 0]), 2), ValueError, "every label is 0; pass classes="),
         (lambda: insert_canaries(Items([0, 3]), 2, classes=3), ValueError, "label 3 of example 1 is out of range"),
-        (lambda: insert_canaries(Items([0, -1]), 2), ValueError, "example 1 is no class index: .* value -1"),
+        (lambda: insert_canaries(Items([0, -1]), 2), ValueError, "example 1 is not a class index: .* value -1"),
         (
             lambda: insert_canaries(TensorDataset(torch.zeros(4, 2), torch.eye(4)), 2),
             ValueError,
-            "no class index.*one-hot",
+            "not a class index.*one-hot",
         ),
         (lambda: insert_canaries(TensorDataset(torch.zeros(4, 2)), 2), TypeError, "a batch must be"),
         (lambda: insert_canaries(Stream(), 2), TypeError, "a length that is read by index, not Stream"),
