@@ -23,13 +23,14 @@ from torch.utils.data import DataLoader, default_collate
 
 from lightning_cwrf.callbacks import (
     CriticalRewindCallback,
+    DefenseCallback,
     GradientMaskCallback,
     PrivacyScoringCallback,
 )
 from lightning_cwrf.data import all_digests, isolated_rng, reads_alike
 from lightning_cwrf.data.poisson import users_loader, whole_order
-from lightning_cwrf.defenses import DefenseMixin
-from lightning_cwrf.defenses.registry import Defense
+from lightning_cwrf.defenses import Defense, DefenseMixin
+from lightning_cwrf.defenses.base import own_hparams
 from lightning_cwrf.recipes.cwrf import CWRF
 from lightning_cwrf.shadows.identity import identity
 
@@ -75,7 +76,7 @@ def read_recipe(
             "this model's last Trainer is another one, so its defense may be of another training: read each recipe "
             "with the Trainer that made the model, before another one takes it."
         )
-    defense = _defense_of(model) if defense is None else defense
+    defense = _defense_of(trainer, model) if defense is None else defense
     found = _loader_of(trainer) if loader is None else loader
     _check_schedulers(trainer)
     recipe = kind(
@@ -93,7 +94,7 @@ def read_recipe(
 
 def _module_of(model: LightningModule) -> Callable[[], LightningModule]:
     cls: Any = getattr(type(model), "_attached_to", type(model))
-    given = {name: value for name, value in model.hparams.items() if name != "defense"}
+    given = own_hparams(model)
     modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
     if modules:
         raise ValueError(
@@ -184,18 +185,12 @@ def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | No
     }
 
 
-def _defense_of(model: LightningModule) -> Defense | None:
-    if getattr(type(model), "_attached_to", None) is None:
-        return None  # none, or one that its class has by inheritance
-    mixin: Any = type(model).__bases__[0]
-    settings: dict[str, Any] = dict(model.defense_settings)  # type: ignore[arg-type]
-    taken = [name for name in inspect.signature(mixin.configure_defense).parameters if name != "self"]
-    for name in (name for name in taken if name not in settings):  # data are no settings
-        holder = getattr(model, f"_{name}", None)
-        if not hasattr(holder, "data"):
-            raise ValueError(f"{mixin.__name__} has {name}, which cannot be read from the model: pass defense=.")
-        settings[name] = holder.data  # type: ignore[union-attr]
-    return Defense(mixin, settings)
+def _defense_of(trainer: Trainer, model: LightningModule) -> Defense | None:
+    callbacks = [each for each in _callbacks_of(trainer) if isinstance(each, DefenseCallback)]
+    if callbacks:
+        return callbacks[0].defense
+    # By inheritance it is part of the class.
+    return model.defense if isinstance(model, DefenseMixin) and hasattr(type(model), "_attached_to") else None
 
 
 def _cwrf_of(trainer: Trainer, others_given: bool, loader: Any, augmented: bool) -> CWRF | None:

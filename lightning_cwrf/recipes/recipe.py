@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.data import Batches, OverlapCheck, SeededOrder, all_digests, isolated_rng
 from lightning_cwrf.data.seen import SCORED, seen_by
-from lightning_cwrf.defenses import DefenseMixin
-from lightning_cwrf.defenses.registry import Defense
+from lightning_cwrf.defenses import Defense, DefenseMixin
 from lightning_cwrf.recipes.cwrf import CWRF
 from lightning_cwrf.recipes.stacked import check_stackable, train_stack
 from lightning_cwrf.shadows.jobs import seed_all
@@ -272,9 +271,8 @@ class ShadowRecipe:
         """Data that shape the models beside their training examples, by what to call them."""
         found = {} if self.cwrf is None else {"CWRF's nonmembers": self.cwrf.nonmembers}
         if self.defense is not None:
-            for name, value in self.defense.settings.items():
-                if name == "nonmembers" or isinstance(value, (Dataset, DataLoader)):
-                    found[f"{self.defense.mixin.__name__}'s {name}"] = value
+            for name, value in self.defense.data.items():
+                found[f"{self.defense.mixin.__name__}'s {name}"] = value
         return found
 
     def _check_stack(self) -> None:
@@ -315,7 +313,7 @@ class ShadowRecipe:
 def _defense_of(module: LightningModule) -> str:
     if not isinstance(module, DefenseMixin):
         return "no defense"
-    settings = dict(module._named_settings())
+    settings = module.defense.named()
     name = settings.pop("name")
     return f"{name} ({', '.join(f'{key}={value}' for key, value in settings.items())})" if settings else str(name)
 

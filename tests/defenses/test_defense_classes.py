@@ -72,7 +72,7 @@ def test_the_module_before_the_defense_is_refused_with_the_right_order():
 @pytest.mark.parametrize("first", [Own, Blind])
 def test_a_step_between_that_does_not_go_on_is_refused(first):
     with pytest.raises(
-        TypeError, match=rf"{first.__name__}\.training_step stands before RelaxLossMixin's and does not"
+        TypeError, match=rf"{first.__name__}\.training_step comes before RelaxLossMixin's and does not"
     ):
         type("Between", (first, RelaxLossMixin, Classifier), {})
 
@@ -217,7 +217,7 @@ def test_a_module_whose_first_training_was_compiled_trains_with_the_defense(unco
         to_uncompiled(model)
         Counted.attach(model)
     else:
-        with pytest.warns(UserWarning, match="was compiled .* with its old training step. It is not compiled any more"):
+        with pytest.warns(UserWarning, match="was compiled .* with its old training step. It is no longer compiled"):
             Counted.attach(model)
     trainer(max_epochs=1).fit(model, loader(0, 16))
     assert Counted.calls == 1

@@ -36,12 +36,12 @@ class Record(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         step = {"state": copy.deepcopy(module.state_dict()), "batch": batch, "epoch": trainer.current_epoch}
-        step["attack_before"] = copy.deepcopy(module.__dict__.get("_adversary"))
+        step["attack_before"] = copy.deepcopy(getattr(module.defense_state, "adversary", None))
         self.steps.append(step)
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.steps[-1]["grads"] = {n: p.grad.clone() for n, p in module.named_parameters()}
-        self.steps[-1]["attack"] = copy.deepcopy(module.__dict__.get("_adversary"))
+        self.steps[-1]["attack"] = copy.deepcopy(getattr(module.defense_state, "adversary", None))
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.steps[-1]["loss"] = outputs["loss"].detach()

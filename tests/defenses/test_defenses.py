@@ -142,7 +142,7 @@ def test_a_hardened_checkpoint_loads_into_the_original_class(tmp_path, cls):
     assert type(again) is cls
     assert all(torch.equal(again.state_dict()[n], w) for n, w in model.state_dict().items())
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert saved["defense"] == {"name": "RelaxLossMixin", "alpha": 0.5, "upper": 1.0}
+    assert saved["lightning_cwrf_defense"] == {"name": "RelaxLossMixin", "alpha": 0.5, "upper": 1.0}
     logged = (tmp_path / "lightning_logs" / "version_0" / "hparams.yaml").read_text()
     assert "alpha: 0.5" in logged
 
@@ -257,7 +257,7 @@ def test_misuse_is_told():
     with pytest.raises(TypeError, match="needs a LightningModule, not Linear"):
         RelaxLossMixin.attach(nn.Linear(2, 2))
     model = Classifier()
-    with pytest.raises(TypeError, match="RelaxLossMixin has no setting alhpa; it has alpha, upper"):
+    with pytest.raises(TypeError, match="RelaxLoss has no setting alhpa; it has alpha, upper"):
         RelaxLossMixin.attach(model, alhpa=1.0)
     assert type(model) is Classifier
     with pytest.raises(MisconfigurationException, match="has a defense already"):
