@@ -1,6 +1,6 @@
 """Settings by ``configure_defense`` and ``_set_defense``, as in the previous release; they go in the next."""
 
-from __future__ import annotations
+# No postponed annotations here: jsonargparse evaluates them in the module of the subclass, whose names are others.
 
 import dataclasses
 import inspect

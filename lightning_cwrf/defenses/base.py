@@ -11,7 +11,14 @@ from torch import Tensor
 from lightning_cwrf.classification import classification_step, deferred_checks
 from lightning_cwrf.data.seen import load_seen_state, seen_state
 from lightning_cwrf.defenses._legacy import Configured, ConfigureDefense, configured_settings
-from lightning_cwrf.defenses.bases import attached_class, check_bases, check_names, constructor_of, free_step
+from lightning_cwrf.defenses.bases import (
+    attached_class,
+    check_bases,
+    check_names,
+    constructor_of,
+    free_step,
+    is_module,
+)
 from lightning_cwrf.defenses.settings import Defense, M, build, check_types, derived, setting_names
 from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.weights.masks import WeightMask
@@ -52,7 +59,7 @@ class DefenseMixin(ConfigureDefense, _Base):
     def __init_subclass__(cls, *, settings: type[Defense] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         check_bases(cls, DefenseMixin)
-        if not issubclass(cls, LightningModule):
+        if not is_module(cls):
             _take_settings(cls, settings)
         elif settings is not None:
             raise TypeError(f"{cls.__name__} is a module: give settings= to a mixin, and inherit from it.")
@@ -155,11 +162,7 @@ class DefenseMixin(ConfigureDefense, _Base):
         with deferred_checks() as checks:
             try:
                 loss, size = self.defense_step(batch)
-                if not isinstance(loss, Tensor) or loss.ndim != 0:
-                    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-                    raise TypeError(
-                        f"the loss of {type(self).__name__} must be a scalar tensor, not {what}; take its mean."
-                    )
+                _check_scalar(loss, type(self).__name__)
                 finite = checks.passed(loss)
             except ValueError as error:
                 raise ValueError(
@@ -203,6 +206,12 @@ class DefenseMixin(ConfigureDefense, _Base):
         initial = self.hparams_initial
         initial[name] = hparams[name] = self.defense.named()
         self._hparams_initial = initial
+
+
+def _check_scalar(loss: Any, name: str) -> None:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"the loss of {name} must be a scalar tensor, not {what}; take its mean.")
 
 
 def save_defense(module: LightningModule, state: DefenseState, checkpoint: dict[str, Any]) -> None:

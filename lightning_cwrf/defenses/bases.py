@@ -41,6 +41,11 @@ def _new_attached(mixin: type, original: type) -> Any:
     return made.__new__(made)
 
 
+def is_module(cls: type) -> bool:
+    """Whether a class is a LightningModule already, and no mixin for one."""
+    return issubclass(cls, LightningModule)
+
+
 def mixins_of(cls: type, root: type) -> list[type]:
     """The defenses among the bases of a class that are no LightningModules, the most derived first, ``root`` last."""
     return [base for base in cls.__mro__ if issubclass(base, root) and not issubclass(base, LightningModule)]

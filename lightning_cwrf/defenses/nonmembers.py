@@ -1,6 +1,6 @@
 """Non-member batches for defenses that train against them."""
 
-from __future__ import annotations
+# No postponed annotations here: jsonargparse evaluates them in the module of the subclass, whose names are others.
 
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """The settings of a defense: one frozen dataclass each, from which constructors, YAML, hparams and recipes are read."""
 
-from __future__ import annotations
+# No postponed annotations here: jsonargparse evaluates them in the module of the subclass, whose names are others.
 
 import dataclasses
 import math

@@ -36,13 +36,11 @@ def test_the_attack_of_adversarial_regularization_is_in_the_checkpoint_and_nowhe
     assert [id(p) for g in run.optimizers[0].param_groups for p in g["params"]] == parameters
     run.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["adversarial_regularization"]
-    assert all(torch.equal(saved["network"][n], t) for n, t in model.defense_state.adversary.network.state_dict().items())
+    network = model.defense_state.adversary.network
+    assert all(torch.equal(saved["network"][n], t) for n, t in network.state_dict().items())
     assert saved["optimizer"]["state"][0]["step"] == 2 * 4  # two attack steps a batch
-    again = copy.deepcopy(model)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(model.defense_state.adversary.network.parameters(), again.defense_state.adversary.network.parameters(), strict=True)
-    )
+    again = copy.deepcopy(model).defense_state.adversary.network
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
 
 
 def test_the_attack_learns_and_the_classifier_answers(as_is):

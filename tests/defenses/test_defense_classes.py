@@ -71,9 +71,7 @@ def test_the_module_before_the_defense_is_refused_with_the_right_order():
 
 @pytest.mark.parametrize("first", [Own, Blind])
 def test_a_step_between_that_does_not_go_on_is_refused(first):
-    with pytest.raises(
-        TypeError, match=rf"{first.__name__}\.training_step comes before RelaxLossMixin's and does not"
-    ):
+    with pytest.raises(TypeError, match=rf"{first.__name__}\.training_step comes before RelaxLossMixin's and does not"):
         type("Between", (first, RelaxLossMixin, Classifier), {})
 
 

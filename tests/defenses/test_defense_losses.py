@@ -337,7 +337,7 @@ def test_misuse():
         hamp_target_probability(1, 0.5)
     with pytest.raises(ValueError, match="already"):
         register_defense("ccl")(PASTMixin)
-    with pytest.raises(TypeError, match="is no DefenseMixin"):
+    with pytest.raises(TypeError, match="is neither a Defense nor a DefenseMixin"):
         register_defense("plain")(nn.Linear)
     with pytest.raises(TypeError, match="register_defense needs a name"):
         register_defense(PASTMixin)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_cwrf.defenses import available_defenses, create_defense, mixup_mmd
+from lightning_cwrf.defenses.nonmembers import NonmemberBatches
 from tests.helpers import Classifier, loader, part, trainer
 from tests.oracles import formulas
 
@@ -151,7 +152,7 @@ def test_the_game_of_adversarial_regularization_is_what_trains(settings):
 @pytest.mark.parametrize("settings", [{}, {"lam": 0.5, "bandwidth": 0.3, "mixup_alpha": 0.2}, {"lam": 40.0}])
 def test_the_loss_of_mixup_mmd_is_what_trains(settings, monkeypatch):
     mixes, drawn = [], []
-    plain_mix, plain_like = mixup_mmd.mix_batch, mixup_mmd.NonmemberBatches.like
+    plain_mix, plain_like = mixup_mmd.mix_batch, NonmemberBatches.like
 
     def mix(batch, order, weight):
         mixes.append((order, weight))
@@ -162,7 +163,7 @@ def test_the_loss_of_mixup_mmd_is_what_trains(settings, monkeypatch):
         return drawn[-1]
 
     monkeypatch.setattr(mixup_mmd, "mix_batch", mix)
-    monkeypatch.setattr(mixup_mmd.NonmemberBatches, "like", like)
+    monkeypatch.setattr(NonmemberBatches, "like", like)
     for i, step in enumerate(train("mixup_mmd", nonmembers=part(300, 400), **settings)):
         model = twin_of(step)
         (x, y), (order, weight), (x_other, y_other) = step["batch"], mixes[i], drawn[i]

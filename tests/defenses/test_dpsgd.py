@@ -64,7 +64,7 @@ def wide(begin=0, end=96, **kwargs):
     return DataLoader(TensorDataset(data[0].double(), data[1]), **{"batch_size": 16, **kwargs})
 
 
-def by_hand(model, batches, steps, clip, frozen=None):
+def by_hand(model, batches, steps, clip, frozen=None, loss=F.cross_entropy):
     """DP-SGD without noise, one example at a time (Abadi et al. 2016, Algorithm 1)."""
     optimizer = model.configure_optimizers()
     kept = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -74,8 +74,8 @@ def by_hand(model, batches, steps, clip, frozen=None):
         total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
         for i in batches.drawn(step):
             x, y = batches.loader.dataset[i]
-            loss = F.cross_entropy(model(x[None]), torch.tensor([y]))
-            own = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+            value = loss(model(x[None]), torch.tensor([y]))
+            own = dict(zip(names, torch.autograd.grad(value, list(model.parameters())), strict=True))
             own = {n: torch.where(masks[n], 0.0, g) for n, g in own.items()}
             norm = math.sqrt(sum(float(g.square().sum()) for g in own.values()))
             for n, g in own.items():

@@ -125,8 +125,8 @@ class DPSGDState(DefenseState):
     def end(self) -> None:
         self.end_step()
         if self.accumulation is not None:
-            trainer, trainer.accumulate_grad_batches = self.accumulation
-            self.accumulation = None
+            trainer, asked = self.accumulation
+            trainer.accumulate_grad_batches, self.accumulation = asked, None
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies are scored or loaded, not trained on: a fit makes these anew.
