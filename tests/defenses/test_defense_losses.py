@@ -349,7 +349,7 @@ def test_misuse():
             create_defense(name, **settings, **extra)
     with pytest.raises(TypeError, match=r"max_physical_batch_size must be int or None, not 2\.5"):
         create_defense("dpsgd", noise_multiplier=1, max_physical_batch_size=2.5)
-    with pytest.raises(TypeError, match="HAMPMixin has no setting gama; it has gamma, alpha"):
+    with pytest.raises(TypeError, match="HAMP has no setting gama; it has gamma, alpha"):
         create_defense("hamp", gama=1)
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_cwrf.defenses import available_defenses, create_defense, mixup_mmd
+from lightning_cwrf.defenses import create_defense, mixup_mmd
 from lightning_cwrf.defenses.nonmembers import NonmemberBatches
 from tests.helpers import Classifier, loader, part, trainer
 from tests.oracles import formulas
@@ -205,10 +205,3 @@ def test_dp_sgd_trains_on_plain_cross_entropy():
         x, y = step["batch"]
         losses = [formulas.cross_entropy(row, int(t)) for row, t in zip(twin_of(step)(x).tolist(), y, strict=True)]
         assert float(step["loss"]) == pytest.approx(sum(losses) / len(losses), rel=1e-9)
-
-
-def test_every_defense_is_compared_here():
-    here = {name for name, _, _ in OF_LOGITS}
-    assert here | {"weight_penalty", "past", "adversarial_regularization", "mixup_mmd", "dpsgd"} == set(
-        available_defenses()
-    )
