@@ -87,7 +87,9 @@ class AttackNetwork(nn.Module):
         if logits.shape[-1] != self.classes:
             raise ValueError(f"this attack network was made for {self.classes} classes, not for {logits.shape[-1]}.")
         prediction = self.prediction(logits.float().softmax(-1))
-        label = self.label(F.one_hot(targets, self.classes).to(prediction.dtype))
+        # F.one_hot reads the targets on some devices, to check them.
+        one_hot = torch.zeros_like(logits, dtype=prediction.dtype).scatter_(-1, targets.unsqueeze(-1), 1.0)
+        label = self.label(one_hot)
         odds: Tensor = self.both(torch.cat([prediction, label], dim=-1))
         return odds.squeeze(-1)
 

@@ -219,7 +219,7 @@ def test_settings_of_ones_own_defense_by_attach_and_by_inheritance():
 
 
 @pytest.mark.parametrize("cls", [Inherited, Below])
-@pytest.mark.parametrize(("value", "fits"), [(0.5, True), ("hot", False), (None, False)])
+@pytest.mark.parametrize(("value", "fits"), [(0.5, True), ("hot", False), ([1.0], False)])
 def test_jsonargparse_reads_the_settings_of_a_class(cls, value, fits):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Classifier, "model")
