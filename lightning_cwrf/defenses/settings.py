@@ -39,7 +39,12 @@ class Defense:
     @property
     def data(self) -> dict[str, Any]:
         """The settings that are data, by name."""
-        return {name: value for name, value in self.settings.items() if _fields(type(self))[name].metadata.get("data")}
+        return {name: getattr(self, name) for name in self.data_names()}
+
+    @classmethod
+    def data_names(cls) -> list[str]:
+        """The names of the settings that are data."""
+        return [name for name, field in _fields(cls).items() if field.metadata.get("data")]
 
     def plain(self) -> dict[str, Any]:
         """The settings as plain values, for hyper-parameters and checkpoints: without data."""

@@ -27,15 +27,14 @@ from lightning_cwrf.defenses import (
 from tests.helpers import Classifier, loader, part, trainer
 
 PAGES = Path(__file__).parents[2] / "docs" / "defenses"
-OWN_WORDS = {"dpsgd": {"noise_multiplier": 1.0, "accountant": "rdp", "fix": True}}
+NEEDED = {"dpsgd": {"noise_multiplier": 1.0, "accountant": "rdp", "fix": True}}
 KEPT = {"_dpsgd_ledger", "_lightning_cwrf_seen", "_hparams", "_hparams_initial"}
 """Attributes that outlive detach: what the weights have spent, and what they have seen; and Lightning's own."""
 
 
 def minimal(name):
     """The settings without which a defense cannot be made."""
-    data = {f.name: part(300, 400) for f in dataclasses.fields(defense_class(name)) if f.metadata.get("data")}
-    return {**data, **OWN_WORDS.get(name, {})}
+    return {**dict.fromkeys(defense_class(name).data_names(), part(300, 400)), **NEEDED.get(name, {})}
 
 
 def check_settings(name):
