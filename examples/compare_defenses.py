@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, train_shadows
 from lightning_cwrf.auditing import AuditResult, audit_outputs
-from lightning_cwrf.defenses import create_defense
+from lightning_cwrf.defenses import create_defense, defense_class
 from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.report import plot_tradeoff, tradeoff_table
 from lightning_cwrf.shadows.identity import identity
@@ -56,7 +56,6 @@ DEFENSES: dict[str, dict[str, Any]] = {
     "dpsgd": {"noise_multiplier": 0.6, "target_delta": 1e-3, "max_grad_norm": 1.0, "accountant": "rdp"},
 }
 WAYS = ("from scratch", "tuned, r = 0", "CWRF", "random mask")
-AGAINST_NONMEMBERS = ("past", "adversarial_regularization", "mixup_mmd")
 
 
 class Classifier(LightningModule):
@@ -104,8 +103,8 @@ class Recipe:
             model.load_state_dict(base)
         reference = DataLoader(TensorDataset(*self.reference), batch_size=BATCH)
         if self.defense != "none":
-            extra = {"nonmembers": reference} if self.defense in AGAINST_NONMEMBERS else {}
-            create_defense(self.defense, **self.settings, **extra).attach(model)
+            data = dict.fromkeys(defense_class(self.defense).data_names(), reference)
+            create_defense(self.defense, **self.settings, **data).attach(model)
         trainer = Trainer(
             accelerator="cpu",
             max_epochs=self.epochs,

@@ -30,9 +30,9 @@ from tqdm.auto import tqdm
 from lightning_cwrf import (
     AuditResult,
     CriticalRewindCallback,
+    DefenseCallback,
     GradientMaskCallback,
     PrivacyScoringCallback,
-    RelaxLossMixin,
     ShadowRecipe,
     VanillaSnapshotCallback,
     train_shadows,
@@ -168,11 +168,11 @@ def main(arguments: argparse.Namespace) -> None:
     base = shadows(trainer, finished)
     results["unprotected"] = audited(finished, base)
     for name, rate in (("fine-tuned, r = 0", 0.0), (f"CWRF, r = {arguments.rate:g}", arguments.rate)):
-        model = build(seed, arguments.tune_epochs)
-        model.load_state_dict(finished.state_dict())
-        hardened = RelaxLossMixin.attach(model, alpha=arguments.alpha)
+        hardened = build(seed, arguments.tune_epochs)
+        hardened.load_state_dict(finished.state_dict())
+        callbacks = [DefenseCallback("relaxloss", alpha=arguments.alpha), *cwrf(reference, vanilla, rate)]
         began = time.perf_counter()
-        trainer = fit(hardened, members, arguments.tune_epochs, cwrf(reference, vanilla, rate), bar=name)
+        trainer = fit(hardened, members, arguments.tune_epochs, callbacks, bar=name)
         seconds[name] = time.perf_counter() - began
         results[name] = audited(hardened, shadows(trainer, hardened, base))
     print("\n" + comparison_table(results, seconds))

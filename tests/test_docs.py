@@ -37,7 +37,8 @@ def examples():
             yield pytest.param(code, id=f"{page.stem}-{i}")
 
 
-def test_every_defense_has_a_page():
+def test_every_page_is_that_of_a_defense():
+    """That every defense has one, with its settings, is in tests/defenses/test_registry.py."""
     assert {page.stem for page in PAGES.glob("*.md")} == {*available_defenses(), "README"}
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
+from lightning_cwrf.callbacks import DefenseCallback
 from lightning_cwrf.data import Batches
-from lightning_cwrf.defenses import DefenseMixin
-from lightning_cwrf.defenses.registry import Defense
+from lightning_cwrf.defenses import Defense, DefenseMixin
 
 
 def original_class(model: LightningModule) -> Any:
@@ -19,34 +18,20 @@ def original_class(model: LightningModule) -> Any:
     return getattr(type(model), "_attached_to", type(model))
 
 
-def attached_defense(model: LightningModule) -> Defense | None:
-    """The defense that was attached to a model, with its settings and data.
+def attached_defense(model: LightningModule, callbacks: Sequence[Callback]) -> Defense | None:
+    """The defense of a training: that of a DefenseCallback, or one that was attached to its model.
 
     None: it has none, or its class has one by inheritance, which the class builds again.
-
-    Raises:
-        ValueError: data of the defense that the model does not hold.
     """
-    if original_class(model) is type(model):
-        return None
-    mixin: Any = type(model).__bases__[0]
-    settings: dict[str, Any] = dict(model.defense_settings)  # type: ignore[arg-type]
-    taken = [name for name in inspect.signature(mixin.configure_defense).parameters if name != "self"]
-    for name in (name for name in taken if name not in settings):  # data are no settings
-        holder = getattr(model, f"_{name}", None)
-        if not hasattr(holder, "data"):
-            raise ValueError(f"{mixin.__name__} has {name}, which cannot be read from the model: pass defense=.")
-        settings[name] = holder.data  # type: ignore[union-attr]
-    return Defense(mixin, settings)
+    for callback in callbacks:
+        if isinstance(callback, DefenseCallback):
+            return callback.defense
+    return model.defense if isinstance(model, DefenseMixin) and original_class(model) is not type(model) else None
 
 
 def data_of(defense: Defense) -> dict[str, Batches]:
     """The data that a defense trains with, by the name that a message gives them."""
-    return {
-        f"{defense.mixin.__name__}'s {name}": value
-        for name, value in defense.settings.items()
-        if name == "nonmembers" or isinstance(value, (Dataset, DataLoader))
-    }
+    return {f"{defense.mixin.__name__}'s {name}": value for name, value in defense.data.items()}
 
 
 def in_words(model: nn.Module) -> str:
@@ -57,6 +42,6 @@ def in_words(model: nn.Module) -> str:
     """
     if not isinstance(model, DefenseMixin):
         return "no defense"
-    settings = dict(model._named_settings())
+    settings = model.defense.named()
     name = settings.pop("name")
     return f"{name} ({', '.join(f'{key}={value}' for key, value in settings.items())})" if settings else str(name)

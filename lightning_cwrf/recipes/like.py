@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from lightning_cwrf.data import reads_alike
 from lightning_cwrf.data.poisson import users_loader, whole_order
-from lightning_cwrf.defenses.registry import Defense
+from lightning_cwrf.defenses import Defense
+from lightning_cwrf.defenses.base import own_hparams
 from lightning_cwrf.recipes.cwrf import config_of
 from lightning_cwrf.recipes.defended import attached_defense, original_class
 from lightning_cwrf.shadows.identity import identity
@@ -65,10 +66,10 @@ def read_training(
             "this model's last Trainer is another one, so its defense may belong to another training: read each recipe "
             "with the Trainer that trained the model, before another Trainer takes it."
         )
-    defense = attached_defense(model) if defense is None else defense
+    attached: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    defense = attached_defense(model, attached) if defense is None else defense
     found = _loader_of(trainer) if loader is None else loader
     _check_schedulers(trainer)
-    attached: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return {
         "build_module": _module_of(model) if build_module is None else build_module,
         "trainer_kwargs": _arguments_of(trainer, attached),
@@ -82,7 +83,7 @@ def read_training(
 
 def _module_of(model: LightningModule) -> Callable[[], LightningModule]:
     cls = original_class(model)
-    given = {name: value for name, value in model.hparams.items() if name != "defense"}
+    given = own_hparams(model)
     modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
     if modules:
         raise ValueError(

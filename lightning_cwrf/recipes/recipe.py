@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_cwrf._deprecated import renamed
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.data import OverlapCheck, SeededOrder, isolated_rng
-from lightning_cwrf.defenses.registry import Defense
+from lightning_cwrf.defenses import Defense
 from lightning_cwrf.recipes.compare import check_rebuilt, differences
 from lightning_cwrf.recipes.cwrf import CWRFConfig
 from lightning_cwrf.recipes.defended import data_of

@@ -48,7 +48,7 @@ def main(out: Path) -> None:
     # The attack of adversarial regularisation trains along on every rank: it must stay one attack.
     against = AdversarialRegularizationMixin.attach(Classifier(), nonmembers=loader(140, 180))
     trainer(max_epochs=1, **settings).fit(against, loader(0, 64, shuffle=True))
-    state |= {f"attack/{n}": t.clone() for n, t in against._adversary.network.state_dict().items()}
+    state |= {f"attack/{n}": t.clone() for n, t in against.defense_state.adversary.network.state_dict().items()}
     save_file({n: t.contiguous() for n, t in state.items()}, out / f"rank{run.global_rank}.safetensors")
 
 
