@@ -14,14 +14,13 @@ from torch.utils.data import TensorDataset
 from lightning_cwrf.auditing import AuditResult, audit_outputs
 from lightning_cwrf.auditing.run import attack_scores
 from lightning_cwrf.outputs import ModelOutputs
-from lightning_cwrf.shadows import balanced_membership
-from lightning_cwrf.shadows.train import ShadowSignals
+from lightning_cwrf.shadows import ShadowOutputs, balanced_membership
 
 SHADOWS, POPULATION, CLASSES = 64, 5_000, 2
 SIZES = (60_000, 200_000)  # members and non-members together
 
 
-def outputs(examples: int) -> tuple[ModelOutputs, ModelOutputs, ShadowSignals, ModelOutputs]:
+def outputs(examples: int) -> tuple[ModelOutputs, ModelOutputs, ShadowOutputs, ModelOutputs]:
     generator = torch.Generator().manual_seed(0)
     total = examples + POPULATION
     logits = torch.randn(total, CLASSES, generator=generator)
@@ -29,7 +28,7 @@ def outputs(examples: int) -> tuple[ModelOutputs, ModelOutputs, ShadowSignals, M
     names = [i.to_bytes(4, "big") for i in range(total)]
     ends = (slice(0, examples // 2), slice(examples // 2, examples), slice(examples, total))
     members, nonmembers, population = (ModelOutputs(logits[end], targets[end], names[end]) for end in ends)
-    shadows = ShadowSignals(
+    shadows = ShadowOutputs(
         torch.randn(SHADOWS, examples, CLASSES, generator=generator),
         balanced_membership(SHADOWS, examples, seed=0),
         targets[:examples],
@@ -41,7 +40,7 @@ def outputs(examples: int) -> tuple[ModelOutputs, ModelOutputs, ShadowSignals, M
     return members, nonmembers, shadows, population
 
 
-def audited(given: tuple[ModelOutputs, ModelOutputs, ShadowSignals, ModelOutputs]) -> AuditResult:
+def audited(given: tuple[ModelOutputs, ModelOutputs, ShadowOutputs, ModelOutputs]) -> AuditResult:
     members, nonmembers, shadows, population = given
     return audit_outputs(members, nonmembers, shadows=shadows, population=population)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cwrf.defenses import create_defense
+from lightning_cwrf.defenses import create_defense, defense_class
 
 FITS = 2
 DEFENSES: dict[str, dict[str, Any]] = {
@@ -37,7 +37,6 @@ DEFENSES: dict[str, dict[str, Any]] = {
     "dpsgd": {"noise_multiplier": 1.0, "fix": True},
     "dpsgd, ghost": {"noise_multiplier": 1.0, "fix": True, "ghost": True},
 }
-AGAINST_NONMEMBERS = ("past", "adversarial_regularization", "mixup_mmd")
 
 
 class WithNonmembers(Classifier):
@@ -88,8 +87,8 @@ def benchmark() -> list[Row]:
 
     def defended(name: str) -> Classifier:
         kind = name.partition(",")[0]
-        extra = {"nonmembers": nonmembers} if kind in AGAINST_NONMEMBERS else {}
-        return create_defense(kind, **DEFENSES[name], **extra).attach(Classifier())
+        data = dict.fromkeys(defense_class(kind).data_names(), nonmembers)
+        return create_defense(kind, **DEFENSES[name], **data).attach(Classifier())
 
     best: dict[str, float] = {}
     for _ in range(FITS):

@@ -24,7 +24,7 @@ from harden_digits import BATCH, DigitsClassifier
 from lightning_cwrf import ShadowRecipe, train_shadows
 from lightning_cwrf.attacks import Evidence, create_attack
 from lightning_cwrf.metrics.functional import membership_auroc, tpr_at_fpr
-from lightning_cwrf.shadows import ShadowSignals
+from lightning_cwrf.shadows import ShadowOutputs
 
 MODELS, TARGETS = 32, 16
 BUDGETS = (4, 8, 14)
@@ -40,7 +40,7 @@ ATTACKS = {
 }
 
 
-def shadows(store: Path) -> ShadowSignals:
+def shadows(store: Path) -> ShadowOutputs:
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     data = TensorDataset(images, torch.tensor(digits.target))
@@ -50,19 +50,19 @@ def shadows(store: Path) -> ShadowSignals:
     return train_shadows(recipe, pool, MODELS, population=population, store=store, stack=MODELS // 2)
 
 
-def scores(signals: ShadowSignals, target: int, budget: int) -> dict[str, tuple[float, float]]:
+def scores(shadowed: ShadowOutputs, target: int, budget: int) -> dict[str, tuple[float, float]]:
     """AUC and TPR of every attack on one model, by shadow models of the other half of the pairs."""
     others = list(range(TARGETS, TARGETS + budget))
     evidence = Evidence(
-        logits=signals.logits[target],
-        targets=signals.targets,
-        shadow_logits=signals.logits[others],
-        membership=signals.membership[others],
-        population_logits=signals.population_logits[target],
-        population_targets=torch.tensor([int(y) for _, y in signals.population]),
-        shadow_population_logits=signals.population_logits[others],
+        logits=shadowed.logits[target],
+        targets=shadowed.targets,
+        shadow_logits=shadowed.logits[others],
+        membership=shadowed.membership[others],
+        population_logits=shadowed.population_logits[target],
+        population_targets=torch.tensor([int(y) for _, y in shadowed.population]),
+        shadow_population_logits=shadowed.population_logits[others],
     )
-    inside = signals.membership[target]
+    inside = shadowed.membership[target]
     found = {}
     for name, attack in ATTACKS.items():
         score = attack(evidence)
@@ -71,9 +71,9 @@ def scores(signals: ShadowSignals, target: int, budget: int) -> dict[str, tuple[
 
 
 def table(store: Path) -> str:
-    signals = shadows(store)
+    shadowed = shadows(store)
     lines = ["| attack | " + " | ".join(f"{b} shadow models" for b in BUDGETS) + " |", "|---|" + "---|" * len(BUDGETS)]
-    every = {b: [scores(signals, target, b) for target in range(TARGETS)] for b in BUDGETS}
+    every = {b: [scores(shadowed, target, b) for target in range(TARGETS)] for b in BUDGETS}
     for name in ATTACKS:
         cells = []
         for b in BUDGETS:

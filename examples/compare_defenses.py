@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, train_shadows
 from lightning_cwrf.auditing import AuditResult, audit_outputs
-from lightning_cwrf.defenses import create_defense
+from lightning_cwrf.defenses import create_defense, defense_class
 from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.report import plot_tradeoff, tradeoff_table
 from lightning_cwrf.shadows.identity import identity
@@ -56,7 +56,6 @@ DEFENSES: dict[str, dict[str, Any]] = {
     "dpsgd": {"noise_multiplier": 0.6, "target_delta": 1e-3, "max_grad_norm": 1.0, "accountant": "rdp"},
 }
 WAYS = ("from scratch", "tuned, r = 0", "CWRF", "random mask")
-AGAINST_NONMEMBERS = ("past", "adversarial_regularization", "mixup_mmd")
 
 
 class Classifier(LightningModule):
@@ -95,17 +94,17 @@ class Recipe:
     rate: float
     reference: tuple[Tensor, Tensor] = field(repr=False)
 
-    def __call__(self, members: Dataset[Any], seed: int, start: dict[str, Tensor] | None = None) -> LightningModule:
+    def __call__(self, members: Dataset[Any], seed: int, base: dict[str, Tensor] | None = None) -> LightningModule:
         quiet()
         lightning.seed_everything(seed, verbose=False)
         model = Classifier()
         vanilla = {name: value.clone() for name, value in model.state_dict().items()}
-        if start is not None:
-            model.load_state_dict(start)
+        if base is not None:
+            model.load_state_dict(base)
         reference = DataLoader(TensorDataset(*self.reference), batch_size=BATCH)
         if self.defense != "none":
-            extra = {"nonmembers": reference} if self.defense in AGAINST_NONMEMBERS else {}
-            create_defense(self.defense, **self.settings, **extra).attach(model)
+            data = dict.fromkeys(defense_class(self.defense).data_names(), reference)
+            create_defense(self.defense, **self.settings, **data).attach(model)
         trainer = Trainer(
             accelerator="cpu",
             max_epochs=self.epochs,
@@ -147,13 +146,13 @@ def main(arguments: argparse.Namespace) -> None:
         return train_shadows(of, pool, arguments.shadows, population=population, store=out / "shadows", seed=seed,
                              progress=False, **settings)  # fmt: skip
 
-    def model_of(of: Recipe, start: dict[str, Tensor] | None = None) -> Classifier:
+    def model_of(of: Recipe, base: dict[str, Tensor] | None = None) -> Classifier:
         """The audited model: trained on the members, or loaded if this very recipe was trained before."""
         # The tensors, not their names: a stored model is that of the same recipe on the same members.
-        file = out / "models" / f"{identity([of, data[members.indices], seed, start])[:32]}.safetensors"
+        file = out / "models" / f"{identity([of, data[members.indices], seed, base])[:32]}.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(of(members, seed, start).state_dict(), file)
+            save_file(of(members, seed, base).state_dict(), file)
         model = Classifier()
         model.load_state_dict(load_file(file))
         return model
@@ -176,7 +175,7 @@ def main(arguments: argparse.Namespace) -> None:
             elif way == "from scratch":
                 model, signals = model_of(of), shadows(of)
             else:
-                model, signals = model_of(of, finished), shadows(of, start=base)
+                model, signals = model_of(of, finished), shadows(of, base=base)
             results[way][defense] = audited(model, signals)
     table = tradeoff_table(results)
     (out / "table.txt").write_text(table + "\n", encoding="utf-8")

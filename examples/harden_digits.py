@@ -30,16 +30,16 @@ from tqdm.auto import tqdm
 from lightning_cwrf import (
     AuditResult,
     CriticalRewindCallback,
+    DefenseCallback,
     GradientMaskCallback,
     PrivacyScoringCallback,
-    RelaxLossMixin,
     ShadowRecipe,
     VanillaSnapshotCallback,
     train_shadows,
 )
 from lightning_cwrf.auditing import audit
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc
-from lightning_cwrf.shadows import ShadowSignals
+from lightning_cwrf.shadows import ShadowOutputs
 
 MEMBERS = NONMEMBERS = 300
 REFERENCE = 200
@@ -141,7 +141,7 @@ def main(arguments: argparse.Namespace) -> None:
     pool = Subset(data, order[: edges[2]])
     print(f"{MEMBERS} members, {NONMEMBERS} non-members, {REFERENCE} reference, {len(population)} further test images")
 
-    def shadows(trainer: Trainer, model: LightningModule, start: ShadowSignals | None = None) -> ShadowSignals:
+    def shadows(trainer: Trainer, model: LightningModule, base: ShadowOutputs | None = None) -> ShadowOutputs:
         """Models that were trained as this one was, read off its Trainer: defense and CWRF included."""
         return train_shadows(
             ShadowRecipe.like(trainer, model, callbacks=list),
@@ -149,12 +149,12 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.shadows,
             population=population,
             store=out / "shadows",
-            start=start,
-            keep_weights=start is None,
+            base=base,
+            keep_weights=base is None,
             seed=seed,
         )
 
-    def audited(model: LightningModule, signals: ShadowSignals) -> AuditResult:
+    def audited(model: LightningModule, signals: ShadowOutputs) -> AuditResult:
         return audit(model, members=members, nonmembers=nonmembers, shadows=signals, seed=seed)
 
     results: dict[str, AuditResult] = {}
@@ -168,11 +168,11 @@ def main(arguments: argparse.Namespace) -> None:
     base = shadows(trainer, finished)
     results["unprotected"] = audited(finished, base)
     for name, rate in (("fine-tuned, r = 0", 0.0), (f"CWRF, r = {arguments.rate:g}", arguments.rate)):
-        model = build(seed, arguments.tune_epochs)
-        model.load_state_dict(finished.state_dict())
-        hardened = RelaxLossMixin.attach(model, alpha=arguments.alpha)
+        hardened = build(seed, arguments.tune_epochs)
+        hardened.load_state_dict(finished.state_dict())
+        callbacks = [DefenseCallback("relaxloss", alpha=arguments.alpha), *cwrf(reference, vanilla, rate)]
         began = time.perf_counter()
-        trainer = fit(hardened, members, arguments.tune_epochs, cwrf(reference, vanilla, rate), bar=name)
+        trainer = fit(hardened, members, arguments.tune_epochs, callbacks, bar=name)
         seconds[name] = time.perf_counter() - began
         results[name] = audited(hardened, shadows(trainer, hardened, base))
     print("\n" + comparison_table(results, seconds))

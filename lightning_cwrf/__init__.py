@@ -12,24 +12,36 @@ if TYPE_CHECKING:
     from lightning_cwrf.auditing import audit as audit
     from lightning_cwrf.auditing import insert_canaries as insert_canaries
     from lightning_cwrf.callbacks import CriticalRewindCallback as CriticalRewindCallback
+    from lightning_cwrf.callbacks import DefenseCallback as DefenseCallback
     from lightning_cwrf.callbacks import GradientMaskCallback as GradientMaskCallback
     from lightning_cwrf.callbacks import MIAAuditCallback as MIAAuditCallback
     from lightning_cwrf.callbacks import PrivacyScoringCallback as PrivacyScoringCallback
     from lightning_cwrf.callbacks import VanillaSnapshotCallback as VanillaSnapshotCallback
     from lightning_cwrf.data import without_overlap as without_overlap
+    from lightning_cwrf.defenses import CCL as CCL
+    from lightning_cwrf.defenses import DPSGD as DPSGD
+    from lightning_cwrf.defenses import HAMP as HAMP
+    from lightning_cwrf.defenses import PAST as PAST
+    from lightning_cwrf.defenses import AdversarialRegularization as AdversarialRegularization
     from lightning_cwrf.defenses import AdversarialRegularizationMixin as AdversarialRegularizationMixin
     from lightning_cwrf.defenses import CCLMixin as CCLMixin
+    from lightning_cwrf.defenses import ConfidencePenalty as ConfidencePenalty
     from lightning_cwrf.defenses import ConfidencePenaltyMixin as ConfidencePenaltyMixin
+    from lightning_cwrf.defenses import Defense as Defense
     from lightning_cwrf.defenses import DefenseMixin as DefenseMixin
     from lightning_cwrf.defenses import DPSGDMixin as DPSGDMixin
     from lightning_cwrf.defenses import HAMPMixin as HAMPMixin
+    from lightning_cwrf.defenses import LabelSmoothing as LabelSmoothing
     from lightning_cwrf.defenses import LabelSmoothingMixin as LabelSmoothingMixin
+    from lightning_cwrf.defenses import MixupMMD as MixupMMD
     from lightning_cwrf.defenses import MixupMMDMixin as MixupMMDMixin
     from lightning_cwrf.defenses import PASTMixin as PASTMixin
+    from lightning_cwrf.defenses import RelaxLoss as RelaxLoss
     from lightning_cwrf.defenses import RelaxLossMixin as RelaxLossMixin
+    from lightning_cwrf.defenses import WeightPenalty as WeightPenalty
     from lightning_cwrf.defenses import WeightPenaltyMixin as WeightPenaltyMixin
     from lightning_cwrf.defenses import create_defense as create_defense
-    from lightning_cwrf.recipes import CWRF as CWRF
+    from lightning_cwrf.recipes import CWRFConfig as CWRFConfig
     from lightning_cwrf.recipes import ShadowRecipe as ShadowRecipe
     from lightning_cwrf.shadows import train_shadows as train_shadows
     from lightning_cwrf.weights import WeightMask as WeightMask
@@ -43,6 +55,7 @@ _PUBLIC = {
     "auditing": ("AuditResult", "audit", "insert_canaries"),
     "callbacks": (
         "CriticalRewindCallback",
+        "DefenseCallback",
         "GradientMaskCallback",
         "MIAAuditCallback",
         "PrivacyScoringCallback",
@@ -50,20 +63,31 @@ _PUBLIC = {
     ),
     "data": ("without_overlap",),
     "defenses": (
+        "AdversarialRegularization",
         "AdversarialRegularizationMixin",
+        "CCL",
         "CCLMixin",
+        "ConfidencePenalty",
         "ConfidencePenaltyMixin",
+        "DPSGD",
         "DPSGDMixin",
+        "Defense",
         "DefenseMixin",
+        "HAMP",
         "HAMPMixin",
+        "LabelSmoothing",
         "LabelSmoothingMixin",
+        "MixupMMD",
         "MixupMMDMixin",
+        "PAST",
         "PASTMixin",
+        "RelaxLoss",
         "RelaxLossMixin",
+        "WeightPenalty",
         "WeightPenaltyMixin",
         "create_defense",
     ),
-    "recipes": ("CWRF", "ShadowRecipe"),
+    "recipes": ("CWRFConfig", "ShadowRecipe"),
     "shadows": ("train_shadows",),
     "weights": ("WeightMask", "learnability_scores", "privacy_vulnerability_scores", "score_correlation"),
 }
@@ -73,6 +97,7 @@ _HOMES = {name: home for home, names in _PUBLIC.items() for name in names}
 __all__ = sorted(["__version__", *_HOMES])
 
 _deprecated.install()
+_renamed = _deprecated.renamed_names(__name__, CWRF="CWRFConfig")
 
 
 def __getattr__(name: str) -> Any:
@@ -80,7 +105,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _renamed(name)
 
 
 def __dir__() -> list[str]:

@@ -1,15 +1,18 @@
-"""Names of the previous release, which warn and go on working for one release."""
+"""Names of the previous release: they work for one more release, and warn."""
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=Callable[..., Any])
 
 # Modules that moved.
 _MODULES = {
@@ -45,8 +48,8 @@ class _AliasLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         new = _MODULES[module.__name__]
-        # The frames of the import system stand between the user's line and this one; Python leaves them out.
-        warnings.warn(f"{module.__name__} is now {new}; the old name goes in the next release.", FutureWarning, 2)
+        # Python does not count the frames of the import system between the user's line and this one.
+        warn_renamed(module.__name__, new)
         module.__doc__ = import_module(new).__doc__
 
 
@@ -61,3 +64,75 @@ def install() -> None:
     """Make the old module names importable."""
     if not any(isinstance(finder, _AliasFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AliasFinder())
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Warn at the line that called the caller of this function."""
+    warnings.warn(f"{old} is now {new}; the old name goes in the next release.", FutureWarning, stacklevel=3)
+
+
+def renamed_names(module: str, **names: str) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` that finds renamed classes and functions.
+
+    Args:
+        module: its name.
+        names: the new name for each old one.
+    """
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn_renamed(f"{module}.{name}", f"{module}.{names[name]}")
+        return getattr(import_module(module), names[name])
+
+    return find
+
+
+def renamed(**names: str) -> Callable[[T], T]:
+    """A decorator that takes arguments by their old names too; on a class, attributes as well.
+
+    Args:
+        names: the new name for each old one.
+
+    >>> @renamed(start="base")
+    ... def train(base=None):
+    ...     return base
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     train(start=3)
+    3
+    >>> print(caught[0].message)
+    train(start=) is now train(base=); the old name goes in the next release.
+    """
+
+    def decorate(target: T) -> T:
+        if not isinstance(target, type):
+            return _takes_old_names(target, target.__name__, names)
+        owner: Any = target
+        # dataclasses.replace passes every field by its new name beside what the user gave by an old one.
+        owner.__init__ = _takes_old_names(owner.__init__, owner.__name__, names, old_name_wins=True)
+        for old, new in names.items():
+            setattr(owner, old, property(functools.partial(_attribute, old=old, new=new)))
+        return target
+
+    return decorate
+
+
+def _takes_old_names(call: T, name: str, names: Mapping[str, str], *, old_name_wins: bool = False) -> T:
+    @functools.wraps(call)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        for old in names.keys() & kwargs.keys():
+            new = names[old]
+            if new in kwargs and not old_name_wins:
+                raise TypeError(f"{name} takes {new}=, or {old}=, its old name, but not both.")
+            warn_renamed(f"{name}({old}=)", f"{name}({new}=)")
+            kwargs[new] = kwargs.pop(old)
+        return call(*args, **kwargs)
+
+    wrapped: Any = wrapper
+    return wrapped  # type: ignore[no-any-return]
+
+
+def _attribute(instance: Any, *, old: str, new: str) -> Any:
+    name = type(instance).__name__
+    warn_renamed(f"{name}.{old}", f"{name}.{new}")
+    return getattr(instance, new)

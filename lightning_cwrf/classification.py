@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -88,37 +88,92 @@ def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
         )
     if len(logits) != len(targets):
         raise ValueError(f"{len(logits)} rows of logits do not fit {len(targets)} targets.")
-    targets = targets.long()
-    if not _VALUES_TOO.get():
+    checks = _CHECKS.get()
+    return targets.long() if checks is None else checks.take(logits, targets.long())
+
+
+class ValueChecks:
+    """Checks the values that pass through :func:`check_targets`, at once."""
+
+    def take(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Raise a ValueError for a label out of range or logits that are not finite; return the targets."""
+        classes = logits.shape[1]
+        wrong = (targets < 0) | (targets >= classes)
+        if wrong.any():
+            raise ValueError(
+                f"label {int(targets[wrong][0])} is out of range: the model has {classes} classes, labels go from 0 to "
+                f"{classes - 1}."
+            )
+        bad = ~torch.isfinite(logits.detach()).all(dim=1)
+        if bad.any():
+            rows = bad.nonzero().flatten().tolist()
+            raise ValueError(
+                f"the logits of {len(rows)} examples are NaN or infinite (rows {rows[:5]} of this batch); "
+                "the model has diverged, or its inputs are not finite."
+            )
         return targets
-    classes = logits.shape[1]
-    wrong = (targets < 0) | (targets >= classes)
-    if wrong.any():
-        raise ValueError(
-            f"label {int(targets[wrong][0])} is out of range: the model has {classes} classes, labels go from 0 to "
-            f"{classes - 1}."
-        )
-    bad = ~torch.isfinite(logits.detach()).all(dim=1)
-    if bad.any():
-        rows = bad.nonzero().flatten().tolist()
-        raise ValueError(
-            f"the logits of {len(rows)} examples are NaN or infinite (rows {rows[:5]} of this batch); "
-            "the model has diverged, or its inputs are not finite."
-        )
-    return targets
 
 
-_VALUES_TOO = ContextVar("values too", default=True)
+class DeferredChecks(ValueChecks):
+    """Notes what there is to check; :meth:`passed` then asks the device once, instead of twice for each call."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def take(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The targets, those out of range moved into it: on a GPU a loss would end the process with them."""
+        if any(logits is known and targets is clamped for known, _, clamped in self._seen):
+            return targets  # a loss function, after classification_step
+        clamped = targets.clamp(0, logits.shape[1] - 1)
+        self._seen.append((logits, targets, clamped))
+        return clamped
+
+    def passed(self, loss: Tensor) -> bool:
+        """Whether ``loss`` is finite.
+
+        Raises:
+            ValueError: labels or logits were wrong, as :func:`check_targets` says it.
+        """
+        fine = [torch.isfinite(loss.detach())]
+        for logits, targets, clamped in self._seen:
+            fine += [torch.isfinite(logits.detach()).all(), (targets == clamped).all()]
+        if torch.stack(fine).all():
+            return True
+        for logits, targets, _ in self._seen:
+            super().take(logits, targets)
+        return False
+
+
+_CHECKS: ContextVar[ValueChecks | None] = ContextVar("checks", default=ValueChecks())  # noqa: B039
 
 
 @contextmanager
-def shapes_only() -> Iterator[None]:
-    """Let :func:`check_targets` look at shapes alone: under ``torch.func.vmap`` no value can be asked for."""
-    token = _VALUES_TOO.set(False)
+def _checked_by(checks: ValueChecks | None) -> Iterator[None]:
+    token = _CHECKS.set(checks)
     try:
         yield
     finally:
-        _VALUES_TOO.reset(token)
+        _CHECKS.reset(token)
+
+
+def shapes_only() -> AbstractContextManager[None]:
+    """Let :func:`check_targets` look at shapes alone: under ``torch.func.vmap`` no value can be read."""
+    return _checked_by(None)
+
+
+@contextmanager
+def deferred_checks() -> Iterator[DeferredChecks]:
+    """Put off the value checks of :func:`check_targets` until ``passed``: one host synchronisation for a whole step.
+
+    >>> with deferred_checks() as checks:
+    ...     targets = check_targets(torch.zeros(2, 3), torch.tensor([0, 7]))
+    ...     checks.passed(torch.zeros(()))
+    Traceback (most recent call last):
+    ValueError: label 7 is out of range: the model has 3 classes, labels go from 0 to 2.
+    """
+    checks = DeferredChecks()
+    with _checked_by(checks):
+        yield checks
 
 
 def check_no_probabilities(logits: Tensor, name: str) -> None:

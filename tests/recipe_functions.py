@@ -45,7 +45,7 @@ class Counted:
     log: Path
     fail_at: int | None = None
 
-    def __call__(self, members, seed, start=None):
+    def __call__(self, members, seed, base=None):
         with self.log.open("a") as file:
             file.write(f"{seed}\n")
         done = len(self.log.read_text().splitlines())
@@ -59,13 +59,18 @@ class Counted:
         if self.fail_at is not None and done == self.fail_at:
             raise ArithmeticError("the third one fails")
         model = Classifier()
-        if start is not None:
-            model.load_state_dict(start)
+        if base is not None:
+            model.load_state_dict(base)
         x, y = next(iter(DataLoader(members, batch_size=16)))
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         return model
+
+
+def runs(log):
+    """The seeds of all trainings in a log."""
+    return log.read_text().splitlines() if log.exists() else []
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Canaries: training examples that are left in or out by the toss of a coin, to audit the privacy of one training."""
+"""Canaries: training examples that are included with probability 1/2, to audit the privacy of one training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lightning_cwrf.outputs import collect_outputs
 
 @dataclass(frozen=True)
 class Canaries:
-    """A training set with canaries in it, and what is needed to audit the one model that is trained on it.
+    """A training set with canaries in it, and what an audit of the one model that is trained on it needs.
 
     Attributes:
-        train: what to train on: every example that is no canary, and the included canaries, in their old order.
-        examples: all m canaries, included or not, with the labels that they are trained on.
-        included: bool ``(m,)``, how the coins fell.
-        places: ``(m,)``, where in the original training set each canary is.
+        train: what to train on: every example that is not a canary, and the included canaries, in their old order.
+        examples: all m canaries, included or not, with the labels for training.
+        included: bool ``(m,)``.
+        places: ``(m,)``, the index of each canary in the original training set.
     """
 
     train: Dataset[Any] = field(repr=False)
@@ -50,23 +50,23 @@ class Canaries:
         confidence: float = 0.95,
         attack: str | Attack = "loss",
     ) -> Tensor:
-        """A lower bound on the ε of the training of ``model`` on :attr:`train`, by how well an attack tells the coins.
+        """A lower bound on the ε of the training of ``model`` on :attr:`train`: an attack guesses which were included.
 
-        For scores of one's own: :func:`~lightning_cwrf.metrics.functional.one_run_epsilon` with :attr:`included`.
+        For scores of your own: :func:`~lightning_cwrf.metrics.functional.one_run_epsilon` with :attr:`included`.
 
         Args:
-            model: trained on :attr:`train`, once; it is left as it was.
-            guesses: as for :func:`~lightning_cwrf.metrics.functional.one_run_epsilon`; fix them beforehand.
+            model: trained on :attr:`train`, once; it is not changed.
+            guesses: as for :func:`~lightning_cwrf.metrics.functional.one_run_epsilon`; choose it in advance.
             delta: δ.
             confidence: of the bound.
-            attack: by name or from :func:`~lightning_cwrf.attacks.create_attack`; one that needs the model's outputs
-                alone.
+            attack: by name or from :func:`~lightning_cwrf.attacks.create_attack`; it may only need the model's
+                outputs.
 
         Returns:
-            A scalar float64 tensor, 0 where nothing can be shown.
+            A scalar float64 tensor; 0 if nothing can be shown.
 
         Raises:
-            ValueError: an attack that needs more than outputs; settings out of range; outputs that are no logits.
+            ValueError: an attack that needs more than outputs; settings out of range; outputs that are not logits.
         """
         (chosen,) = create_attacks([attack])
         if chosen.needs:
@@ -84,20 +84,20 @@ def insert_canaries(
 ) -> Canaries:
     """Make m examples of a training set canaries, for auditing with one training run (Steinke et al. 2023).
 
-    Each canary is included by a fair coin of its own. Wrong labels can only be memorised, so a model that memorises
-    tells most about them; they cost accuracy. Canaries are told by their place, so random augmentation does no harm.
+    Each canary is included independently with probability 1/2. Wrong labels can only be memorised, so they reveal most;
+    they cost accuracy. Canaries are identified by their index, so random augmentation does no harm.
 
     Args:
         train: a data set of ``(input, target)`` or of mappings with the target under one of ``labels``, ``label``,
             ``targets``, ``target``, ``y``. Items keep their form.
-        m: how many; the largest ε that can be shown grows with it.
-        classes: K. None: one more than the largest label, for which all of ``train`` is read.
+        m: how many; the largest ε that can be shown grows with m.
+        classes: K. None: one more than the largest label; all of ``train`` is read for it.
         mislabel: give each canary a label drawn uniformly from the K − 1 wrong ones.
-        seed: of the choice, the labels and the coins; the caller's random state is not touched.
+        seed: of the choice, the labels and the inclusion; the caller's random state is not touched.
 
     Raises:
-        TypeError: ``train`` cannot be read by place, or its items have another form.
-        ValueError: m out of range, fewer than 2 classes, or labels that are no class indices below K.
+        TypeError: ``train`` cannot be read by index, or its items have another form.
+        ValueError: m out of range, fewer than 2 classes, or labels that are not class indices below K.
 
     >>> from torch.utils.data import TensorDataset
     >>> canaries = insert_canaries(TensorDataset(torch.randn(100, 4), torch.arange(100) % 3), m=20)
@@ -107,17 +107,13 @@ def insert_canaries(
     0.0
     """
     if not isinstance(train, Dataset) or isinstance(train, IterableDataset) or not hasattr(train, "__len__"):
-        raise TypeError(f"canaries need a data set with a length and places, not {type(train).__name__}.")
+        raise TypeError(f"canaries need a data set with a length that is read by index, not {type(train).__name__}.")
     total = len(train)
-    check_integer("m", m)
+    check_integer("m", m, low=2, high=total, hint=f"There are {total} training examples.")
     check_integer("seed", seed, low=0)
     check_flag("mislabel", mislabel)
     if classes is not None:
-        check_integer("classes", classes)
-    if not 2 <= m <= total:
-        raise ValueError(f"m must lie between 2 and the {total} training examples, not {m}.")
-    if classes is not None and classes < 2:
-        raise ValueError(f"a wrong label needs at least 2 classes, not {classes}.")
+        check_integer("classes", classes, low=2, hint="There must be a wrong label.")
     generator = torch.Generator().manual_seed(seed)
     places = torch.randperm(total, generator=generator)[:m]
     included = torch.randint(2, (m,), generator=generator).bool()
@@ -133,7 +129,7 @@ def insert_canaries(
 
 
 class _Relabelled(Subset[Any]):
-    """Some places of a data set, with other labels at some of them."""
+    """Some examples of a data set, some of them with other labels."""
 
     def __init__(self, data: Dataset[Any], places: list[int], labels: dict[int, int]) -> None:
         super().__init__(data, places)
@@ -167,7 +163,7 @@ def _label(item: Any, place: int) -> int:
     target = torch.as_tensor(split_batch(item)[1])
     if target.numel() != 1 or target.is_floating_point() or target.dtype == torch.bool or int(target) < 0:
         raise ValueError(
-            f"the target of example {place} is no class index: {target.dtype} of shape {tuple(target.shape)}"
+            f"the target of example {place} is not a class index: {target.dtype} of shape {tuple(target.shape)}"
             f"{f' and value {target.item()}' if target.numel() == 1 else '; turn one-hot targets into indices'}."
         )
     return int(target)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lightning_cwrf.attacks import Evidence, PerModel
 from lightning_cwrf.auditing.sides import Sides
-from lightning_cwrf.shadows.train import ShadowSignals
+from lightning_cwrf.shadows import ShadowOutputs
 
 
-def evidence_of(sides: Sides, shadows: ShadowSignals | None, extra: dict[str, Tensor] | None) -> Evidence:
+def evidence_of(sides: Sides, shadows: ShadowOutputs | None, extra: dict[str, Tensor] | None) -> Evidence:
     """The evidence on the members, followed by the non-members.
 
     Args:
@@ -59,7 +59,7 @@ def _without_dropped(extra: dict[str, Tensor], sides: Sides) -> dict[str, Any]:
     return fields
 
 
-def _check_classes(sides: Sides, shadows: ShadowSignals | None) -> None:
+def _check_classes(sides: Sides, shadows: ShadowOutputs | None) -> None:
     own = sides.members.logits.shape[1]
     others = {"the non-members": sides.nonmembers.logits}
     if sides.population is not None:
@@ -74,7 +74,7 @@ def _check_classes(sides: Sides, shadows: ShadowSignals | None) -> None:
         )
 
 
-def columns_of(digests: list[bytes], targets: Tensor, shadows: ShadowSignals) -> Tensor:
+def columns_of(digests: list[bytes], targets: Tensor, shadows: ShadowOutputs) -> Tensor:
     """The column of each audited example in the shadow models' pool; the i-th copy of an example is the i-th there.
 
     Raises:

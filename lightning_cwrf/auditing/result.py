@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_cwrf._deprecated import renamed
 from lightning_cwrf._version import __version__
 from lightning_cwrf.auditing.saved import read_json, write_json
 from lightning_cwrf.checks import check_integer
@@ -21,19 +22,19 @@ from lightning_cwrf.metrics.functional import membership_auroc, resolvable_auc
 FPR = 1e-3
 """The false positive rate that tables show."""
 
-# The printed columns: more do not fit a line, and the others follow from these or need more examples than most have.
+# The printed columns: a line has no space for more, and the others follow from these or need very many examples.
 _SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}", "advantage", "epsilon_lower_bound")
 _FORMAT = "lightning_cwrf.AuditResult/2"
 _RAW = ("scores", "is_member", "targets", "losses")
-_JSON_NAMES = {"estimates": "attacks"}
+_JSON_NAMES = {"estimates": "attacks", "model_metrics": "model"}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its confidence interval, its p-value against chance, and what the sample size cannot show (or None).
+    """A value, its confidence interval, its p-value against chance, and a note on the limits of the sample size.
 
-    ``interval`` takes the shadow models as given; ``shadow_interval``, where it was asked for, is over other sets of
-    shadow models too.
+    ``interval`` is for these very shadow models; ``shadow_interval``, if requested, also covers the choice of shadow
+    models.
     """
 
     value: float
@@ -50,9 +51,9 @@ class Estimate:
 
 
 class Exposed(NamedTuple):
-    """A member that an attack finds: its place among the members, its class, its score, and at what price.
+    """A member that an attack finds: its index among the members, its class and its score.
 
-    ``false_positive_rate`` is the share of non-members that score at least as high.
+    ``false_positive_rate`` is the share of non-members with at least this score.
     """
 
     member: int
@@ -61,9 +62,10 @@ class Exposed(NamedTuple):
     false_positive_rate: float
 
 
+@renamed(model="model_metrics")
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found. It holds the raw scores, so that nothing must be computed again; ``print`` shows a table.
+    """What an audit found, raw scores included; ``print`` shows a table.
 
     Attributes:
         scores: each attack's score of every audited example, ``(n,)``, members first.
@@ -71,13 +73,13 @@ class AuditResult:
         targets: class indices ``(n,)``.
         losses: cross-entropy of each, ``(n,)``.
         estimates: ``estimates[attack][metric]``.
-        model: measures of the model itself: train_accuracy, test_accuracy, train_loss, test_loss, loss_gap.
+        model_metrics: of the model itself: train_accuracy, test_accuracy, train_loss, test_loss, loss_gap.
         confidence: of every interval.
-        failures: attacks that could not run, with the reason; the others stand.
-        overlap: of ``"nonmembers"`` and ``"population"``, the places (in the data as they were given) of examples that
-            stand on another side too.
-        overlap_policy: what was done with those: ``"drop"`` or ``"allow"``; ``"error"`` where there are none.
-        remarks: what looks like a mistake in the audited data.
+        failures: attacks that could not run, with the reason; the other attacks are valid.
+        overlap: for ``"nonmembers"`` and ``"population"``, the indices (in the given data) of examples that are on
+            another side too.
+        overlap_policy: what was done with those: ``"drop"`` or ``"allow"``; ``"error"`` if there are none.
+        remarks: probable mistakes in the audited data.
     """
 
     scores: dict[str, Tensor] = field(repr=False)
@@ -85,7 +87,7 @@ class AuditResult:
     targets: Tensor = field(repr=False)
     losses: Tensor = field(repr=False)
     estimates: dict[str, dict[str, Estimate]]
-    model: dict[str, Estimate]
+    model_metrics: dict[str, Estimate]
     confidence: float
     failures: dict[str, str] = field(default_factory=dict)
     overlap: dict[str, list[int]] = field(default_factory=dict, repr=False)
@@ -93,35 +95,35 @@ class AuditResult:
     remarks: list[str] = field(default_factory=list, repr=False)
 
     def values(self) -> dict[str, float]:
-        """Every value under ``<attack>/<metric>``, and the model's own under their names."""
+        """Every value under ``<attack>/<metric>``, and the model's metrics under their names."""
         flat = {f"{attack}/{name}": e.value for attack, found in self.estimates.items() for name, e in found.items()}
-        return {**{name: estimate.value for name, estimate in self.model.items()}, **flat}
+        return {**{name: estimate.value for name, estimate in self.model_metrics.items()}, **flat}
 
     def notes(self, metrics: Sequence[str] | None = None) -> list[str]:
-        """What the numbers (of these metrics; None: of all) cannot show, said once, and the attacks that failed."""
-        said = [*self.remarks, *self._overlaps()]
-        said += [
+        """The limits of these metrics (None: of all), remarks, and the attacks that failed; each once."""
+        notes = [*self.remarks, *self._overlaps()]
+        notes += [
             f"{name}: {e.note}"
             for found in self.estimates.values()
             for name, e in found.items()
             if e.note and (metrics is None or name in metrics)
         ]
         if metrics is None or "auroc" in metrics:
-            said += self._below_chance()
-            said.append(self._resolution())
-        return [f"the {name} attack failed: {why}" for name, why in self.failures.items()] + list(dict.fromkeys(said))
+            notes += self._below_chance()
+            notes.append(self._resolution())
+        return [f"the {name} attack failed: {why}" for name, why in self.failures.items()] + list(dict.fromkeys(notes))
 
     def exposed(self, attack: str = "lira", count: int = 20, target: int | None = None) -> list[Exposed]:
-        """The members that an attack finds most surely, worst first.
+        """The members that an attack finds most surely, the most exposed first.
 
         Args:
             attack: its name in this audit.
             count: how many at most.
-            target: of this class alone; None: of all. False positive rates are over all non-members either way.
+            target: members of this class only; None: all. False positive rates are over all non-members in both cases.
 
         Raises:
-            TypeError: a count or class that is no integer.
-            ValueError: the audit has no such attack; a negative count.
+            TypeError: a count or class that is not an integer.
+            ValueError: an attack that is not in this audit; a negative count.
         """
         check_integer("count", count, low=0)
         if target is not None:
@@ -152,16 +154,16 @@ class AuditResult:
         return found
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Save as one JSON file: every number, for people and programs, and at its end the raw scores.
+        """Save as one JSON file: every number, for people and programs, and the raw scores at its end.
 
-        It is written whole or not at all, under exactly this path, and holds a digest: :meth:`load` refuses a file that
-        was changed.
+        The file is written completely or not at all, at exactly this path. It holds a digest, by which :meth:`load`
+        rejects a file that was changed.
 
         Args:
-            path: of the file, by custom ``….json``.
+            path: of the file, usually ``….json``.
 
         Raises:
-            ValueError: the path ends as files of weights do (``.safetensors``, ``.ckpt``, ``.pt``).
+            ValueError: the path has a suffix of weight files (``.safetensors``, ``.ckpt``, ``.pt``).
         """
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         raw = {name: own.pop(name) for name in _RAW}
@@ -175,21 +177,21 @@ class AuditResult:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is not an audit, is damaged, was changed, or is of another version's format.
+            ValueError: the file is not an audit, is damaged, was changed, or has the format of another version.
         """
         content = read_json(path, _FORMAT)
         content |= content.pop("raw")
         content["estimates"] = {
             attack: {name: _estimate_of(e) for name, e in found.items()} for attack, found in content["attacks"].items()
         }
-        content["model"] = {name: _estimate_of(e) for name, e in content["model"].items()}
-        # Fields of later versions have defaults, so that a file without them is read.
+        content["model_metrics"] = {name: _estimate_of(e) for name, e in content["model"].items()}
+        # Fields of later versions have defaults, so that a file without them can be loaded.
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
     def __str__(self) -> str:
         members, nonmembers = self._sizes()
         lines = [f"{members} members, {nonmembers} non-members"]
-        lines += [f"{name.replace('_', ' ')}: {estimate}" for name, estimate in self.model.items()]
+        lines += [f"{name.replace('_', ' ')}: {estimate}" for name, estimate in self.model_metrics.items()]
         every = list(dict.fromkeys(name for found in self.estimates.values() for name in found))
         columns = [name for name in _SHOWN if name in every]
         rows = [["attack", *columns, "p (AUC)"]]
@@ -207,7 +209,7 @@ class AuditResult:
         return members, len(self.is_member) - members
 
     def _resolution(self) -> str:
-        """What so many examples can tell at all."""
+        """What can be resolved with so many examples."""
         members, nonmembers = self._sizes()
         least = resolvable_auc(members, nonmembers, self.confidence)
         auc = f"an AUC of at least {least:.3f}" if math.isfinite(least) else "no AUC"
@@ -217,11 +219,11 @@ class AuditResult:
         )
 
     def _below_chance(self) -> list[str]:
-        """A line for each attack whose AUC lies further below 1/2 than twice its interval reaches."""
+        """A line for each attack whose AUC is below 1/2 by more than twice the upper half of its interval."""
         found = {name: estimates["auroc"] for name, estimates in self.estimates.items() if "auroc" in estimates}
         return [
             f"{name}: an AUC of {e.value:.3f} is below chance, which no real attack should give: are members and "
-            "non-members swapped, or the membership of the shadow models inverted?"
+            "non-members swapped, or is the membership of the shadow models inverted?"
             for name, e in found.items()
             if 0.5 - e.value > 2 * (e.interval.high - e.value)
         ]
@@ -234,7 +236,7 @@ class AuditResult:
         ]
 
     def _over_shadows(self) -> list[str]:
-        """A line for each attack that has intervals over other sets of shadow models."""
+        """A line for each attack with intervals over the choice of shadow models."""
         lines = []
         for attack, found in self.estimates.items():
             shown = [
@@ -252,7 +254,7 @@ class AuditResult:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines whose columns begin at the same place.
+    """Rows of cells as lines with aligned columns.
 
     >>> aligned([["a", "b"], ["long", "c"]])
     ['a     b', 'long  c']
@@ -262,7 +264,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """A share in words; 0.999 must not become 100%.
+    """A share as a percentage; 0.999 must not become 100%.
 
     >>> percent(0.95), percent(0.999)
     ('95%', '99.9%')

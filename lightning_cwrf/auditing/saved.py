@@ -1,4 +1,4 @@
-"""Audits on disk: one JSON file, written whole or not at all, with a digest that tells whether it was changed."""
+"""Audits on disk: one JSON file, written completely or not at all, with a digest that detects changes."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
 }
-# Files that hold weights: a result saved under such a name would take the place of the user's own.
-_OTHERS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".npz")
+# Suffixes of weight files: a result saved under such a name would overwrite the user's weights.
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".npz")
 
 
 def write_json(content: Mapping[str, Any], path: str | PathLike[str]) -> Path:
     """Write a nest of mappings, lists, dataclasses, numbers, text and tensors as JSON, with a digest of all of it.
 
-    Tensors are base64 text with their type and shape; NaN and infinity, which JSON has not, are text too.
+    Tensors become base64 text with their dtype and shape; NaN and infinity, which JSON lacks, become text too.
 
     Raises:
-        ValueError: the path has the ending of files of weights.
+        ValueError: the path has a suffix of weight files.
         TypeError: a value that JSON cannot hold.
     """
     path = Path(path)
-    if path.suffix in _OTHERS:
+    if path.suffix in _WEIGHTS:
         raise ValueError(
-            f"an audit is saved as one JSON file, raw scores included: {path} has the ending of another kind of file. "
+            f"an audit is saved as one JSON file, raw scores included: {path} has the suffix of another kind of file. "
             f"Name it {path.with_suffix('.json').name}."
         )
     whole = {name: plain(value) for name, value in content.items()}
@@ -48,18 +48,18 @@ def write_json(content: Mapping[str, Any], path: str | PathLike[str]) -> Path:
 
 
 def read_json(path: str | PathLike[str], kind: str) -> dict[str, Any]:
-    """Read what :func:`write_json` wrote with this ``"format"``; tensors are tensors again, the rest is as JSON has it.
+    """Read what :func:`write_json` wrote with this ``"format"``; tensors are restored, the rest stays as in JSON.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another kind of file, an older or newer format, or one that was changed after it was written.
+        ValueError: another kind of file, an older or newer format, or a file that was changed after it was written.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no saved audit at {path}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also bytes that are no UTF-8
+    except ValueError as error:  # also bytes that are not UTF-8
         raise ValueError(f"{path} is damaged or is not JSON: {error}.") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != kind:
@@ -80,7 +80,7 @@ def read_json(path: str | PathLike[str], kind: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it.
+    """A value as JSON can hold it.
 
     >>> plain({"low": -math.inf, "scores": torch.tensor([True])})
     {'low': '-inf', 'scores': {'dtype': 'bool', 'shape': [1], 'base64': 'AQ=='}}
@@ -113,7 +113,7 @@ def _tensors(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
     if content.keys() == {"dtype", "shape", "base64"}:
-        # A copy: torch wants memory that can be written.
+        # A copy: torch requires writable memory.
         raw = torch.frombuffer(bytearray(base64.b64decode(content["base64"])) or bytearray(1), dtype=torch.uint8)
         empty = 0 in content["shape"]
         dtype = _DTYPES[content["dtype"]]
@@ -122,6 +122,6 @@ def _tensors(content: Any) -> Any:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    """Of the values, whatever the layout of the text."""
+    """A digest of the values, independent of the layout of the text."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

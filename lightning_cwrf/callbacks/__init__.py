@@ -1,6 +1,7 @@
 """Lightning callbacks: glue over scores, masks, vanilla weights and attacks; no formula lives here."""
 
 from lightning_cwrf.callbacks.audit import MIAAuditCallback
+from lightning_cwrf.callbacks.defense import DefenseCallback
 from lightning_cwrf.callbacks.gradient_mask import GradientMaskCallback
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
@@ -8,6 +9,7 @@ from lightning_cwrf.callbacks.snapshot import VanillaSnapshotCallback
 
 __all__ = [
     "CriticalRewindCallback",
+    "DefenseCallback",
     "GradientMaskCallback",
     "MIAAuditCallback",
     "PrivacyScoringCallback",

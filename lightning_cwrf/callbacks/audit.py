@@ -15,14 +15,13 @@ from torch import nn
 
 from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.auditing import AuditResult, attack_scores, audit_outputs
-from lightning_cwrf.auditing.run import check_side, unlike_shadows
+from lightning_cwrf.auditing.audited import AuditedData
+from lightning_cwrf.auditing.run import unlike_shadows
 from lightning_cwrf.callbacks.common import OncePerModule, saved_state, training_data, unseen_share
 from lightning_cwrf.checks import check_choice, check_confidence, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.overlap import OVERLAPS
-from lightning_cwrf.data.seen import seen_by
-from lightning_cwrf.outputs import ModelOutputs, collect_outputs
-from lightning_cwrf.shadows.train import ShadowSignals
+from lightning_cwrf.shadows import ShadowOutputs
 from lightning_cwrf.trainers import transfer_of
 
 
@@ -62,7 +61,7 @@ class MIAAuditCallback(OncePerModule):
         self,
         nonmembers: Batches,
         members: Batches | None = None,
-        shadows: ShadowSignals | None = None,
+        shadows: ShadowOutputs | None = None,
         every_n_epochs: int = 5,
         confidence: float = 0.95,
         attacks: Sequence[str | Attack] | None = None,
@@ -75,7 +74,7 @@ class MIAAuditCallback(OncePerModule):
         check_choice("overlap", overlap, OVERLAPS)
         if not isinstance(name, str) or not name:
             raise TypeError(f"name must be a text, such as 'mia', not {name!r}.")
-        if shadows is not None and not isinstance(shadows, ShadowSignals):
+        if shadows is not None and not isinstance(shadows, ShadowOutputs):
             raise TypeError(f"shadows must be what train_shadows returns, not {type(shadows).__name__}.")
         if attacks is not None:
             _check_attacks(attacks)
@@ -105,10 +104,7 @@ class MIAAuditCallback(OncePerModule):
         """Run the attacks once before training, so that bad data is an error before any time is spent."""
         if self.members is None:
             self._check_coverage(trainer)
-        transfer = transfer_of(trainer)
-        members = self.members if self.members is not None else training_data(trainer, self)
-        for name, data in (("members", members), ("nonmembers", self.nonmembers)):
-            check_side(data, name, transfer)
+        self._data(trainer, final=True).check(transfer_of(trainer))
         given = self._given(trainer, pl_module, final=True)
         attack_scores(**given, shadows=self.shadows, attacks=self.attacks)
 
@@ -208,23 +204,15 @@ class MIAAuditCallback(OncePerModule):
             "MIAAuditCallback(members=...), or train longer."
         ]
 
-    def _given(self, trainer: Trainer, pl_module: LightningModule, *, final: bool) -> dict[str, Any]:
-        """The outputs on each side, and how they are compared."""
-        transfer = transfer_of(trainer)
-
-        def outputs(data: Batches, name: str) -> ModelOutputs:
-            with trainer.precision_plugin.forward_context():
-                return collect_outputs(pl_module, data, name=name, transfer=transfer, key=self.key)
-
+    def _data(self, trainer: Trainer, *, final: bool) -> AuditedData:
         members = self.members if self.members is not None else training_data(trainer, self)
         population = self.shadows.population if final and self.shadows is not None else None
-        return {
-            "members": outputs(members, "members"),
-            "nonmembers": outputs(self.nonmembers, "nonmembers"),
-            "population": None if population is None else outputs(population, "population"),
-            "seen": seen_by(pl_module),
-            "overlap": self.overlap,
-        }
+        return AuditedData(members, self.nonmembers, population, self.key, self.overlap)
+
+    def _given(self, trainer: Trainer, pl_module: LightningModule, *, final: bool) -> dict[str, Any]:
+        """The outputs on each side, and how they are compared."""
+        with trainer.precision_plugin.forward_context():
+            return self._data(trainer, final=final).outputs(pl_module, transfer_of(trainer))
 
 
 def weights_digest(module: nn.Module) -> bytes:

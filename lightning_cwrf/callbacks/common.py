@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_cwrf.data import check_batches, first_batches
 from lightning_cwrf.data.poisson import PoissonBatches, users_loader
 from lightning_cwrf.data.sampling import support
+from lightning_cwrf.defenses.state import saved_defense
 
 C = TypeVar("C", bound=Callback)
 _START_ANEW = (
@@ -94,12 +95,12 @@ class OncePerModule(CheckedCallback):
                 f"this run was made with {holder}, which is not in this Trainer: nothing would hold the rewound "
                 "weights. Put it in; or load the weights (load_from_checkpoint) instead of resuming."
             )
-        defense = checkpoint.get("defense")
-        if isinstance(defense, dict) and "name" in defense and not hasattr(pl_module, "defense_settings"):
+        defense = saved_defense(checkpoint)
+        if defense is not None and not hasattr(pl_module, "defense_settings"):
             raise MisconfigurationException(
                 f"this run was made with the defense {defense['name']}, and {type(pl_module).__name__} has none. "
-                "Attach it with its settings before the fit; or load the weights (load_from_checkpoint) instead of "
-                "resuming."
+                "Attach it with its settings before the fit, or by DefenseCallback; or load the weights "
+                "(load_from_checkpoint) instead of resuming."
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

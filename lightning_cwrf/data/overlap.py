@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Literal, TypeAlias, overload
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
@@ -38,14 +38,35 @@ def told(places: Sequence[int], total: int, name: str, what: str, by: str = "the
     return f"{len(places)} of the {total} examples of {name} are {what} ({by}), at places {shown}"
 
 
-def check_disjoint(members: Iterable[Hashable], others: Sequence[Hashable], name: str, what: str = "members") -> None:
-    """Raise a ValueError when an example of the data called ``name`` stands among the members, by its inputs."""
+def check_disjoint(
+    members: Sequence[Hashable], others: Sequence[Hashable], name: str, what: str = "members", *, whole: bool = True
+) -> None:
+    """Raise a ValueError if an example of the data called ``name`` is among the members, by its inputs.
+
+    If many members share their content (categorical data), content identifies no example: then it is a warning.
+
+    Args:
+        members: digests of inputs.
+        others: likewise.
+        name: of the others, for the message.
+        what: members are called there.
+        whole: these are all members, so that it is known whether many share their content.
+    """
     places = places_among(others, set(members))
-    if places:
-        raise ValueError(
-            f"{told(places, len(others), name, what, 'the same inputs')}: reference and non-member data must "
-            "never have been trained on. lightning_cwrf.without_overlap gives the data without them."
+    if not places:
+        return
+    message = told(places, len(others), name, what, "the same inputs")
+    if whole and is_ambiguous(members):
+        warnings.warn(
+            f"{message}. Many of the latter share their content with one another, so this may be chance: make sure "
+            "that the data are disjoint.",
+            stacklevel=5,
         )
+        return
+    raise ValueError(
+        f"{message}: reference and non-member data must never have been trained on. lightning_cwrf.without_overlap "
+        "gives the data without them."
+    )
 
 
 @overload
@@ -152,16 +173,7 @@ class OverlapCheck:
     def _compare(self, inside: list[ExampleId], outside: list[ExampleId], whole: bool = True) -> None:
         # Labels do not count: those of reference data need not be true ones.
         members, others = ([digest for digest, _ in ids] for ids in (inside, outside))
-        if not whole or not is_ambiguous(members):
-            check_disjoint(members, others, self.name, self.what)
-            return
-        places = places_among(others, set(members))
-        if places:
-            warnings.warn(
-                f"{told(places, len(others), self.name, self.what, 'the same inputs')}. Many members share their "
-                "content with one another, so this may be chance: make sure that these are not training examples.",
-                stacklevel=4,
-            )
+        check_disjoint(members, others, self.name, self.what, whole=whole)
 
 
 def is_ambiguous(ids: Sequence[Hashable]) -> bool:

@@ -1,55 +1,58 @@
-"""Defenses: each a loss as a pure function, and a mixin that trains a LightningModule with it."""
+"""Defenses: each a loss as a pure function, its settings as a dataclass, and a mixin that trains a module with it."""
 
 from lightning_cwrf.defenses.adversarial import (
+    AdversarialRegularization,
     AdversarialRegularizationMixin,
     adversarial_regularization_loss,
     attack_gain,
 )
 from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.baselines import (
+    ConfidencePenalty,
     ConfidencePenaltyMixin,
+    LabelSmoothing,
     LabelSmoothingMixin,
+    WeightPenalty,
     WeightPenaltyMixin,
     confidence_penalty_loss,
     label_smoothing_loss,
     weight_penalty,
 )
-from lightning_cwrf.defenses.ccl import CCLMixin, ccl_loss
-from lightning_cwrf.defenses.dpsgd import DPSGDMixin, PrivacySpent
-from lightning_cwrf.defenses.hamp import HAMPMixin, HAMPOutput, hamp_loss, hamp_target_probability
-from lightning_cwrf.defenses.mixup_mmd import MixupMMDMixin, mixup_loss, mmd2
-from lightning_cwrf.defenses.past import PASTMixin, past_penalty, past_weights
-from lightning_cwrf.defenses.registry import Defense, available_defenses, create_defense, register_defense
-from lightning_cwrf.defenses.relaxloss import RelaxLossMixin, relaxloss_loss
-
-for _name, _mixin in {
-    "adversarial_regularization": AdversarialRegularizationMixin,
-    "ccl": CCLMixin,
-    "confidence_penalty": ConfidencePenaltyMixin,
-    "dpsgd": DPSGDMixin,
-    "hamp": HAMPMixin,
-    "label_smoothing": LabelSmoothingMixin,
-    "mixup_mmd": MixupMMDMixin,
-    "past": PASTMixin,
-    "relaxloss": RelaxLossMixin,
-    "weight_penalty": WeightPenaltyMixin,
-}.items():
-    register_defense(_name)(_mixin)
+from lightning_cwrf.defenses.ccl import CCL, CCLMixin, ccl_loss
+from lightning_cwrf.defenses.dpsgd import DPSGD, DPSGDMixin, PrivacySpent
+from lightning_cwrf.defenses.hamp import HAMP, HAMPMixin, HAMPOutput, hamp_loss, hamp_target_probability
+from lightning_cwrf.defenses.mixup_mmd import MixupMMD, MixupMMDMixin, mixup_loss, mmd2
+from lightning_cwrf.defenses.past import PAST, PASTMixin, past_penalty, past_weights
+from lightning_cwrf.defenses.registry import available_defenses, create_defense, defense_class, register_defense
+from lightning_cwrf.defenses.relaxloss import RelaxLoss, RelaxLossMixin, relaxloss_loss
+from lightning_cwrf.defenses.settings import Defense
+from lightning_cwrf.defenses.state import DefenseState
 
 __all__ = [
+    "CCL",
+    "DPSGD",
+    "HAMP",
+    "PAST",
+    "AdversarialRegularization",
     "AdversarialRegularizationMixin",
     "CCLMixin",
+    "ConfidencePenalty",
     "ConfidencePenaltyMixin",
     "DPSGDMixin",
     "Defense",
     "DefenseMixin",
+    "DefenseState",
     "HAMPMixin",
     "HAMPOutput",
+    "LabelSmoothing",
     "LabelSmoothingMixin",
+    "MixupMMD",
     "MixupMMDMixin",
     "PASTMixin",
     "PrivacySpent",
+    "RelaxLoss",
     "RelaxLossMixin",
+    "WeightPenalty",
     "WeightPenaltyMixin",
     "adversarial_regularization_loss",
     "attack_gain",
@@ -57,6 +60,7 @@ __all__ = [
     "ccl_loss",
     "confidence_penalty_loss",
     "create_defense",
+    "defense_class",
     "hamp_loss",
     "hamp_target_probability",
     "label_smoothing_loss",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch.nn import functional as F
 
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_targets, classification_step
-from lightning_cwrf.data import Batches, isolated_rng
+from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.defenses.base import DefenseMixin
-from lightning_cwrf.defenses.nonmembers import NonmemberBatches
+from lightning_cwrf.defenses.nonmembers import AgainstNonmembers, NonmemberState
+from lightning_cwrf.defenses.registry import register_defense
 from lightning_cwrf.outputs import evaluating
 
 _STATE_KEY = "adversarial_regularization"
@@ -38,7 +40,7 @@ def adversarial_regularization_loss(
     >>> adversarial_regularization_loss(zero, torch.tensor([0]), torch.zeros(1), lam=0.5)  # ln 2 - 0.5 ln 2
     tensor(0.3466)
     """
-    check_adversarial(lam, 1, 1e-3)
+    check_number("lam", lam, low=0)
     targets = check_targets(logits, targets)
     if membership_logits.shape != targets.shape:
         raise ValueError(
@@ -60,13 +62,6 @@ def attack_gain(member_logits: Tensor, nonmember_logits: Tensor) -> Tensor:
     if not len(member_logits) or not len(nonmember_logits):
         raise ValueError(f"no gain of {len(member_logits)} members and {len(nonmember_logits)} non-members: give both.")
     return (F.logsigmoid(member_logits.float()).mean() + F.logsigmoid(-nonmember_logits.float()).mean()) / 2
-
-
-def check_adversarial(lam: float, attack_steps: int, attack_lr: float) -> None:
-    """Raise unless the settings are in range."""
-    check_number("lam", lam, low=0)
-    check_integer("attack_steps", attack_steps, low=1)
-    check_number("attack_lr", attack_lr, low=0, low_open=True)
 
 
 class AttackNetwork(nn.Module):
@@ -92,7 +87,9 @@ class AttackNetwork(nn.Module):
         if logits.shape[-1] != self.classes:
             raise ValueError(f"this attack network was made for {self.classes} classes, not for {logits.shape[-1]}.")
         prediction = self.prediction(logits.float().softmax(-1))
-        label = self.label(F.one_hot(targets, self.classes).to(prediction.dtype))
+        # F.one_hot reads the targets on some devices, to check them.
+        one_hot = torch.zeros_like(logits, dtype=prediction.dtype).scatter_(-1, targets.unsqueeze(-1), 1.0)
+        label = self.label(one_hot)
         odds: Tensor = self.both(torch.cat([prediction, label], dim=-1))
         return odds.squeeze(-1)
 
@@ -104,84 +101,83 @@ def _dense(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class AdversarialRegularizationMixin(DefenseMixin):
-    """Trains a LightningModule against a membership attack that is trained in alternation with it.
-
-    Before each step of the classifier the attack network takes ``attack_steps`` steps of Adam up :func:`attack_gain`,
-    on this step's members and a batch of non-members, both as the model predicts them in eval mode: BatchNorm's
-    running statistics are those of the members alone, and are updated once a step. Then the classifier takes its step
-    on :func:`adversarial_regularization_loss`. The attack lives outside the module's parameters: state-dict keys and
-    the module's own optimizer do not know of it; checkpoints hold it and its optimizer.
+@register_defense("adversarial_regularization")
+@dataclass(frozen=True, kw_only=True)
+class AdversarialRegularization(AgainstNonmembers):
+    """Settings of :class:`AdversarialRegularizationMixin`.
 
     Args:
         nonmembers: a loader or a dataset the model is not trained on.
         lam: λ ≥ 0.
         attack_steps: steps of the attack for each step of the classifier.
-        attack_lr: the rate of the attack's Adam.
+        attack_lr: the learning rate of the attack's Adam.
     """
 
-    _adversary: _Adversary | None = None
-    _saved_adversary: Mapping[str, Any] | None = None
+    title = "adversarial regularisation"
+    lam: float = 1.0
+    attack_steps: int = 1
+    attack_lr: float = 1e-3
 
-    def __init__(
-        self,
-        *args: Any,
-        nonmembers: Batches | None = None,
-        lam: float = 1.0,
-        attack_steps: int = 1,
-        attack_lr: float = 1e-3,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            *args, nonmembers=nonmembers, lam=lam, attack_steps=attack_steps, attack_lr=attack_lr, **kwargs
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("lam", self.lam, low=0)
+        check_integer("attack_steps", self.attack_steps, low=1)
+        check_number("attack_lr", self.attack_lr, low=0, low_open=True)
 
-    def configure_defense(
-        self,
-        *,
-        nonmembers: Batches | None = None,
-        lam: float = 1.0,
-        attack_steps: int = 1,
-        attack_lr: float = 1e-3,
-    ) -> None:
-        """Check and take the settings."""
-        check_adversarial(lam, attack_steps, attack_lr)
-        self._nonmembers = NonmemberBatches(nonmembers, "adversarial regularisation")
-        self._adversary = self._saved_adversary = None  # of an earlier attach, which had other settings
-        self._set_defense(lam=lam, attack_steps=attack_steps, attack_lr=attack_lr)
+
+class AdversaryState(NonmemberState):
+    """The non-member batches and the attack; before the first step of a resumed run, the attack's saved state."""
+
+    def __init__(self, module: LightningModule, defense: Any) -> None:
+        super().__init__(module, defense)
+        self.adversary: Adversary | None = None
+        self.saved: Mapping[str, Any] | None = None
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        super().save(checkpoint)
+        saved = self.saved if self.adversary is None else self.adversary.state_dict()
+        if saved is not None:
+            checkpoint[_STATE_KEY] = saved
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        super().load(checkpoint)
+        self.adversary, self.saved = None, checkpoint.get(_STATE_KEY)
+
+
+class AdversarialRegularizationMixin(DefenseMixin, settings=AdversarialRegularization):
+    """Trains a LightningModule against a membership attack that is trained in alternation with it.
+
+    Before each step of the classifier the attack network takes ``attack_steps`` steps of Adam up :func:`attack_gain`,
+    on this step's members and a batch of non-members, both as the model predicts them in eval mode: BatchNorm's
+    running statistics are those of the members alone, and are updated once a step. Then the classifier takes its step
+    on :func:`adversarial_regularization_loss`. The attack is no part of the module's parameters: neither its state dict
+    nor its optimizer contains it. Checkpoints hold it and its own optimizer.
+    """
+
+    state_class = AdversaryState
 
     def defense_step(self, batch: Any) -> tuple[Tensor, int]:
         """Train the attack on this batch and a non-member batch, then the classifier's loss against it."""
         with evaluating(self):
             members = classification_step(self, batch)
-            others = self._nonmembers.step(self, batch)
-        adversary = self._adversary or self._new_adversary(members[0])
-        adversary.train(self, members, others, self.defense_settings["attack_steps"])
+            others = self.defense_state.nonmembers.step(self, batch)
+        adversary = self.defense_state.adversary or self._new_adversary(members[0])
+        adversary.train(self, members, others, self.defense.attack_steps)
         logits, targets = classification_step(self, batch)
         odds = adversary.network(logits, targets)
-        return adversarial_regularization_loss(logits, targets, odds, lam=self.defense_settings["lam"]), len(targets)
+        return adversarial_regularization_loss(logits, targets, odds, lam=self.defense.lam), len(targets)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        # Before the first step of a resumed run the attack is known by its saved state alone.
-        saved = self._saved_adversary if self._adversary is None else self._adversary.state_dict()
-        if saved is not None:
-            checkpoint[_STATE_KEY] = saved
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self._adversary, self._saved_adversary = None, checkpoint.get(_STATE_KEY)
-
-    def _new_adversary(self, logits: Tensor) -> _Adversary:
+    def _new_adversary(self, logits: Tensor) -> Adversary:
         """Made at the first step, when the number of classes is known."""
-        self._adversary = _Adversary(logits.shape[1], self.defense_settings["attack_lr"], self)
-        if self._saved_adversary is not None:
-            self._adversary.load_state_dict(self._saved_adversary)
-            self._saved_adversary = None
-        return self._adversary
+        state: AdversaryState = self.defense_state
+        state.adversary = Adversary(logits.shape[1], self.defense.attack_lr, self)
+        if state.saved is not None:
+            state.adversary.load_state_dict(state.saved)
+            state.saved = None
+        return state.adversary
 
 
-class _Adversary:
+class Adversary:
     """The attack network and its optimizer; no nn.Module, so that the module that holds it does not register it."""
 
     def __init__(self, classes: int, lr: float, module: LightningModule) -> None:

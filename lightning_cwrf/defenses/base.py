@@ -2,70 +2,93 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-import math
-from collections.abc import Mapping
-from numbers import Integral, Real
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_cwrf.classification import classification_step
+from lightning_cwrf.classification import classification_step, deferred_checks
 from lightning_cwrf.data.seen import load_seen_state, seen_state
-from lightning_cwrf.defenses.bases import check_bases, free_step
+from lightning_cwrf.defenses._legacy import Configured, ConfigureDefense, configured_settings
+from lightning_cwrf.defenses.bases import (
+    attached_class,
+    check_bases,
+    check_names,
+    constructor_of,
+    free_step,
+    is_module,
+)
+from lightning_cwrf.defenses.settings import Defense, M, build, check_types, derived, setting_names
+from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.weights.masks import WeightMask
 
 if TYPE_CHECKING:
     _Base = LightningModule
 else:
     _Base = object
-_HPARAMS_KEY = "defense"
 _SEEN_KEY = "lightning_cwrf_seen"
 
 
-class DefenseMixin(_Base):
+class DefenseMixin(ConfigureDefense, _Base):
     """Base of the defense mixins: it replaces ``training_step``, and nothing else of the module.
 
     Use a defense as a class, ``class Hardened(RelaxLossMixin, MyModule)``, or give it to a finished module with
     :meth:`attach`. Logits and targets come from :func:`~lightning_cwrf.classification.classification_step`. The loss is
-    logged as ``train_loss``. Settings are hyper-parameters: they stand in ``hparams["defense"]``, go to the loggers,
-    and are saved in checkpoints under ``"defense"``.
+    logged as ``train_loss``. Settings are hyper-parameters: they are in ``hparams["defense"]``, go to the loggers, and
+    are saved in checkpoints.
 
-    A defense of your own needs one method, :meth:`defense_loss`::
+    A defense of your own needs one method, :meth:`defense_loss`. If it has settings, these are a frozen dataclass::
 
-        class Smoothed(DefenseMixin):
+        @dataclass(frozen=True)
+        class Smoothed(Defense):
+            smoothing: float = 0.1
+
+        class SmoothedMixin(DefenseMixin, settings=Smoothed):
             def defense_loss(self, logits, targets):
-                return torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
+                return F.cross_entropy(logits, targets, label_smoothing=self.defense.smoothing)
 
-    One with settings also defines ``configure_defense(self, *, name=default, ...)``, which checks them and hands them
-    to ``self._set_defense(name=name, ...)``; they are then in ``self.defense_settings``, and arguments of the class.
+    Its constructor and ``attach`` then take ``smoothing``, and ``Smoothed`` is ``SmoothedMixin.defense_class``.
     """
 
-    defense_settings: dict[str, Any]
+    defense_class: ClassVar[type[Defense]]
+    state_class: ClassVar[type[DefenseState]] = DefenseState
+    defense_state: Any
+    """The :class:`DefenseState`, of this defense's own kind."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, settings: type[Defense] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         check_bases(cls, DefenseMixin)
-        _check_names(cls)
+        if not is_module(cls):
+            _take_settings(cls, settings)
+        elif settings is not None:
+            raise TypeError(f"{cls.__name__} is a module: give settings= to a mixin, and inherit from it.")
+        else:
+            check_names(cls, cls.defense_class, DefenseMixin)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        mixin = _mixin_of(type(self))
-        own = {name: kwargs.pop(name) for name in _settings_of(mixin) if name in kwargs}
+        cls = type(self).defense_class
+        defense = build(cls, {name: kwargs.pop(name) for name in setting_names(cls) if name in kwargs})
         super().__init__(*args, **kwargs)
-        if not own and any("__init__" in vars(base) for base in _mixins_of(type(self))):
-            self._set_defense()  # its own __init__ goes on to configure
-        else:
-            check_settings(mixin, own)
-            self.configure_defense(**own)
+        # Data and defenses are no hyper-parameters, though a module that saves all its arguments takes them for some.
+        for hparams in (self.hparams, getattr(self, "_hparams_initial", {})):
+            for name in {*defense.data, "on"} & set(defense.settings):
+                hparams.pop(name, None)
+        self._begin_defense(defense)
+
+    @property
+    def defense(self) -> Any:
+        """The settings: an instance of :attr:`defense_class`."""
+        return self.defense_state.defense
+
+    @property
+    def defense_settings(self) -> dict[str, Any]:
+        """The settings as plain values, without data."""
+        settings: dict[str, Any] = self.defense.plain()
+        return settings
 
     @classmethod
-    def attach(cls, module: LightningModule, **settings: Any) -> Any:
+    def attach(cls, module: M, **settings: Any) -> M:
         """Give this defense to a module, in place, and return the same object.
 
         Its class becomes a subclass of its own, ``(cls, type(module))``: hooks, hyper-parameters and state-dict keys
@@ -73,52 +96,48 @@ class DefenseMixin(_Base):
 
         Args:
             module: a LightningModule with automatic optimization.
-            settings: the defense's arguments, as in its ``configure_defense``.
+            settings: those of the defense.
 
         Raises:
-            TypeError: ``module`` is no LightningModule, or a setting is unknown.
-            MisconfigurationException: it has a defense already, uses manual optimization, or has a ``training_step``
-                set on the object.
+            TypeError: ``module`` is no LightningModule, or a setting is unknown or of the wrong type.
+            MisconfigurationException: the module has a defense already, uses manual optimization, has a
+                ``training_step`` set on the object, or an attribute that the defense would hide.
             ValueError: a setting is out of range.
         """
-        if not isinstance(module, LightningModule):
-            raise TypeError(f"{cls.__name__}.attach needs a LightningModule, not {_kind_of(module)}.")
-        if isinstance(module, DefenseMixin):
-            raise MisconfigurationException(
-                f"{type(module).__name__} has a defense already ({_mixin_of(type(module)).__name__}): two cannot both "
-                f"be its training loss. Call {type(module).__name__}.detach(module) first."
-            )
-        _check_automatic(module, cls.__name__)
-        original = type(module)
-        check_settings(cls, settings)
+        return cls.attach_defense(module, build(cls.defense_class, settings))
+
+    @classmethod
+    def attach_defense(cls, module: M, defense: Defense) -> M:
+        """:meth:`attach` with the settings as one object, which :meth:`Defense.attach` calls."""
+        _check_module(cls, module)
+        check_types(type(defense), defense.settings)  # a __post_init__ of the user's own may leave it out
+        original: Any = type(module)
         free_step(module)
         attached: Any = module
-        attached.__class__ = _attached_class(cls, original)
+        attached.__class__ = attached_class(cls, original)
         try:
-            attached.configure_defense(**settings)
-            if "defense_settings" not in vars(attached):
-                attached._set_defense()
+            attached._begin_defense(defense)
         except BaseException:
             attached.__class__ = original
             raise
-        return attached
-
-    @staticmethod
-    def detach(module: Any) -> Any:
-        """Take an attached defense off again, in place, and return the same object."""
-        original = getattr(type(module), "_attached_to", None)
-        if original is None:
-            raise MisconfigurationException(f"no defense was attached to {type(module).__name__}.")
-        free_step(module)
-        module.hparams.pop(_HPARAMS_KEY, None)
-        module._hparams_initial = copy.deepcopy(module.hparams)
-        del module.defense_settings
-        module.__class__ = original
         return module
 
-    def configure_defense(self) -> None:
-        """Check and take the settings; a defense with settings overrides this with keyword arguments."""
-        self._set_defense()
+    @staticmethod
+    def detach(module: M) -> M:
+        """Take an attached defense off again, in place, and return the same object."""
+        original: Any = getattr(type(module), "_attached_to", None)
+        if original is None:
+            raise MisconfigurationException(f"no defense was attached to {type(module).__name__}.")
+        attached: Any = module
+        free_step(module)
+        state = attached.defense_state
+        state.end()
+        for hparams in (module.hparams, getattr(module, "_hparams_initial", {})):
+            hparams.pop(state.hparam, None)
+        module._log_hyperparams = state.logged
+        del attached.defense_state
+        attached.__class__ = original
+        return module
 
     def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The training loss of a batch, a scalar. Every defense defines it.
@@ -139,170 +158,111 @@ class DefenseMixin(_Base):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         _check_automatic(self, type(self).__name__)
-        try:
-            loss, size = self.defense_step(batch)
-        except ValueError as error:
-            where = f"epoch {self.current_epoch}, batch {batch_idx}; its settings are {self.defense_settings}"
-            raise ValueError(f"{error} (In {type(self).__name__}, {where}.)") from error
-        if not isinstance(loss, Tensor) or loss.ndim != 0:
-            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise TypeError(f"the loss of {type(self).__name__} must be a scalar tensor, not {what}; take its mean.")
-        if not torch.isfinite(loss.detach()):
+        where = f"epoch {self.current_epoch}, batch {batch_idx}"
+        with deferred_checks() as checks:
+            try:
+                loss, size = self.defense_step(batch)
+                _check_scalar(loss, type(self).__name__)
+                finite = checks.passed(loss)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} (In {type(self).__name__}, {where}; its settings are {self.defense_settings}.)"
+                ) from error
+        if not finite:
             raise ValueError(
-                f"the loss of {type(self).__name__} is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}; "
-                f"its settings are {self.defense_settings}. Lower the learning rate, or clip gradients."
+                f"the loss of {type(self).__name__} is {loss.item()} at {where}; its settings are "
+                f"{self.defense_settings}. Lower the learning rate, or clip gradients."
             )
-        self.log(
-            "train_loss",
-            loss.detach(),
-            prog_bar=True,
-            on_step=True,
-            on_epoch=True,
-            sync_dist=True,
-            batch_size=size,
-        )
+        logged = {"prog_bar": True, "on_step": True, "on_epoch": True, "sync_dist": True, "batch_size": size}
+        self.log("train_loss", loss.detach(), **logged)  # type: ignore[arg-type]
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_HPARAMS_KEY] = self._named_settings()
-        if seen := seen_state(self):
-            checkpoint[_SEEN_KEY] = seen
+        save_defense(self, self.defense_state, checkpoint)
         # Under "hyper_parameters" they would be passed to the __init__ of a class that takes **kwargs.
         hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
         if isinstance(hparams, dict):
-            hparams.pop(_HPARAMS_KEY, None)
+            hparams.pop(self.defense_state.hparam, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         load_seen_state(self, checkpoint.get(_SEEN_KEY, {}))
-        saved = checkpoint.get(_HPARAMS_KEY)
-        if saved is not None and saved != self._named_settings():
-            rank_zero_warn(f"the checkpoint was trained with the defense {saved}; now it is {self._named_settings()}.")
+        self.defense_state.load(checkpoint)
 
-    def _set_defense(self, **settings: Any) -> None:
-        self.defense_settings = settings
-        hparams = self.hparams
-        # Data are no hyper-parameters, though a module that saves all its arguments takes them for some.
-        if settings:
-            for name in set(_settings_of(_mixin_of(type(self)))) - set(settings):
-                hparams.pop(name, None)
+    def _begin_defense(self, defense: Defense) -> None:
+        self.defense_state = self.state_class(self, defense)
+        if isinstance(defense, Configured):
+            defense.configure(self)
+        self._show_defense()
+
+    def _show_defense(self) -> None:
+        """Show the settings among the hyper-parameters."""
+        hparams, name = self.hparams, self.defense_state.hparam
         if not isinstance(hparams, dict):  # an OmegaConf container of the user's: the checkpoint has them all the same
             return
-        # A module that logs no hyper-parameters by its own choice goes on logging none.
+        # A module that logs no hyper-parameters by its own choice still logs none.
         self._log_hyperparams: bool = self._log_hyperparams or not hparams
-        hparams[_HPARAMS_KEY] = self._named_settings()
-        self._hparams_initial = copy.deepcopy(hparams)
-
-    def _named_settings(self) -> dict[str, Any]:
-        return {"name": _mixin_of(type(self)).__name__, **self.defense_settings}
+        initial = self.hparams_initial
+        initial[name] = hparams[name] = self.defense.named()
+        self._hparams_initial = initial
 
 
-def check_settings(mixin: type[DefenseMixin], settings: Mapping[str, Any]) -> None:
-    """Raise a TypeError that names a setting the defense does not have, or one of the wrong type.
-
-    The types are those of ``configure_defense``'s annotations, where these are made of float, int, bool, str, None and
-    Literal. A float must not be NaN (ValueError).
-    """
-    known = _settings_of(mixin)
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise TypeError(f"{mixin.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
-    for name, value in settings.items():
-        kinds = _kinds(known[name].annotation)
-        if kinds is None:
-            continue
-        if not any(_is_a(kind, value) for kind in kinds):
-            wanted = " or ".join(kind.__name__ if isinstance(kind, type) else repr(kind) for kind in kinds)
-            wanted = wanted.replace("NoneType", "None")
-            # Another choice of the right type is a wrong value.
-            error = ValueError if any(type(kind) is type(value) for kind in kinds) else TypeError
-            raise error(f"{mixin.__name__}: {name} must be {wanted}, not {value!r}.")
-        if isinstance(value, Real) and math.isnan(value):
-            raise ValueError(f"{mixin.__name__}: {name} must be a number, not nan.")
+def _check_scalar(loss: Any, name: str) -> None:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"the loss of {name} must be a scalar tensor, not {what}; take its mean.")
 
 
-def _kinds(annotation: Any) -> list[Any] | None:
-    """The types and literal values that an annotation names; None where it names others too."""
-    if isinstance(annotation, str):  # one that signature() could not evaluate, or a quoted one
-        try:
-            annotation = eval(annotation, {"Literal": Literal, "Union": Union})
-        except Exception:
-            return None
-    if annotation is None:
-        return [NoneType]
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    if get_origin(annotation) in (Union, UnionType):
-        parts = [_kinds(part) for part in get_args(annotation)]
-        return None if None in parts else [kind for part in parts for kind in part or []]
-    return [annotation] if annotation in (float, int, bool, str, NoneType) else None
+def save_defense(module: LightningModule, state: DefenseState, checkpoint: dict[str, Any]) -> None:
+    """Put into a checkpoint what a defense keeps, and the non-members that the module has seen."""
+    state.save(checkpoint)
+    if seen := seen_state(module):
+        checkpoint[_SEEN_KEY] = seen
 
 
-def _kind_of(thing: Any) -> str:
-    return f"the class {thing.__name__} itself: make one first" if isinstance(thing, type) else type(thing).__name__
+def own_hparams(module: LightningModule) -> dict[str, Any]:
+    """The module's hyper-parameters without those of its defense."""
+    ours = module.defense_state.hparam if isinstance(module, DefenseMixin) else None
+    return {name: value for name, value in module.hparams.items() if name != ours}
 
 
-def _is_a(kind: Any, value: Any) -> bool:
-    if not isinstance(kind, type):
-        return type(kind) is type(value) and bool(kind == value)
-    if kind in (float, int):
-        return isinstance(value, Real if kind is float else Integral) and not isinstance(value, bool)
-    return isinstance(value, kind)
+def _take_settings(cls: type[DefenseMixin], settings: type[Defense] | None) -> None:
+    """Give a mixin its settings class and constructor."""
+    if settings is not None and not (isinstance(settings, type) and issubclass(settings, Defense)):
+        raise TypeError(f"settings of {cls.__name__} must be a frozen dataclass that inherits Defense, not {settings}.")
+    if "configure_defense" in vars(cls):
+        settings = configured_settings(cls, cls.defense_class)
+    elif settings is None or "mixin" in vars(settings):
+        settings = derived(cls.defense_class if settings is None else settings, cls)
+    settings.mixin = cls
+    cls.defense_class = settings
+    if "__init__" not in vars(cls):
+        cls.__init__ = constructor_of(cls, settings)  # type: ignore[method-assign]
 
 
-def _settings_of(mixin: type) -> dict[str, inspect.Parameter]:
-    configure = mixin.configure_defense  # type: ignore[attr-defined]
-    try:
-        signature = inspect.signature(configure, eval_str=True)
-    except Exception:  # an annotation that is imported for type checkers alone
-        signature = inspect.signature(configure)
-    parameters = dict(signature.parameters)
-    parameters.pop("self", None)
-    return parameters
+DefenseMixin.defense_class = derived(Defense, DefenseMixin)
+DefenseMixin.defense_class.mixin = DefenseMixin
 
 
-def _mixin_of(cls: type) -> type:
-    """The defense among the bases of a class: the first that is not yet a LightningModule."""
-    return next(base for base in (*_mixins_of(cls), DefenseMixin))
-
-
-def _mixins_of(cls: type) -> list[type]:
-    """The defenses among the bases of a class that are no LightningModules; without DefenseMixin itself."""
-    defenses = [base for base in cls.__mro__ if issubclass(base, DefenseMixin) and base is not DefenseMixin]
-    return [base for base in defenses if not issubclass(base, LightningModule)]
-
-
-def _is_module(cls: type) -> bool:
-    return issubclass(cls, LightningModule)
-
-
-_ATTACHED: dict[tuple[type, type], Any] = {}
-
-
-def _attached_class(mixin: type, original: type) -> Any:
-    """The class ``(mixin, original)``, one and the same for every module of that class."""
-    if (mixin, original) not in _ATTACHED:
-        body = {
-            "__module__": original.__module__,
-            "__doc__": f"{original.__name__} with {mixin.__name__} attached.",
-            "__reduce__": _reduce_attached,
-            "_attached_to": original,
-        }
-        name = mixin.__name__.removesuffix("Mixin") + original.__name__
-        _ATTACHED[mixin, original] = type(name, (mixin, original), body)
-    return _ATTACHED[mixin, original]
-
-
-def _reduce_attached(module: Any) -> tuple[Any, ...]:
-    # A class made at run time is found by nobody's name: pickle (and deepcopy) make it again from its two parents.
-    mixin, original = type(module).__bases__
-    return _new_attached, (mixin, original), module.__getstate__()
-
-
-def _new_attached(mixin: type, original: type) -> Any:
-    made = _attached_class(mixin, original)
-    return made.__new__(made)
+def _check_module(cls: type[DefenseMixin], module: Any) -> None:
+    """Raise unless the defense can be attached to ``module``."""
+    name = type(module).__name__
+    if not isinstance(module, LightningModule):
+        what = f"the class {module.__name__} itself: make an instance" if isinstance(module, type) else name
+        raise TypeError(f"{cls.__name__}.attach needs a LightningModule, not {what}.")
+    if isinstance(module, DefenseMixin):
+        raise MisconfigurationException(
+            f"{name} has a defense already ({type(module.defense).mixin.__name__}): two cannot both be its training "
+            f"loss. Call {name}.detach(module) first, or pass one to the other as on=, where it adds to another loss."
+        )
+    _check_automatic(module, cls.__name__)
+    ours = [each for each in dir(cls) if not each.startswith("_") and not hasattr(LightningModule, each)]
+    hidden = [each for each in ours if hasattr(module, each)]
+    if hidden:
+        raise MisconfigurationException(
+            f"{cls.__name__} would hide {name}.{hidden[0]}: rename that attribute of the module."
+        )
 
 
 def _check_automatic(module: LightningModule, defense: str) -> None:
@@ -310,19 +270,4 @@ def _check_automatic(module: LightningModule, defense: str) -> None:
         raise MisconfigurationException(
             f"{defense} replaces training_step, but this module uses manual optimization: its own training_step steps "
             "the optimizer. Call the defense's loss function there instead."
-        )
-
-
-def _check_names(cls: type[DefenseMixin]) -> None:
-    """Refuse a class whose module takes a constructor argument of the defense's own name: one would hide the other."""
-    modules = [base for base in cls.__mro__ if _is_module(base) and not issubclass(base, DefenseMixin)]
-    if not modules or "_attached_to" in vars(cls):
-        return
-    ours = inspect.signature(cls.configure_defense).parameters
-    theirs = inspect.signature(modules[0].__init__).parameters
-    clash = sorted(set(ours) & set(theirs) - {"self"})
-    if clash:
-        raise TypeError(
-            f"{modules[0].__name__}.__init__ and the defense of {cls.__name__} both take {', '.join(clash)}; use "
-            "attach(module, ...), or rename the argument."
         )

@@ -5,7 +5,7 @@ Dropout is ``torch.nn.Dropout`` in the model, early stopping is Lightning's ``Ea
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from lightning_cwrf.checks import check_number
 from lightning_cwrf.classification import check_targets
 from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.defenses.composition import base_loss, check_on
+from lightning_cwrf.defenses.registry import register_defense
+from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.weights.scores import trainable_parameters
 
 
@@ -63,54 +66,83 @@ def weight_penalty(parameters: list[Tensor], *, l1: float = 0.0, l2: float = 0.0
     return torch.stack([l1 * p.abs().sum() + l2 * p.square().sum() for p in parameters]).sum()
 
 
-class LabelSmoothingMixin(DefenseMixin):
+@register_defense("label_smoothing")
+@dataclass(frozen=True, kw_only=True)
+class LabelSmoothing(Defense):
+    """Settings of :func:`label_smoothing_loss`.
+
+    Args:
+        smoothing: share of the uniform distribution, in [0, 1).
+    """
+
+    per_example = True
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_number("smoothing", self.smoothing, low=0, high=1, high_open=True)
+
+
+class LabelSmoothingMixin(DefenseMixin, settings=LabelSmoothing):
     """Trains a LightningModule with :func:`label_smoothing_loss`."""
-
-    def __init__(self, *args: Any, smoothing: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(*args, smoothing=smoothing, **kwargs)
-
-    def configure_defense(self, *, smoothing: float = 0.1) -> None:
-        """Check and take the settings."""
-        check_number("smoothing", smoothing, low=0, high=1, high_open=True)
-        self._set_defense(smoothing=smoothing)
 
     def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Smoothed cross-entropy."""
-        return label_smoothing_loss(logits, targets, **self.defense_settings)
+        return label_smoothing_loss(logits, targets, **self.defense.settings)
 
 
-class ConfidencePenaltyMixin(DefenseMixin):
+@register_defense("confidence_penalty")
+@dataclass(frozen=True, kw_only=True)
+class ConfidencePenalty(Defense):
+    """Settings of :func:`confidence_penalty_loss`.
+
+    Args:
+        beta: β ≥ 0, the weight of the entropy.
+    """
+
+    per_example = True
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, low=0)
+
+
+class ConfidencePenaltyMixin(DefenseMixin, settings=ConfidencePenalty):
     """Trains a LightningModule with :func:`confidence_penalty_loss`."""
-
-    def __init__(self, *args: Any, beta: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(*args, beta=beta, **kwargs)
-
-    def configure_defense(self, *, beta: float = 0.1) -> None:
-        """Check and take the settings."""
-        check_number("beta", beta, low=0)
-        self._set_defense(beta=beta)
 
     def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy with a confidence penalty."""
-        return confidence_penalty_loss(logits, targets, **self.defense_settings)
+        return confidence_penalty_loss(logits, targets, **self.defense.settings)
 
 
-class WeightPenaltyMixin(DefenseMixin):
-    """Trains a LightningModule with cross-entropy plus :func:`weight_penalty` over its trainable parameters.
+@register_defense("weight_penalty")
+@dataclass(frozen=True, kw_only=True)
+class WeightPenalty(Defense):
+    """Settings of :func:`weight_penalty`.
+
+    Args:
+        l1: weight of Σ|θ|, not negative.
+        l2: weight of Σθ², not negative.
+        on: the defense whose loss the penalty is added to; None: cross-entropy.
+    """
+
+    l1: float = 0.0
+    l2: float = 0.0
+    on: Defense | None = None
+
+    def __post_init__(self) -> None:
+        check_number("l1", self.l1, low=0)
+        check_number("l2", self.l2, low=0)
+        check_on(self)
+
+
+class WeightPenaltyMixin(DefenseMixin, settings=WeightPenalty):
+    """Trains a LightningModule with a loss plus :func:`weight_penalty` over its trainable parameters.
 
     Frozen weights of CWRF are part of the penalty's value and get no gradient from it.
     """
 
-    def __init__(self, *args: Any, l1: float = 0.0, l2: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(*args, l1=l1, l2=l2, **kwargs)
-
-    def configure_defense(self, *, l1: float = 0.0, l2: float = 0.0) -> None:
-        """Check and take the settings."""
-        check_number("l1", l1, low=0)
-        check_number("l2", l2, low=0)
-        self._set_defense(l1=l1, l2=l2)
-
     def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy plus the penalty."""
+        """The loss of ``on``, or cross-entropy, plus the penalty."""
         weights: list[Tensor] = list(trainable_parameters(self).values())
-        return F.cross_entropy(logits, targets) + weight_penalty(weights, **self.defense_settings)
+        penalty = weight_penalty(weights, l1=self.defense.l1, l2=self.defense.l2)
+        return base_loss(self, logits, targets) + penalty

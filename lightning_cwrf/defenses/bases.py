@@ -1,10 +1,11 @@
-"""Checks of a class that is put together from a defense and a module: would its training step be the defense's?"""
+"""Classes made of a defense and a module: their constructor, and whether their training step is the defense's."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from types import CodeType
-from typing import Any
+from typing import Any, get_type_hints
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -12,16 +13,99 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.weights.copies import COMPILED
 
+_ATTACHED: dict[tuple[type, type], Any] = {}
+
+
+def attached_class(mixin: type, original: type) -> Any:
+    """The class ``(mixin, original)``, one and the same for every module of that class."""
+    if (mixin, original) not in _ATTACHED:
+        body = {
+            "__module__": original.__module__,
+            "__doc__": f"{original.__name__} with {mixin.__name__} attached.",
+            "__reduce__": _reduce_attached,
+            "_attached_to": original,
+        }
+        name = mixin.__name__.removesuffix("Mixin") + original.__name__
+        _ATTACHED[mixin, original] = type(name, (mixin, original), body)
+    return _ATTACHED[mixin, original]
+
+
+def _reduce_attached(module: Any) -> tuple[Any, ...]:
+    # A class made at run time cannot be found by name: pickle (and deepcopy) make it again from its two parents.
+    mixin, original = type(module).__bases__
+    return _new_attached, (mixin, original), module.__getstate__()
+
+
+def _new_attached(mixin: type, original: type) -> Any:
+    made = attached_class(mixin, original)
+    return made.__new__(made)
+
+
+def is_module(cls: type) -> bool:
+    """Whether a class is a LightningModule already, and no mixin for one."""
+    return issubclass(cls, LightningModule)
+
+
+def mixins_of(cls: type, root: type) -> list[type]:
+    """The defenses among the bases of a class that are no LightningModules, the most derived first, ``root`` last."""
+    return [base for base in cls.__mro__ if issubclass(base, root) and not issubclass(base, LightningModule)]
+
+
+def constructor_of(mixin: type, settings: type) -> Any:
+    """An ``__init__`` for a mixin: it takes the settings by keyword and hands everything on.
+
+    jsonargparse reads its signature, and ``save_hyperparameters`` the arguments in its frame, so it has to be a
+    function with these very arguments.
+    """
+    fields = [f for f in dataclasses.fields(settings) if f.init]
+    names = ["*args", *(f.name for f in fields), "**kwargs"]
+    given = ["*args", *(f"{f.name}={f.name}" for f in fields), "**kwargs"]
+    source = (
+        "def make(__class__):\n"
+        f"    def __init__(self, {', '.join(names)}):\n"
+        f"        super().__init__({', '.join(given)})\n"
+        "    return __init__\n"
+    )
+    space: dict[str, Any] = {"__name__": __name__}
+    exec(source, space)
+    init = space["make"](mixin)
+    try:
+        hints = get_type_hints(settings)
+    except Exception:  # an annotation that is imported for type checkers alone
+        hints = {}
+    init.__kwdefaults__ = {f.name: _default(f) for f in fields if _default(f) is not dataclasses.MISSING}
+    init.__annotations__ = {f.name: hints.get(f.name, Any) for f in fields} | {"return": None}
+    init.__module__, init.__qualname__ = mixin.__module__, f"{mixin.__qualname__}.__init__"
+    return init
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def check_names(cls: type, settings: type, root: type) -> None:
+    """Raise a TypeError where the module's constructor has an argument of the same name as a setting."""
+    modules = [base for base in cls.__mro__ if issubclass(base, LightningModule) and not issubclass(base, root)]
+    if not modules or "_attached_to" in vars(cls) or not dataclasses.is_dataclass(settings):
+        return
+    theirs = inspect.signature(modules[0].__init__).parameters
+    clash = sorted({f.name for f in dataclasses.fields(settings)} & set(theirs))
+    if clash:
+        raise TypeError(
+            f"{modules[0].__name__}.__init__ and the defense of {cls.__name__} both take {', '.join(clash)}; use "
+            "attach(module, ...), or rename the argument."
+        )
+
 
 def check_bases(cls: type, root: type) -> None:
     """Refuse a class whose ``training_step`` would not be the defense's.
 
     Args:
         cls: a new subclass of ``root``.
-        root: the base of all defenses, whose ``training_step`` is to be the one that trains.
+        root: the base of all defenses, whose ``training_step`` has to be the one that trains.
 
     Raises:
-        TypeError: the module stands before the defense, or there are two defenses.
+        TypeError: the module comes before the defense, or there are two defenses.
 
     Warns:
         A subclass of a hardened class has a ``training_step`` of its own that does not call the defense's.
@@ -29,14 +113,15 @@ def check_bases(cls: type, root: type) -> None:
     if not issubclass(cls, LightningModule):
         return
     order = cls.__mro__
-    mixins = [base for base in order if issubclass(base, root) and not issubclass(base, LightningModule)]
-    # A defense that another one builds on is part of it.
+    mixins = mixins_of(cls, root)
+    # A defense that another one inherits from is part of it.
     leaves = [base for base in mixins if not any(other is not base and issubclass(other, base) for other in mixins)]
     if len(leaves) > 1:
         names = " and ".join(leaf.__name__ for leaf in leaves)
         raise TypeError(
             f"{cls.__name__} has {len(leaves)} defenses ({names}): they cannot all be its training loss. Keep one, or "
-            "write a DefenseMixin whose defense_loss combines their loss functions."
+            "pass the other as on=, to a defense that adds to another one's loss; or write a DefenseMixin whose "
+            "defense_loss combines their loss functions."
         )
     defense, first = leaves[0], order.index(root)
     modules = [base for base in order if issubclass(base, LightningModule) and not issubclass(base, root)]
@@ -47,11 +132,11 @@ def check_bases(cls: type, root: type) -> None:
         )
     for base in order[:first]:
         step = vars(base).get("training_step")
-        if step is None or _goes_on(step):
+        if step is None or _calls_defense(step):
             continue
         if not issubclass(base, root):
             raise TypeError(
-                f"{cls.__name__} would train without its defense: {base.__name__}.training_step stands before "
+                f"{cls.__name__} would train without its defense: {base.__name__}.training_step comes before "
                 f"{defense.__name__}'s and does not call it. Put the defense first: class "
                 f"{cls.__name__}({_names(defense, cls.__bases__)}); or have it call super().training_step(batch, "
                 "batch_idx)."
@@ -65,7 +150,7 @@ def check_bases(cls: type, root: type) -> None:
 
 
 def free_step(module: LightningModule) -> None:
-    """Have a module's training step be that of its class; before a defense comes or goes, which changes the class.
+    """Remove compiled steps from a module whose class is about to change with its defense.
 
     A module that was fitted as ``torch.compile(module)`` has compiled steps of its old class as attributes.
 
@@ -78,8 +163,8 @@ def free_step(module: LightningModule) -> None:
         for name in COMPILED:
             own.pop(name, None)
         rank_zero_warn(
-            f"this {type(module).__name__} was compiled (torch.compile) with its old training step. It is not compiled "
-            "any more; compile it again for the next fit."
+            f"this {type(module).__name__} was compiled (torch.compile) with its old training step. It is no longer "
+            "compiled; compile it again for the next fit."
         )
     for name in COMPILED:  # bound methods of the class, which to_uncompiled leaves there
         if name in own and getattr(own[name], "__func__", None) is getattr(type(module), name):
@@ -96,12 +181,12 @@ def _names(defense: type, bases: tuple[type, ...]) -> str:
     return ", ".join([defense.__name__, *others])
 
 
-def _goes_on(step: Any) -> bool:
-    """Whether the code of a training step speaks of the defense's, as far as it can be read."""
+def _calls_defense(step: Any) -> bool:
+    """Whether the code of a training step mentions the defense's step or loss, as far as it can be read."""
     code = getattr(inspect.unwrap(step), "__code__", None) if callable(step) else None
-    return code is None or bool(_spoken(code) & {"super", "training_step", "defense_step", "defense_loss"})
+    return code is None or bool(_mentioned(code) & {"super", "training_step", "defense_step", "defense_loss"})
 
 
-def _spoken(code: CodeType) -> set[str]:
-    inner = [_spoken(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+def _mentioned(code: CodeType) -> set[str]:
+    inner = [_mentioned(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     return set(code.co_names).union(*inner)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from lightning_cwrf.checks import check_choice, check_number
 from lightning_cwrf.classification import check_targets
 from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.defenses.registry import register_defense
+from lightning_cwrf.defenses.settings import Defense
 
 Kind = Literal["ccel", "ccql"]
 
@@ -31,7 +34,7 @@ def ccl_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.5, beta: float
     >>> ccl_loss(torch.zeros(1, 2), torch.tensor([0]), alpha=0.0, kind="ccql")  # p_y is one half
     tensor(-0.6250)
     """
-    check_ccl(alpha, beta, kind)
+    CCL(alpha=alpha, beta=beta, kind=kind)
     targets = check_targets(logits, targets)
     losses = F.cross_entropy(logits, targets, reduction="none")
     p = (-losses).exp()
@@ -39,24 +42,31 @@ def ccl_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.5, beta: float
     return beta * (alpha * losses - (1 - alpha) * concave).mean()
 
 
-def check_ccl(alpha: float, beta: float, kind: str) -> None:
-    """Raise unless α lies in [0, 1], β is positive and finite, and the kind is known."""
-    check_number("alpha", alpha, low=0, high=1, hint="It weighs the convex part against the concave one.")
-    check_number("beta", beta, low=0, low_open=True, hint="It scales the loss.")
-    check_choice("kind", kind, ("ccel", "ccql"))
+@register_defense("ccl")
+@dataclass(frozen=True, kw_only=True)
+class CCL(Defense):
+    """Settings of :func:`ccl_loss`.
+
+    Args:
+        alpha: α in [0, 1], weighs the convex part against the concave one.
+        beta: β > 0, scales the loss.
+        kind: ``"ccel"`` or ``"ccql"``.
+    """
+
+    per_example = True
+    alpha: float = 0.5
+    beta: float = 1.0
+    kind: Kind = "ccel"
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, low=0, high=1, hint="It weighs the convex part against the concave one.")
+        check_number("beta", self.beta, low=0, low_open=True, hint="It scales the loss.")
+        check_choice("kind", self.kind, ("ccel", "ccql"))
 
 
-class CCLMixin(DefenseMixin):
-    """Trains a LightningModule with :func:`ccl_loss`; ``alpha``, ``beta`` and ``kind`` are as there."""
-
-    def __init__(self, *args: Any, alpha: float = 0.5, beta: float = 1.0, kind: Kind = "ccel", **kwargs: Any) -> None:
-        super().__init__(*args, alpha=alpha, beta=beta, kind=kind, **kwargs)
-
-    def configure_defense(self, *, alpha: float = 0.5, beta: float = 1.0, kind: Kind = "ccel") -> None:
-        """Check and take the settings."""
-        check_ccl(alpha, beta, kind)
-        self._set_defense(alpha=alpha, beta=beta, kind=kind)
+class CCLMixin(DefenseMixin, settings=CCL):
+    """Trains a LightningModule with :func:`ccl_loss`."""
 
     def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Convex-concave loss."""
-        return ccl_loss(logits, targets, **self.defense_settings)
+        return ccl_loss(logits, targets, **self.defense.settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_targets, extract_logits
 from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.defenses.registry import register_defense
+from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.outputs import evaluating
 
 
@@ -34,7 +36,7 @@ def hamp_loss(logits: Tensor, targets: Tensor, *, gamma: float = 0.95, alpha: fl
     >>> hamp_loss(torch.zeros(2, 4), torch.tensor([0, 1]), gamma=1.0, alpha=0.0)
     tensor(0.)
     """
-    check_hamp(gamma, alpha)
+    HAMP(gamma=gamma, alpha=alpha)
     targets = check_targets(logits, targets)
     classes = logits.shape[-1]
     true = hamp_target_probability(classes, gamma)
@@ -62,30 +64,35 @@ def hamp_target_probability(classes: int, gamma: float) -> float:
     return low
 
 
-def check_hamp(gamma: float, alpha: float) -> None:
-    """Raise unless γ lies in [0, 1] and α is finite and not negative."""
-    check_number("gamma", gamma, low=0, high=1, hint="It is the soft label's share of the largest entropy.")
-    check_number("alpha", alpha, low=0, hint="It is the weight of the entropy bonus.")
+@register_defense("hamp")
+@dataclass(frozen=True, kw_only=True)
+class HAMP(Defense):
+    """Settings of :func:`hamp_loss`.
+
+    Args:
+        gamma: γ in [0, 1], the soft label's share of the largest entropy.
+        alpha: α ≥ 0, the weight of the entropy bonus.
+    """
+
+    per_example = True
+    gamma: float = 0.95
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("gamma", self.gamma, low=0, high=1, hint="It is the soft label's share of the largest entropy.")
+        check_number("alpha", self.alpha, low=0, hint="It is the weight of the entropy bonus.")
 
 
-class HAMPMixin(DefenseMixin):
-    """Trains a LightningModule with :func:`hamp_loss`; ``gamma`` and ``alpha`` are as there.
+class HAMPMixin(DefenseMixin, settings=HAMP):
+    """Trains a LightningModule with :func:`hamp_loss`.
 
     HAMP's second part, which changes the outputs of the finished model, is :class:`HAMPOutput`; it is off unless you
     wrap the model in it.
     """
 
-    def __init__(self, *args: Any, gamma: float = 0.95, alpha: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(*args, gamma=gamma, alpha=alpha, **kwargs)
-
-    def configure_defense(self, *, gamma: float = 0.95, alpha: float = 1.0) -> None:
-        """Check and take the settings."""
-        check_hamp(gamma, alpha)
-        self._set_defense(gamma=gamma, alpha=alpha)
-
     def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """HAMP's training loss."""
-        return hamp_loss(logits, targets, **self.defense_settings)
+        return hamp_loss(logits, targets, **self.defense.settings)
 
 
 class HAMPOutput(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch.nn import functional as F
 
 from lightning_cwrf.checks import check_number
 from lightning_cwrf.classification import TARGET_KEYS, check_targets, classification_step
-from lightning_cwrf.data import Batches
 from lightning_cwrf.defenses.base import DefenseMixin
-from lightning_cwrf.defenses.nonmembers import NonmemberBatches
+from lightning_cwrf.defenses.nonmembers import AgainstNonmembers, NonmemberState
+from lightning_cwrf.defenses.registry import register_defense
 from lightning_cwrf.outputs import evaluating
 
 
@@ -82,66 +83,55 @@ def mix_batch(batch: Any, order: Tensor, weight: float) -> Any:
     raise TypeError(f"Mixup needs batches (inputs, targets) or dicts with targets, not {type(batch).__name__}.")
 
 
-def check_mixup_mmd(mixup_alpha: float, lam: float, bandwidth: float) -> None:
-    """Raise unless the settings are in range."""
-    check_number("mixup_alpha", mixup_alpha, low=0, low_open=True)
-    check_number("bandwidth", bandwidth, low=0, low_open=True)
-    check_number("lam", lam, low=0)
+@register_defense("mixup_mmd")
+@dataclass(frozen=True, kw_only=True)
+class MixupMMD(AgainstNonmembers):
+    """Settings of :class:`MixupMMDMixin`.
+
+    Args:
+        nonmembers: a dataset (or a loader of one) the model is not trained on, with every class of the members in it.
+        mixup_alpha: a of the Beta distribution; 1: uniform weights.
+        lam: λ ≥ 0, the weight of the discrepancy.
+        bandwidth: of the Gaussian kernel.
+    """
+
+    title = "Mixup+MMD"
+    mixup_alpha: float = 1.0
+    lam: float = 3.0
+    bandwidth: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("mixup_alpha", self.mixup_alpha, low=0, low_open=True)
+        check_number("bandwidth", self.bandwidth, low=0, low_open=True)
+        check_number("lam", self.lam, low=0)
 
 
-class MixupMMDMixin(DefenseMixin):
+class MixupMMDMixin(DefenseMixin, settings=MixupMMD):
     """Trains a LightningModule with :func:`mixup_loss` plus λ times :func:`mmd2` of member and non-member predictions.
 
     The weight of the mixture is drawn from Beta(a, a) for each batch. The discrepancy is that of the softmax outputs on
     the batch, unmixed, and on non-members of the same classes, one for each member, which are taken as constants. Li et
     al. alternate an epoch of each; here every step has both. The two passes that the discrepancy compares run in eval
     mode, so BatchNorm's running statistics are those of the mixed member batches alone.
-
-    Args:
-        nonmembers: a dataset (or a loader of one) the model is not trained on, with every class of the members in it.
-        mixup_alpha: a of the Beta distribution. 1: uniform weights.
-        lam: λ ≥ 0, the weight of the discrepancy.
-        bandwidth: of the Gaussian kernel.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        nonmembers: Batches | None = None,
-        mixup_alpha: float = 1.0,
-        lam: float = 3.0,
-        bandwidth: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, nonmembers=nonmembers, mixup_alpha=mixup_alpha, lam=lam, bandwidth=bandwidth, **kwargs)
-
-    def configure_defense(
-        self,
-        *,
-        nonmembers: Batches | None = None,
-        mixup_alpha: float = 1.0,
-        lam: float = 3.0,
-        bandwidth: float = 1.0,
-    ) -> None:
-        """Check and take the settings."""
-        check_mixup_mmd(mixup_alpha, lam, bandwidth)
-        self._nonmembers = NonmemberBatches(nonmembers, "Mixup+MMD")
-        self._set_defense(mixup_alpha=mixup_alpha, lam=lam, bandwidth=bandwidth)
+    state_class = NonmemberState
 
     def defense_step(self, batch: Any) -> tuple[Tensor, int]:
         """The loss of the mixed batch and of its distance to as many non-members of the same classes."""
-        settings = self.defense_settings
-        generator = self._nonmembers.generator(self)
-        # In eval mode, as the model is attacked: in training mode dropout and batch statistics would part the two.
+        settings, nonmembers = self.defense, self.defense_state.nonmembers
+        generator = nonmembers.generator(self)
+        # In eval mode, as the model is attacked: in training mode dropout and batch statistics would separate the two.
         with evaluating(self):
             with torch.enable_grad():
                 logits, targets = classification_step(self, batch)
-            others, _ = classification_step(self, self._nonmembers.like(self, batch, targets))
+            others, _ = classification_step(self, nonmembers.like(self, batch, targets))
         order = torch.randperm(len(targets), generator=generator).to(targets.device)
-        weight = _beta(settings["mixup_alpha"], generator)
+        weight = _beta(settings.mixup_alpha, generator)
         mixed, _ = classification_step(self, mix_batch(batch, order, weight))
-        discrepancy = mmd2(logits.float().softmax(-1), others.float().softmax(-1), bandwidth=settings["bandwidth"])
-        return mixup_loss(mixed, targets, targets[order], weight) + settings["lam"] * discrepancy, len(targets)
+        discrepancy = mmd2(logits.float().softmax(-1), others.float().softmax(-1), bandwidth=settings.bandwidth)
+        return mixup_loss(mixed, targets, targets[order], weight) + settings.lam * discrepancy, len(targets)
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:

@@ -1,9 +1,10 @@
 """Non-member batches for defenses that train against them."""
 
-from __future__ import annotations
+# No postponed annotations here: jsonargparse evaluates them in the module of the subclass, whose names are others.
 
 from collections.abc import Iterator, Sequence, Sized
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,28 +16,53 @@ from lightning_cwrf.classification import classification_step, split_batch
 from lightning_cwrf.data import Batches, OverlapCheck, as_loader, check_batches, cycle, example_ids, isolated_rng
 from lightning_cwrf.data.sampling import support
 from lightning_cwrf.data.seen import record_seen
+from lightning_cwrf.defenses.settings import Defense
+from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.trainers import transfer_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstNonmembers(Defense):
+    """Base of the defenses that train against data the model is not trained on.
+
+    Args:
+        nonmembers: a loader, a dataset or an iterable of batches.
+    """
+
+    title: ClassVar[str]
+    """The defense's name, for messages."""
+    nonmembers: Batches | None = field(default=None, repr=False, metadata={"data": True})
+
+    def __post_init__(self) -> None:
+        if self.nonmembers is None:
+            raise MisconfigurationException(
+                f"{self.title} needs data the model is not trained on: pass nonmembers=, a loader or a dataset."
+            )
+        check_batches(self.nonmembers, "nonmembers")
+
+
+class NonmemberState(DefenseState):
+    """The batches of non-members."""
+
+    def __init__(self, module: LightningModule, defense: Any) -> None:
+        super().__init__(module, defense)
+        self.nonmembers = NonmemberBatches(defense.nonmembers, defense.title)
 
 
 class NonmemberBatches:
     """Draws a non-member batch for each training step.
 
-    Every epoch begins a new order that depends on the epoch and the rank alone, so a run that resumes at an epoch sees
-    the batches that an unbroken one sees, and the caller's random state is not touched. Before the first batch the
-    whole data are compared by content with the members'; where one of them cannot be read whole, the first epoch's
+    The order is a function of the epoch and the rank alone, so a run that resumes at an epoch gets the batches of an
+    uninterrupted one, and the caller's random state is not touched. Before the first batch the
+    whole data are compared by content with the members'; where either cannot be read whole, the first epoch's
     batches are. The module keeps a record of what was drawn (:mod:`lightning_cwrf.data.seen`), for audits.
 
     Args:
-        data: a loader, a dataset or an iterable of batches; it begins again when it runs out.
+        data: a loader, a dataset or an iterable of batches; it is restarted when it runs out.
         defense: the defense's name, for errors.
     """
 
-    def __init__(self, data: Batches | None, defense: str) -> None:
-        if data is None:
-            raise MisconfigurationException(
-                f"{defense} needs data the model is not trained on: pass nonmembers=, a loader or a dataset."
-            )
-        check_batches(data, "nonmembers")
+    def __init__(self, data: Batches, defense: str) -> None:
         self.data = data
         self.defense = defense
         self._batches: Iterator[Any] | None = None
@@ -48,7 +74,7 @@ class NonmemberBatches:
         self._places: Sequence[Any] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Iterators and generators cannot be copied; they are begun again.
+        # Iterators and generators cannot be copied; a copy makes new ones.
         return {**self.__dict__, "_batches": None, "_generator": None, "_epoch": -1}
 
     def generator(self, module: LightningModule) -> torch.Generator:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,9 +16,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_cwrf.checks import check_number
 from lightning_cwrf.classification import classification_step
-from lightning_cwrf.data import Batches
 from lightning_cwrf.defenses.base import DefenseMixin
-from lightning_cwrf.defenses.nonmembers import NonmemberBatches
+from lightning_cwrf.defenses.composition import base_loss, check_on
+from lightning_cwrf.defenses.nonmembers import AgainstNonmembers, NonmemberState
+from lightning_cwrf.defenses.registry import register_defense
+from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.weights.masks import WeightMask
 from lightning_cwrf.weights.scores import trainable_parameters
 
@@ -27,7 +31,7 @@ def past_weights(
     """γ_i^α for every weight, with ``γ_i = |M(i)| · |∇_i G| / Σ_{j∈M(i)} |∇_j G|`` and M(i) the weight's own module.
 
     M(i) holds the live weights alone, so γ is 1 on average over them in each module; a frozen weight cannot be tuned
-    and has the weight 0. A module whose gradients are all zero tells no weight from another: γ is 1 there.
+    and has the weight 0. Where a module's gradients are all zero, γ is 1.
 
     Args:
         gap_gradients: ∇G by parameter name; the module is what comes before the last dot.
@@ -70,42 +74,53 @@ def past_penalty(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]
     return lam * torch.stack([(weights[name] * p.abs()).sum() for name, p in parameters.items()]).sum()
 
 
-def check_past(lam: float, alpha: float) -> None:
-    """Raise unless λ and α are finite and not negative."""
-    check_number("lam", lam, low=0)
-    check_number("alpha", alpha, low=0)
+@register_defense("past")
+@dataclass(frozen=True, kw_only=True)
+class PAST(AgainstNonmembers):
+    """Settings of :class:`PASTMixin`.
+
+    Args:
+        nonmembers: a loader or a dataset the model is not trained on.
+        lam: λ ≥ 0. Published: 1e-3 (CIFAR-10), 1e-4 (CIFAR-100), 1e-5 (others).
+        alpha: α ≥ 0. Published: 2.5 alone, 1.5 on top of another defense.
+        on: the defense whose loss the penalty is added to; None: cross-entropy.
+    """
+
+    title = "PAST"
+    lam: float = 1e-3
+    alpha: float = 2.5
+    on: Defense | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("lam", self.lam, low=0)
+        check_number("alpha", self.alpha, low=0)
+        check_on(self)
 
 
-class PASTMixin(DefenseMixin):
+class PASTState(NonmemberState):
+    """The non-member batches, and the weights that CWRF froze."""
+
+    def __init__(self, module: LightningModule, defense: Any) -> None:
+        super().__init__(module, defense)
+        self.frozen: Mapping[str, Tensor] | None = None
+
+
+class PASTMixin(DefenseMixin, settings=PAST):
     """Trains a LightningModule with mean ℓ plus :func:`past_penalty`; for a model that has converged.
 
     The generalisation gap is ``G = |mean ℓ(members) − mean ℓ(non-members)|`` on this step's member and non-member
-    batches. γ is detached. A step costs the two forwards and backwards that G needs, and no third: the gradient of the
-    members' loss, which γ needs, is used again for the update.
+    batches, with ℓ the cross-entropy. γ is detached. A step costs the two forwards and backwards that G needs, and no
+    third: the gradient of the members' loss, which γ needs, is used again for the update. On top of another defense
+    (``PAST(..., on=RelaxLoss(alpha=1.0))``) that defense's loss takes the place of mean ℓ, at a third backward.
 
     The paper leaves two things open. Weights that CWRF froze count neither in M(i) nor in the penalty: they cannot be
     tuned, and would take their share of γ from those that can. The non-member batch runs in the member batch's mode
     (its own batch statistics under BatchNorm, so that G compares like with like), but does not move the running
     statistics of torch's norm layers: these describe the members alone, and are updated once a step.
-
-    Args:
-        nonmembers: a loader or a dataset the model is not trained on.
-        lam: λ. Published: 1e-3 (CIFAR-10), 1e-4 (CIFAR-100), 1e-5 (others).
-        alpha: α. Published: 2.5 alone, 1.5 on top of another defense.
     """
 
-    _frozen: Mapping[str, Tensor] | None = None
-
-    def __init__(
-        self, *args: Any, nonmembers: Batches | None = None, lam: float = 1e-3, alpha: float = 2.5, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, nonmembers=nonmembers, lam=lam, alpha=alpha, **kwargs)
-
-    def configure_defense(self, *, nonmembers: Batches | None = None, lam: float = 1e-3, alpha: float = 2.5) -> None:
-        """Check and take the settings."""
-        check_past(lam, alpha)
-        self._nonmembers = NonmemberBatches(nonmembers, "PAST")
-        self._set_defense(lam=lam, alpha=alpha)
+    state_class = PASTState
 
     def defense_step(self, batch: Any) -> tuple[Tensor, int]:
         """PAST's loss of a member batch and the next non-member batch."""
@@ -113,18 +128,23 @@ class PASTMixin(DefenseMixin):
             raise MisconfigurationException(
                 "PAST takes gradients of its own, which 16-mixed precision would let underflow; use bf16-mixed or 32."
             )
+        settings, state = self.defense, self.defense_state
         parameters = trainable_parameters(self)
         weights = list(parameters.values())
         logits, targets = classification_step(self, batch)
         member_loss = F.cross_entropy(logits, targets)
-        member_gradients = torch.autograd.grad(member_loss, weights, materialize_grads=True)
+        member_gradients = torch.autograd.grad(
+            member_loss, weights, retain_graph=settings.on is not None, materialize_grads=True
+        )
         with running_statistics_kept(self):
-            other_loss = F.cross_entropy(*self._nonmembers.step(self, batch))
+            other_loss = F.cross_entropy(*state.nonmembers.step(self, batch))
         other_gradients = torch.autograd.grad(other_loss, weights, materialize_grads=True)
-        # The sign of the gap falls out of |∇G|.
+        # |∇G| does not depend on the sign of the gap.
         gap = {n: a - b for n, a, b in zip(parameters, member_gradients, other_gradients, strict=True)}
-        gamma = past_weights(gap, alpha=self.defense_settings["alpha"], frozen=self._frozen)
-        penalty = past_penalty(parameters, gamma, lam=self.defense_settings["lam"])
+        gamma = past_weights(gap, alpha=settings.alpha, frozen=state.frozen)
+        penalty = past_penalty(parameters, gamma, lam=settings.lam)
+        if settings.on is not None:
+            return base_loss(self, logits, targets) + penalty, len(targets)
         # Linear in θ around its present value, with the members' gradient as slope: the same value and the same
         # gradient as the loss, without a second backward through the network.
         slope = torch.stack([((p - p.detach()) * g).sum() for p, g in zip(weights, member_gradients, strict=True)])
@@ -132,11 +152,12 @@ class PASTMixin(DefenseMixin):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._frozen = None  # of an earlier fit: GradientMaskCallback tells again
+        self.defense_state.frozen = None  # of an earlier fit: GradientMaskCallback calls on_weights_frozen again
 
     def on_weights_frozen(self, mask: WeightMask) -> None:
         """Leave the frozen weights out of M(i) and of the penalty."""
-        self._frozen = {name: frozen.to(self.get_parameter(name).device) for name, frozen in mask.masks.items()}
+        frozen = {name: frozen.to(self.get_parameter(name).device) for name, frozen in mask.masks.items()}
+        self.defense_state.frozen = frozen
 
 
 @contextmanager

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lightning.pytorch import LightningModule
+from lightning_cwrf.defenses.settings import Defense as Defense
+from lightning_cwrf.defenses.settings import build
 
-from lightning_cwrf.defenses.base import DefenseMixin, check_settings
-
-M = TypeVar("M", bound=type[DefenseMixin])
-_DEFENSES: dict[str, type[DefenseMixin]] = {}
-
-
-@dataclass(frozen=True)
-class Defense:
-    """A defense and its settings, checked, not yet given to a module."""
-
-    mixin: type[DefenseMixin]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def attach(self, module: LightningModule) -> Any:
-        """Give the defense to a module, in place (:meth:`DefenseMixin.attach`)."""
-        return self.mixin.attach(module, **self.settings)
+C = TypeVar("C", bound=type)
+_DEFENSES: dict[str, type[Defense]] = {}
 
 
-def register_defense(name: str) -> Callable[[M], M]:
-    """A class decorator that makes a mixin known by a name.
+def register_defense(name: str) -> Callable[[C], C]:
+    """A class decorator that registers a defense under a name: its settings class, or its mixin.
 
     Raises:
-        ValueError: another mixin has the name.
+        TypeError: the class is neither.
+        ValueError: another defense has the name.
 
+    >>> from lightning_cwrf.defenses import DefenseMixin
     >>> @register_defense("plain")
     ... class PlainMixin(DefenseMixin):
     ...     pass
@@ -43,27 +30,29 @@ def register_defense(name: str) -> Callable[[M], M]:
     if not isinstance(name, str):
         raise TypeError('register_defense needs a name: @register_defense("name").')
 
-    def register(mixin: M) -> M:
-        if not (isinstance(mixin, type) and issubclass(mixin, DefenseMixin)):
-            raise TypeError(f"{mixin!r} is no DefenseMixin.")
-        known = _DEFENSES.get(name, mixin)
-        if (known.__module__, known.__qualname__) != (mixin.__module__, mixin.__qualname__):
-            raise ValueError(f"there is a defense {name!r} already: {known.__name__}.")
-        _DEFENSES[name] = mixin  # the same class again, from a cell that was run twice
-        return mixin
+    def register(cls: C) -> C:
+        settings: Any = getattr(cls, "defense_class", cls)
+        if not (isinstance(settings, type) and issubclass(settings, Defense)):
+            raise TypeError(f"{cls!r} is neither a Defense nor a DefenseMixin.")
+        known = _DEFENSES.get(name, settings)
+        if (known.__module__, known.__qualname__) != (settings.__module__, settings.__qualname__):
+            raise ValueError(f"there is already a defense {name!r}: {known.__name__}.")
+        _DEFENSES[name] = settings  # the same class again, from a cell that was run twice
+        return cls
 
     return register
 
 
-def create_defense(name: str, **settings: Any) -> Defense:
-    """The defense of that name with these settings, checked now.
+def defense_class(name: str) -> type[Defense]:
+    """The settings class of the defense of that name.
 
     Raises:
-        ValueError: an unknown name (the known ones are listed), or a setting out of range.
-        TypeError: an unknown setting, or a class in the place of a name.
+        ValueError: an unknown name; the known ones are listed.
+        TypeError: a class instead of a name.
 
-    >>> create_defense("relaxloss", alpha=1.0).settings
-    {'alpha': 1.0}
+    >>> import dataclasses
+    >>> [field.name for field in dataclasses.fields(defense_class("hamp"))]
+    ['gamma', 'alpha']
     """
     if not isinstance(name, str):
         raise TypeError(
@@ -71,19 +60,22 @@ def create_defense(name: str, **settings: Any) -> Defense:
         )
     if name not in _DEFENSES:
         raise ValueError(f"there is no defense {name!r}; known are {', '.join(available_defenses())}.")
-    mixin = _DEFENSES[name]
-    check_settings(mixin, settings)
-    mixin.configure_defense(_Draft(), **settings)  # type: ignore[arg-type]
-    return Defense(mixin, settings)
+    return _DEFENSES[name]
+
+
+def create_defense(name: str, **settings: Any) -> Defense:
+    """The defense of that name with these settings, checked now.
+
+    Raises:
+        ValueError: an unknown name (the known ones are listed), or a setting out of range.
+        TypeError: an unknown setting, one of the wrong type, or a class instead of a name.
+
+    >>> create_defense("relaxloss", alpha=0.5)
+    RelaxLoss(alpha=0.5, upper=1.0)
+    """
+    return build(defense_class(name), settings)
 
 
 def available_defenses() -> list[str]:
     """The names that :func:`create_defense` knows."""
     return sorted(_DEFENSES)
-
-
-class _Draft(SimpleNamespace):
-    """Takes the settings in a module's place, so that they are checked before there is one."""
-
-    def _set_defense(self, **settings: Any) -> None:
-        pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_targets
 from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.defenses.registry import register_defense
+from lightning_cwrf.defenses.settings import Defense
 
 
 def relaxloss_loss(logits: Tensor, targets: Tensor, *, alpha: float, epoch: int, upper: float = 1.0) -> Tensor:
@@ -35,7 +37,7 @@ def relaxloss_loss(logits: Tensor, targets: Tensor, *, alpha: float, epoch: int,
     >>> relaxloss_loss(logits, torch.tensor([0, 1]), alpha=1.0, epoch=0)  # the loss, 0.1269, is 0.8731 too low
     tensor(0.8731)
     """
-    check_relaxloss(alpha, upper)
+    RelaxLoss(alpha=alpha, upper=upper)
     check_integer("epoch", epoch, low=0)
     targets = check_targets(logits, targets)
     losses = F.cross_entropy(logits, targets, reduction="none")
@@ -50,14 +52,29 @@ def relaxloss_loss(logits: Tensor, targets: Tensor, *, alpha: float, epoch: int,
     return torch.where(mean > alpha, mean, flattened)
 
 
-def check_relaxloss(alpha: float, upper: float) -> None:
-    """Raise unless ``alpha`` ≥ 0 and 0 < ``upper`` ≤ 1."""
-    check_number("alpha", alpha, low=0, hint="It is the level of the training loss.")
-    check_number("upper", upper, low=0, high=1, low_open=True)
+@register_defense("relaxloss")
+@dataclass(frozen=True, kw_only=True)
+class RelaxLoss(Defense):
+    """Settings of :func:`relaxloss_loss`.
+
+    Args:
+        alpha: α ≥ 0, the level of the training loss.
+        upper: in (0, 1].
+
+    >>> RelaxLoss(alpha=0.5)
+    RelaxLoss(alpha=0.5, upper=1.0)
+    """
+
+    alpha: float = 1.0
+    upper: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, low=0, hint="It is the level of the training loss.")
+        check_number("upper", self.upper, low=0, high=1, low_open=True)
 
 
-class RelaxLossMixin(DefenseMixin):
-    """Trains a LightningModule with :func:`relaxloss_loss`; ``alpha`` and ``upper`` are as there.
+class RelaxLossMixin(DefenseMixin, settings=RelaxLoss):
+    """Trains a LightningModule with :func:`relaxloss_loss`.
 
     >>> import lightning
     >>> class Classifier(lightning.LightningModule):
@@ -71,14 +88,7 @@ class RelaxLossMixin(DefenseMixin):
     ('RelaxLossClassifier', {'alpha': 0.5, 'upper': 1.0})
     """
 
-    def __init__(self, *args: Any, alpha: float = 1.0, upper: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(*args, alpha=alpha, upper=upper, **kwargs)
-
-    def configure_defense(self, *, alpha: float = 1.0, upper: float = 1.0) -> None:
-        """Check and take the settings."""
-        check_relaxloss(alpha, upper)
-        self._set_defense(alpha=alpha, upper=upper)
-
     def defense_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """RelaxLoss at the present epoch."""
-        return relaxloss_loss(logits, targets, epoch=self.current_epoch, **self.defense_settings)
+        """RelaxLoss at the current epoch."""
+        settings: RelaxLoss = self.defense
+        return relaxloss_loss(logits, targets, alpha=settings.alpha, upper=settings.upper, epoch=self.current_epoch)

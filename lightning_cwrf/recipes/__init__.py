@@ -1,6 +1,12 @@
-"""How shadow models are trained: the user's own training, defense and CWRF, as a value that is known by its content."""
+"""How shadow models are trained: the user's own training, defense and CWRF, as a value identified by its content."""
 
-from lightning_cwrf.recipes.cwrf import CWRF
+from typing import TYPE_CHECKING
+
+from lightning_cwrf._deprecated import renamed_names
+from lightning_cwrf.recipes.cwrf import CWRFConfig
 from lightning_cwrf.recipes.recipe import ShadowRecipe
 
-__all__ = ["CWRF", "ShadowRecipe"]
+__all__ = ["CWRFConfig", "ShadowRecipe"]
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed_names(__name__, CWRF="CWRFConfig")

@@ -1,34 +1,45 @@
-"""CWRF's settings, as shadow models are hardened by them."""
+"""CWRF's settings in a recipe: read off a training's callbacks, and made callbacks again for each shadow model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+import inspect
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-from lightning.pytorch import Callback
+import numpy as np
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_cwrf.callbacks import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
 from lightning_cwrf.checks import check_choice, check_integer
-from lightning_cwrf.data import Batches
+from lightning_cwrf.data import Batches, all_digests, isolated_rng
+from lightning_cwrf.recipes.fit import quiet
+from lightning_cwrf.shadows.jobs import seed_all
+from lightning_cwrf.weights.vanilla import redraw
+
+CALLBACKS = (PrivacyScoringCallback, CriticalRewindCallback, GradientMaskCallback)
+"""The callbacks of CWRF, in the order in which a Trainer needs them."""
 
 
 @dataclass(frozen=True)
-class CWRF:
-    """How shadow models are hardened: settings of the three CWRF callbacks, by their names there.
+class CWRFConfig:
+    """How shadow models are hardened: the settings of the three CWRF callbacks, under their names there.
 
     Args:
         nonmembers: reference data, as for :class:`~lightning_cwrf.PrivacyScoringCallback`.
-        vanilla: ``"own"``: each shadow model's initial weights, from before its training; ``"redraw"``: drawn anew, as
-            by ``PrivacyScoringCallback(vanilla="redraw")``.
-        members: what each shadow model is scored on: ``"training"``: the batches of its training, augmented where the
-            training is; ``"plain"``: its own members as the pool gives them, as where the audited model's
-            PrivacyScoringCallback was given its plain training data as ``members=``.
+        vanilla: ``"own"``: each shadow model's initial weights, from before its training; ``"redraw"``: new ones, as by
+            ``PrivacyScoringCallback(vanilla="redraw")``.
+        members: what each shadow model is scored on: ``"training"``: its training batches, augmented if the training
+            is; ``"plain"``: its own members as the pool gives them, for an audited model whose PrivacyScoringCallback
+            was given its plain training data as ``members=``.
 
-    >>> CWRF(nonmembers=[], rate=0.05).rate
+    >>> CWRFConfig(nonmembers=[], rate=0.05).rate
     0.05
     """
+
+    _identity_name = "CWRF"  # its name in the keys of stores, from before it was renamed
 
     nonmembers: Batches = field(repr=False)
     rate: float = 0.03
@@ -58,3 +69,85 @@ class CWRF:
             CriticalRewindCallback(self.rate, per_layer=self.per_layer, to=self.to),
             GradientMaskCallback(tune=self.tune),
         ]
+
+    def callbacks_for(
+        self, model: LightningModule, initial: Mapping[str, Tensor], members: Batches, seed: int
+    ) -> list[Callback]:
+        """The callbacks that harden one finished model, with its initial weights, its plain members and its seed."""
+        if self.vanilla == "redraw":
+            # The model's own seed would draw its initial weights again.
+            with isolated_rng(), quiet():
+                seed_all(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+                initial = redraw(model)
+        return self.callbacks(initial, members if self.members == "plain" else None)
+
+
+def config_of(callbacks: Sequence[Callback], loader: Any, *, augmented: bool) -> CWRFConfig | None:
+    """The settings of the CWRF callbacks among a Trainer's, with the loader of its training; None: there are none."""
+    ours = {kind: each for kind in CALLBACKS for each in callbacks if isinstance(each, kind)}
+    if not ours:
+        return None
+    if len(ours) < len(CALLBACKS):
+        raise ValueError(
+            "shadow models score, rewind and freeze their own weights: the Trainer needs PrivacyScoringCallback, "
+            "CriticalRewindCallback and GradientMaskCallback."
+        )
+    settings = {name: value for kind, each in ours.items() for name, value in _settings_of(kind, each).items()}
+    scoring: Any = ours[PrivacyScoringCallback]
+    redrawn = isinstance(scoring.vanilla, str) and scoring.vanilla == "redraw"
+    members = _members_of(scoring.members, loader, augmented)
+    return CWRFConfig(**settings, vanilla="redraw" if redrawn else "own", members=members)
+
+
+_READ_APART = {(PrivacyScoringCallback, "vanilla"), (PrivacyScoringCallback, "members")}
+
+_HELD_AS = {"mask": "given_mask"}
+"""Parameters of callbacks whose attribute has another name."""
+
+_OF_ONE_MODEL: dict[tuple[type, str], str] = {
+    (CriticalRewindCallback, "scores"): "each shadow model scores its own weights, on its own members",
+    (CriticalRewindCallback, "mask"): "each shadow model chooses its own weights, by its own scores",
+    (CriticalRewindCallback, "vanilla"): "each shadow model is rewound to the weights that it is scored against",
+    (GradientMaskCallback, "mask"): "each shadow model chooses its own weights, by its own scores",
+}
+"""Settings of a callback that belong to one model, and why."""
+
+
+def _settings_of(kind: type[Callback], callback: Callback) -> dict[str, Any]:
+    """A callback's settings that :class:`CWRFConfig` has too; any other that was given is an error."""
+    known = {each.name for each in fields(CWRFConfig)}
+    settings = {}
+    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
+        if (kind, name) in _READ_APART:
+            continue
+        value = getattr(callback, _HELD_AS.get(name, name))
+        if name in known and (kind, name) not in _OF_ONE_MODEL:
+            settings[name] = value
+        elif value is not parameter.default:
+            why = _OF_ONE_MODEL.get((kind, name), "CWRFConfig has no such setting")
+            raise ValueError(
+                f"{kind.__name__}({name}=...) cannot be carried to shadow models: {why}. Leave it out, or write the "
+                "recipe as a function of your own."
+            )
+    return settings
+
+
+def _members_of(given: Batches | None, loader: Any, augmented: bool) -> Literal["training", "plain"]:
+    """Whether a model was scored on its training batches or on its members as the data set gives them."""
+    if given is None:
+        return "training"
+    source = given.dataset if isinstance(given, DataLoader) else given
+    if augmented:  # their content differs each time
+        same = isinstance(source, Sized) and len(source) == len(loader.dataset)
+    else:
+        trained = DataLoader(loader.dataset, batch_size=256, collate_fn=loader.collate_fn)
+        with isolated_rng():
+            found = all_digests(given)
+            same = found is not None and found == all_digests(trained)
+    if not same:
+        raise ValueError(
+            "PrivacyScoringCallback(members=...) are other data than the training data, so it is unknown what a shadow "
+            "model should be scored on instead. Pass the plain training data, leave members out, or write the recipe "
+            "as a function of your own."
+        )
+    return "plain"

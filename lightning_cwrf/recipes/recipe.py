@@ -3,104 +3,109 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_cwrf._deprecated import renamed
 from lightning_cwrf.checks import check_flag, check_integer
-from lightning_cwrf.data import Batches, OverlapCheck, SeededOrder, all_digests, isolated_rng
-from lightning_cwrf.data.seen import SCORED, seen_by
-from lightning_cwrf.defenses import DefenseMixin
-from lightning_cwrf.defenses.registry import Defense
-from lightning_cwrf.recipes.cwrf import CWRF
+from lightning_cwrf.data import OverlapCheck, SeededOrder, isolated_rng
+from lightning_cwrf.defenses import Defense
+from lightning_cwrf.recipes.compare import check_rebuilt, differences
+from lightning_cwrf.recipes.cwrf import CWRFConfig
+from lightning_cwrf.recipes.defended import data_of
+from lightning_cwrf.recipes.fit import SILENT, Augmented, fit, quiet
+from lightning_cwrf.recipes.like import read_training
 from lightning_cwrf.recipes.stacked import check_stackable, train_stack
 from lightning_cwrf.shadows.jobs import seed_all
-from lightning_cwrf.weights.vanilla import capture, redraw
+from lightning_cwrf.weights.vanilla import capture
 
-_QUIET = {
-    "accelerator": "auto",
-    "devices": 1,
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
+_CHECKED = {"defense": (Defense, "create_defense(name, ...)"), "cwrf": (CWRFConfig, "CWRFConfig(nonmembers)")}
+"""Fields with a type of ours, and what makes one."""
+
+_NOT_STACKED = {
+    "cwrf": "CWRF's callbacks score and freeze one model at a time",
+    "callbacks": "further callbacks look at one model",
+    "augment": "augmentation draws for one model at a time",
+    "collate_fn": "batches are cut from one tensor",
 }
+"""Fields that a stack cannot have, and why."""
 
 
+@renamed(module="build_module", trainer="trainer_kwargs", collate="collate_fn")
 @dataclass(frozen=True)
 class ShadowRecipe:
     """Trains a shadow model as yours was trained; for :func:`~lightning_cwrf.train_shadows`.
 
-    :meth:`like` reads it from a finished training. Its fields are what shadow models are known by in a store;
-    ``dataclasses.replace`` makes variants, such as other rates. What it trains depends on the examples, the seed and
-    the start alone.
+    :meth:`like` reads it off a finished training. A store identifies shadow models by its fields;
+    ``dataclasses.replace`` makes variants, such as other rates. What it trains is a function of the examples, the seed
+    and the base model alone.
 
     Args:
-        module: a function without arguments (a class, a ``functools.partial``) that builds the untrained module.
-        trainer: arguments of the Trainer, such as ``{"max_epochs": 40}``; plain values.
-        batch_size: examples in a step.
-        drop_last: leave a shorter last batch out.
-        shuffle: draw another order each epoch, from the model's seed.
-        collate: as DataLoader's ``collate_fn``.
-        augment: a function of one example of the pool, as the data set gives it, called anew each time it is read.
+        build_module: a function without arguments (a class, a ``functools.partial``) that builds the untrained module.
+        trainer_kwargs: arguments of the Trainer, such as ``{"max_epochs": 40}``; plain values.
+        batch_size: examples per step.
+        drop_last: leave out a shorter last batch.
+        shuffle: draw a new order each epoch, from the model's seed.
+        collate_fn: as for a DataLoader.
+        augment: a function of one example of the pool, as the data set gives it, called each time it is read.
         callbacks: a function that makes further callbacks that shape the training.
         defense: :func:`~lightning_cwrf.defenses.create_defense`.
-        cwrf: rewind and freeze before fine-tuning; the models then go on from base models, ``start=``.
-        examples: how many training examples the audited model has. Shadow models of a very different number, which is
-            half of the pool, are another training: a warning says so.
+        cwrf: rewind and freeze before fine-tuning; the models are then fine-tuned from base models
+            (``train_shadows(base=...)``).
+        examples: how many training examples the audited model has. Shadow models have half of the pool; a warning says
+            so if these numbers are very different.
 
     Raises:
-        TypeError: something that must be a function is none.
-        ValueError: unknown arguments of a Trainer, or such as make it speak.
+        TypeError: something that must be a function is not one.
+        ValueError: unknown arguments of a Trainer, or arguments that would make it log or print.
 
     >>> from lightning_cwrf.defenses import create_defense
     >>> base = ShadowRecipe(LightningModule, {"max_epochs": 60}, batch_size=32)
     >>> from dataclasses import replace
-    >>> tuned = replace(base, trainer={"max_epochs": 40}, defense=create_defense("relaxloss", alpha=1.0))
+    >>> tuned = replace(base, trainer_kwargs={"max_epochs": 40}, defense=create_defense("relaxloss", alpha=1.0))
     """
 
-    module: Callable[[], LightningModule]
-    trainer: Mapping[str, Any]
+    # Stores know renamed fields by their old names, so that the models in them are found again.
+    build_module: Callable[[], LightningModule] = field(metadata={"identity": "module"})
+    trainer_kwargs: Mapping[str, Any] = field(metadata={"identity": "trainer"})
     batch_size: int
     drop_last: bool = False
     shuffle: bool = True
-    collate: Callable[[list[Any]], Any] | None = None
+    collate_fn: Callable[[list[Any]], Any] | None = field(default=None, metadata={"identity": "collate"})
     augment: Callable[[Any], Any] | None = None
     callbacks: Callable[[], list[Callback]] | None = None
     defense: Defense | None = None
-    cwrf: CWRF | None = None
+    cwrf: CWRFConfig | None = None
     examples: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("module", "callbacks", "augment", "collate"):
+        for name in ("build_module", "callbacks", "augment", "collate_fn"):
             value = getattr(self, name)
             if (value is not None and not callable(value)) or isinstance(value, nn.Module):
                 raise TypeError(
                     f"{name} must be a function, not a {type(value).__name__}: it is called for each model."
                 )
-        if not isinstance(self.trainer, Mapping):
-            raise TypeError(f"trainer must be a dict of a Trainer's arguments, not a {type(self.trainer).__name__}.")
-        for name, kind, make in (("defense", Defense, "create_defense(name, ...)"), ("cwrf", CWRF, "CWRF(nonmembers)")):
+        if not isinstance(self.trainer_kwargs, Mapping):
+            raise TypeError(
+                f"trainer_kwargs must be a dict of a Trainer's arguments, not a {type(self.trainer_kwargs).__name__}."
+            )
+        for name, (kind, make) in _CHECKED.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 what = value.__name__ if isinstance(value, type) else f"a {type(value).__name__}"
-                raise TypeError(f"{name} must be what {make} gives, not {what}.")
-        unknown = sorted(set(self.trainer) - set(inspect.signature(Trainer.__init__).parameters))
+                raise TypeError(f"{name} must be what {make} returns, not {what}.")
+        unknown = sorted(set(self.trainer_kwargs) - set(inspect.signature(Trainer.__init__).parameters))
         if unknown:
             raise ValueError(f"a Trainer has no argument {', '.join(unknown)}.")
-        ours = sorted({"callbacks", *_QUIET}.intersection(self.trainer) - {"accelerator", "devices"})
+        ours = sorted({"callbacks", *SILENT}.intersection(self.trainer_kwargs))
         if ours:
-            raise ValueError(
-                f"a shadow model's Trainer cannot be given {', '.join(ours)}: it trains quietly, by itself."
-            )
+            raise ValueError(f"a shadow model's Trainer cannot be given {', '.join(ours)}: it trains silently.")
         check_integer("batch_size", self.batch_size, low=1)
         check_flag("drop_last", self.drop_last)
         check_flag("shuffle", self.shuffle)
@@ -108,12 +113,13 @@ class ShadowRecipe:
             check_integer("examples", self.examples, low=1)
 
     @classmethod
+    @renamed(module="build_module")
     def like(
         cls,
         trainer: Trainer,
         model: LightningModule,
         *,
-        module: Callable[[], LightningModule] | None = None,
+        build_module: Callable[[], LightningModule] | None = None,
         loader: DataLoader[Any] | None = None,
         augment: Callable[[Any], Any] | None = None,
         callbacks: Callable[[], list[Callback]] | None = None,
@@ -127,97 +133,89 @@ class ShadowRecipe:
         Args:
             trainer: the Trainer of the training.
             model: its module.
-            module: builds the module; None: its class with ``model.hparams`` (``save_hyperparameters()``).
+            build_module: builds the module; None: its class with ``model.hparams`` (``save_hyperparameters()``).
             loader: the training loader; None: the Trainer's, once it has trained.
-            augment: what the training data's random augmentation does; it cannot be read from a loader.
-            callbacks: makes those further callbacks of the Trainer that shape the training.
+            augment: the random augmentation of the training data; it cannot be read from a loader.
+            callbacks: makes the Trainer's further callbacks that shape the training.
             defense: the defense; None: the one attached to the model, if any.
 
         Raises:
-            ValueError: something that shapes the training cannot be read, with what to pass instead.
+            ValueError: something that shapes the training cannot be read; it says what to pass instead.
         """
-        from lightning_cwrf.recipes.like import read_recipe
+        recipe = cls(**read_training(trainer, model, build_module, loader, augment, callbacks, defense))
+        with isolated_rng():
+            check_rebuilt(recipe.build(), model, may_freeze=callbacks is not None)
+        return recipe
 
-        return read_recipe(cls, trainer, model, module, loader, augment, callbacks, defense)
-
-    def __call__(self, members: Dataset[Any], seed: int, start: Mapping[str, Tensor] | None = None) -> LightningModule:
+    @renamed(start="base")
+    def __call__(self, members: Dataset[Any], seed: int, base: Mapping[str, Tensor] | None = None) -> LightningModule:
         """Train one model.
 
         Args:
             members: its training examples.
-            seed: of weights, order and whatever the training draws; Python, NumPy and torch are seeded with it.
-            start: state dict of the base model to go on from; with ``cwrf`` it is needed.
+            seed: of weights, order and all other randomness; Python, NumPy and torch are seeded with it.
+            base: state dict of the base model to fine-tune; required with ``cwrf``.
         """
-        (model,), (vanilla,) = self._build([seed], [start])
+        (model,), (vanilla,) = self._build([seed], [base])
         seed_all(seed)
         callbacks = [] if self.callbacks is None else self.callbacks()
-        callbacks += [] if self.cwrf is None else self._hardening(self.cwrf, model, members, vanilla, seed)
+        if self.cwrf is not None:
+            plain = DataLoader(members, batch_size=self.batch_size, collate_fn=self.collate_fn)
+            callbacks += self.cwrf.callbacks_for(model, vanilla, plain, seed)
         loader = DataLoader(
-            members if self.augment is None else _Augmented(members, self.augment),
+            members if self.augment is None else Augmented(members, self.augment),
             batch_size=self.batch_size,
             sampler=SeededOrder(len(members), seed) if self.shuffle else None,  # type: ignore[arg-type]
             drop_last=self.drop_last,
-            collate_fn=self.collate,
+            collate_fn=self.collate_fn,
         )
-        self._fit(model, loader, callbacks, model)
+        fit(model, loader, callbacks, self.trainer_kwargs, model)
         return model
 
-    def _hardening(
-        self, cwrf: CWRF, model: LightningModule, members: Dataset[Any], own: Mapping[str, Tensor], seed: int
-    ) -> list[Callback]:
-        """The callbacks of CWRF for one model; ``own`` are its initial weights."""
-        vanilla = own
-        if cwrf.vanilla == "redraw":
-            # Under a seed of its own: the model's would draw the model's initial weights again.
-            with isolated_rng(), _quiet():
-                seed_all(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
-                vanilla = redraw(model)
-        plain = DataLoader(members, batch_size=self.batch_size, collate_fn=self.collate)
-        return cwrf.callbacks(vanilla, plain if cwrf.members == "plain" else None)
-
+    @renamed(starts="bases")
     def train_stack(
         self,
         pool: Dataset[Any],
         members: Sequence[Sequence[int]],
         seeds: Sequence[int],
-        starts: Sequence[Mapping[str, Tensor]] = (),
+        bases: Sequence[Mapping[str, Tensor]] = (),
     ) -> list[LightningModule]:
-        """Train K models as one vectorised model; each comes out as it would alone, but for rounding.
+        """Train K models as one vectorised model; each result is that of training it alone, up to rounding.
 
         Args:
             pool: all examples.
-            members: for each model the places of its examples; as many for each.
+            members: for each model the indices of its examples, equally many for each.
             seeds: of each model.
-            starts: state dict of the base model of each, or empty.
+            bases: state dict of the base model of each, or empty.
 
         Raises:
-            ValueError: the models cannot be trained so (why).
+            ValueError: the models cannot be stacked (with the reason).
         """
         self._check_stack()
-        models, _ = self._build(seeds, starts or [None] * len(seeds))
+        models, _ = self._build(seeds, bases or [None] * len(seeds))
         check_stackable(models[0])
         orders = [SeededOrder(len(members[0]), seed) if self.shuffle else range(len(members[0])) for seed in seeds]
-        return train_stack(models, pool, members, orders, self.batch_size, self.drop_last, self._fit)
+        return train_stack(models, pool, members, orders, self.batch_size, self.drop_last, self.trainer_kwargs)
 
     def build(self) -> LightningModule:
         """The untrained module with its defense.
 
         Raises:
-            TypeError: ``module`` builds no LightningModule.
+            TypeError: ``build_module`` does not build a LightningModule.
         """
-        model = self.module()
+        model = self.build_module()
         if not isinstance(model, LightningModule):
-            raise TypeError(f"module must build a LightningModule, not a {type(model).__name__}.")
+            raise TypeError(f"build_module must build a LightningModule, not a {type(model).__name__}.")
         if self.defense is not None:
-            with _quiet():
+            with quiet():
                 self.defense.attach(model)
         return model
 
     def differences(self, model: nn.Module) -> list[str]:
-        """How ``model`` was visibly not trained by this recipe: another architecture, another defense, or CWRF.
+        """Visible differences between the training of ``model`` and this recipe: architecture, defense, CWRF.
 
-        Much cannot be seen: a checkpoint that was loaded into the user's own class has lost its defense and its record
-        of CWRF, and nothing in a model tells its epochs or its data.
+        Many differences are invisible: a checkpoint that was loaded into the user's own class has lost its defense and
+        its record of CWRF, and a model does not show its epochs or its data.
 
         >>> from lightning_cwrf import RelaxLossMixin
         >>> plain = ShadowRecipe(LightningModule, {"max_epochs": 1}, batch_size=32)
@@ -227,33 +225,28 @@ class ShadowRecipe:
         if not isinstance(model, LightningModule):  # a wrapper of one, or a module of another kind
             return []
         with isolated_rng():
-            own = self.build()
-        found = []
-        shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (own, model)]
-        if shapes[0] != shapes[1]:
-            found.append("its weights have other names or shapes than theirs")
-        if isinstance(model, DefenseMixin) and _defense_of(own) != _defense_of(model):
-            found.append(f"it was trained with {_defense_of(model)}, and they with {_defense_of(own)}")
-        if self.cwrf is None and SCORED in seen_by(model):
-            found.append("it was hardened by CWRF, and they were not")
-        return found
+            built = self.build()
+        return differences(built, model, with_cwrf=self.cwrf is not None)
 
+    @renamed(start="base")
     def check(
-        self, pool: Dataset[Any], *, population: Dataset[Any] | None = None, start: bool = False, stack: int = 1
+        self, pool: Dataset[Any], *, population: Dataset[Any] | None = None, base: bool = False, stack: int = 1
     ) -> None:
-        """What can be known to be wrong before any shadow model is trained; ``train_shadows`` asks for it.
+        """Check the arguments of ``train_shadows``, which calls this; ``base``: there are base models.
 
         Raises:
-            TypeError: ``module`` builds no LightningModule.
+            TypeError: ``build_module`` does not build a LightningModule.
             ValueError: CWRF without base models, reference data or a defense's data that are in the pool or the
-                population, a stack that cannot be.
+                population, or a stack that is impossible.
         """
         if self.cwrf is not None:
-            _check_start(start)
-        for name, data in self._data().items():
+            _check_base(base)
+        shaping = {} if self.cwrf is None else {"CWRF's nonmembers": self.cwrf.nonmembers}
+        shaping |= {} if self.defense is None else data_of(self.defense)
+        for name, data in shaping.items():
             OverlapCheck(pool, data, name)
             if population is not None:
-                _check_apart(population, data, name)
+                OverlapCheck(population, data, name, "in the population, which no shadow model may see")
         with isolated_rng():
             model = self.build()
         if stack > 1:
@@ -263,103 +256,35 @@ class ShadowRecipe:
         if self.examples is not None and not 0.8 <= half / self.examples <= 1.25:
             warnings.warn(
                 f"shadow models train on half of the pool, {half} examples, and the audited model on {self.examples}: "
-                "the attack assumes they were trained on equally many. A pool should hold the members and as many "
-                "non-members.",
-                stacklevel=3,
+                "the attack assumes equally many. A pool should hold the members and as many non-members.",
+                stacklevel=5,
             )
 
-    def _data(self) -> dict[str, Batches]:
-        """Data that shape the models beside their training examples, by what to call them."""
-        found = {} if self.cwrf is None else {"CWRF's nonmembers": self.cwrf.nonmembers}
-        if self.defense is not None:
-            for name, value in self.defense.settings.items():
-                if name == "nonmembers" or isinstance(value, (Dataset, DataLoader)):
-                    found[f"{self.defense.mixin.__name__}'s {name}"] = value
-        return found
-
     def _check_stack(self) -> None:
-        for name, what in (
-            ("cwrf", "CWRF's callbacks score and freeze one model at a time"),
-            ("callbacks", "further callbacks look at one model"),
-            ("augment", "augmentation draws for one model at a time"),
-            ("collate", "batches are cut from one tensor"),
-        ):
+        for name, why in _NOT_STACKED.items():
             if getattr(self, name) is not None:
-                raise ValueError(f"a recipe with {name} cannot be stacked: {what}. Leave stack=1.")
+                raise ValueError(f"a recipe with {name} cannot be stacked: {why}. Leave stack=1.")
 
     def _build(
-        self, seeds: Sequence[int], starts: Sequence[Mapping[str, Tensor] | None]
+        self, seeds: Sequence[int], bases: Sequence[Mapping[str, Tensor] | None]
     ) -> tuple[list[LightningModule], list[dict[str, Tensor]]]:
-        """The models before this training, and the weights that they had before any."""
+        """The models before this training, and their initial weights."""
         models, vanilla = [], []
-        for seed, start in zip(seeds, starts, strict=True):
+        for seed, base in zip(seeds, bases, strict=True):
             if self.cwrf is not None:
-                _check_start(start is not None)
+                _check_base(base is not None)
             seed_all(seed)
             model = self.build()
             vanilla.append(capture(model))
-            if start is not None:
-                model.load_state_dict(start)
+            if base is not None:
+                model.load_state_dict(base)
             models.append(model)
         return models, vanilla
 
-    def _fit(self, module: LightningModule, batches: Any, callbacks: list[Callback], *models: nn.Module) -> None:
-        """Run one quiet ``Trainer.fit``, and leave ``models`` on the device it ran on."""
-        with _quiet():
-            trainer = Trainer(**{**_QUIET, **self.trainer, "callbacks": callbacks})
-            trainer.fit(module, batches)
-        for model in models:
-            model.to(trainer.strategy.root_device)
 
-
-def _defense_of(module: LightningModule) -> str:
-    if not isinstance(module, DefenseMixin):
-        return "no defense"
-    settings = dict(module._named_settings())
-    name = settings.pop("name")
-    return f"{name} ({', '.join(f'{key}={value}' for key, value in settings.items())})" if settings else str(name)
-
-
-def _check_start(given: bool) -> None:
+def _check_base(given: bool) -> None:
     if not given:
         raise ValueError(
             "CWRF hardens finished models: train base models first (the recipe without cwrf, keep_weights=True), and "
-            "pass them as start=."
+            "pass them as base=."
         )
-
-
-def _check_apart(population: Dataset[Any], data: Batches, name: str) -> None:
-    inside, outside = all_digests(population), all_digests(data)
-    common = len(inside & outside) if inside is not None and outside is not None else 0
-    if common:
-        raise ValueError(
-            f"{common} examples of the population are among {name}, which shape the models, and no shadow model may "
-            "see the population. Take them out of one of the two."
-        )
-
-
-class _Augmented(Dataset[Any]):
-    def __init__(self, data: Dataset[Any], augment: Callable[[Any], Any]) -> None:
-        self.data = data
-        self.augment = augment
-
-    def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Any:
-        return self.augment(self.data[index])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Many trainings in a row: Lightning's advice on devices and loaders would be said for each."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            said = "many workers|number of training batches|treespec|validation_step|fix=True replaced|vanilla='redraw'"
-            warnings.filterwarnings("ignore", f".*({said}).*")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -108,7 +108,7 @@ def plot_tradeoff(
     colours = {defense: f"C{i}" if i < 10 else "black" for i, defense in enumerate(defenses)}
     for audits, marker in zip(results.values(), cycle("osD^vPX"), strict=False):
         for defense, result in audits.items():
-            x, y = result.model["test_accuracy"], result.estimates[attack]["auroc"]
+            x, y = result.model_metrics["test_accuracy"], result.estimates[attack]["auroc"]
             axes.errorbar(
                 x.value,
                 y.value,

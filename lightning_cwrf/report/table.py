@@ -37,7 +37,7 @@ def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, f
         raise ValueError(f"seconds must have one number for each model; {', '.join(missing)} has none.")
     rows: list[list[str]] = [["", *results]]
     for key, label in _MODEL_ROWS.items():
-        rows.append([label, *(str(result.model[key]) for result in results.values())])
+        rows.append([label, *(str(result.model_metrics[key]) for result in results.values())])
     attacks = list(dict.fromkeys(attack for result in results.values() for attack in result.estimates))
     for attack in attacks:
         for key, label in {"auroc": "AUC", f"tpr_at_fpr_{FPR:g}": f"TPR at {FPR:.1%} FPR"}.items():
@@ -78,7 +78,8 @@ def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
             if defense not in audits:
                 continue
             result = audits[defense]
-            row = [defense, way, str(result.model["train_accuracy"]), str(result.model["test_accuracy"])]
+            accuracies = (result.model_metrics[name] for name in ("train_accuracy", "test_accuracy"))
+            row = [defense, way, *map(str, accuracies)]
             for attack in attacks:
                 found = result.estimates.get(attack)
                 row += ["failed", "failed"] if found is None else [str(found["auroc"]), str(found[tpr])]

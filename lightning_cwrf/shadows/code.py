@@ -1,4 +1,4 @@
-"""What code does and what it reads, told from the live code object: source can be stale, missing, or another's."""
+"""What code does and reads, by its live code object: source files can be outdated, missing, or of other code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 _ENVIRONMENT = ("environ", "environb", "getenv", "getenvb")
 _OF_THE_MACHINE = {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
-"""What a process may use; worker processes are given their share by these."""
+"""The share of the machine of a process; worker processes get theirs by these variables."""
 
 _BY_TEXT = {"globals", "eval", "exec", "__import__"}
 _COMMAND_LINE = {"argv", "parse_args", "parse_known_args"}
@@ -27,10 +27,7 @@ _BETWEEN = {"PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG"}
 
 
 def instructions(code: CodeType) -> list[Any]:
-    """What a code object does, without file names and line numbers, for a digest.
-
-    It depends on Python's minor version, so that goes in too.
-    """
+    """What a code object does, without file names and line numbers, and Python's minor version, which it depends on."""
     consts = [instructions(const) if isinstance(const, CodeType) else const for const in code.co_consts]
     arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount
     named = code.co_varnames[: sum(arguments[::2])], code.co_names, code.co_freevars, code.co_cellvars
@@ -40,14 +37,14 @@ def instructions(code: CodeType) -> list[Any]:
 
 @dataclass
 class Reads:
-    """What a code object, with the functions inside it, looks up when it runs.
+    """What a code object and the functions inside it look up when they run.
 
     Attributes:
         values: what it reads by name from its module, and what it imports, by name.
-        modules: the same, as far as they are modules of the user's.
+        modules: the user's modules among these.
         names: every name in it, attributes too.
-        environment: variables of the environment, with their present values; None under a name that cannot be told.
-        at_run_time: functions that look names up by text, so that anything may be meant.
+        environment: environment variables, with their present values; None: one under a computed name.
+        at_run_time: functions that look names up by text, which may be any name.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +55,7 @@ class Reads:
 
     @property
     def whole_modules(self) -> bool:
-        """Whether it looks names up at run time, so that any part of a module may be meant."""
+        """Whether it looks attributes up at run time, which may be any part of a module."""
         return not self.names.isdisjoint(("getattr", "vars", "__dict__", "attrgetter"))
 
 
@@ -83,7 +80,7 @@ def reads_of(code: CodeType, scope: Mapping[str, Any]) -> Reads:
     if not _COMMAND_LINE.isdisjoint(found.names):
         found.values["sys.argv"] = list(sys.argv)
     for name, value in list(found.values.items()):
-        if value is os.environ or value is getattr(os, "environb", None):  # not all of it
+        if value is os.environ or value is getattr(os, "environb", None):  # not the whole environment
             del found.values[name]
         elif isinstance(value, ModuleType):
             del found.values[name]
@@ -93,7 +90,7 @@ def reads_of(code: CodeType, scope: Mapping[str, Any]) -> Reads:
 
 
 def _imported(name: str, level: int, wanted: tuple[str, ...] | None, scope: Mapping[str, Any]) -> dict[str, Any]:
-    """What an import statement inside a function brings, by name; what cannot be imported is None."""
+    """What an import statement inside a function imports, by name; None: it cannot be imported."""
     package = scope.get("__package__") or str(scope.get("__name__", "")).rpartition(".")[0]
     try:
         whole = importlib.util.resolve_name("." * level + name, package) if level else name
@@ -101,12 +98,12 @@ def _imported(name: str, level: int, wanted: tuple[str, ...] | None, scope: Mapp
         if top not in sys.modules and importlib.util.find_spec(top) is None:
             return {whole: None}
         if not is_users(top):
-            return {whole: os} if whole == "os" else {}  # os for what it tells of the environment
+            return {whole: os} if whole == "os" else {}  # os for its environment
         module = importlib.import_module(whole)
         if not wanted:
             return {whole: module}
         return {f"{whole}.{each}": _attribute(module, each) for each in wanted}
-    except Exception:  # an optional module, most often; one that fails otherwise fails again in the recipe
+    except Exception:  # mostly an optional module; any other failure is repeated in the recipe
         return {name: None}
 
 
@@ -119,7 +116,7 @@ def _attribute(module: ModuleType, name: str) -> Any:
 def _environment(
     steps: list[dis.Instruction], scope: Mapping[str, Any], values: Mapping[str, Any]
 ) -> Iterator[tuple[str | None, str | None]]:
-    """The variables of the environment that code reads; what it sets itself is left out."""
+    """The environment variables that code reads, without those that it sets."""
     own = [os.environ, os.getenv, getattr(os, "environb", None), getattr(os, "getenvb", None)]
     for i, step in enumerate(steps):
         taken = scope.get(step.argval) if step.opname in _GLOBAL_LOADS else None
@@ -133,7 +130,7 @@ def _environment(
         rest = steps[i + 1 : i + 5]
         method = rest[0].argval if rest and rest[0].opname in ("LOAD_ATTR", "LOAD_METHOD") else None
         rest = rest[1:] if method is not None else rest
-        if rest and rest[0].opname == "CONTAINS_OP":  # the variable stands before
+        if rest and rest[0].opname == "CONTAINS_OP":  # the variable is on the left
             before = steps[max(i - 1 - by_attribute, 0)]
             name = _text(before, scope)
             yield name, os.environ.get(name or "")
@@ -154,9 +151,9 @@ def _text(step: dis.Instruction, scope: Mapping[str, Any]) -> str | None:
 
 @functools.cache
 def is_users(module: str | None) -> bool:
-    """Whether a module is the user's, rather than Python's, an installed package's, or ours.
+    """Whether a module is the user's own: not of Python, an installed package, or this package.
 
-    What has no file (a notebook, a shell, code run from a string) is the user's.
+    Code without a file (a notebook, a shell, a string) is the user's.
     """
     if module in (None, "__main__", "__mp_main__"):
         return True

@@ -1,4 +1,4 @@
-"""One shadow model's training, in whichever process it happens."""
+"""Training one shadow model, in this process or in a worker."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch.utils.data import Dataset, Subset
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.outputs import collect_outputs, collect_view_logits
 from lightning_cwrf.shadows.identity import identity
-from lightning_cwrf.shadows.pool import in_short
+from lightning_cwrf.shadows.pool import joint_digest
 from lightning_cwrf.shadows.store import ShadowStore
 from lightning_cwrf.shadows.workers import Share
 from lightning_cwrf.weights.vanilla import capture
 
 View: TypeAlias = Callable[[Tensor], Tensor]
 Recipe: TypeAlias = Callable[..., nn.Module]
-"""``recipe(train_subset, seed)``, or ``recipe(train_subset, seed, start)`` with a start: returns the trained module."""
+"""``recipe(train_subset, seed)``, or ``recipe(train_subset, seed, base)`` with base models: the trained module."""
 
 OTHER_CODE = (
     "this worker process sees another recipe than the process that started it: a setting, an attribute or a variable "
@@ -32,56 +32,67 @@ OTHER_CODE = (
     "Pass such settings as arguments (functools.partial, a dataclass), train with workers=1, or, if the change does "
     "not matter, pass version=."
 )
-"""The failure of a job whose recipe is not in the worker what it is in the parent."""
+"""The failure of a job whose recipe differs between the worker and its parent."""
 
 _ONE_AT_A_TIME = threading.Lock()
 """Trainings in threads of one process would share its random state; some backends run threads."""
 
-_checked: set[str] = set()
-"""Recipes that this worker process was found to see as its parent does."""
+_verified: set[str] = set()
+"""Identities of recipes that were the same in this worker process and its parent."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One shadow model to train; it goes to a worker process.
+class Run:
+    """What all shadow models of one call of ``train_shadows`` share.
 
     Attributes:
-        told: identity of recipe and views in the parent; None: a worker need not compare it with its own.
-        read: a digest of the pool's examples as the parent read them.
+        recipe_identity: of recipe and views in the parent process; None: workers do not compare it with their own.
+        pool_digest: of the pool's examples as the parent read them.
     """
 
-    model: int
-    seed: int
-    members: list[int]
     recipe: Recipe
     pool: Dataset[Any]
     population: Dataset[Any] | None
     views: tuple[View, ...]
     dtype: torch.dtype
     store: ShadowStore
-    start: ShadowStore | None
+    base: ShadowStore | None
     keep_weights: bool
-    told: str | None
-    read: str
+    recipe_identity: str | None
+    pool_digest: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shadow model to train. It is pickled and sent to a worker process."""
+
+    run: Run
+    model: int
+    seed: int
+    members: list[int]
 
     @property
     def done(self) -> bool:
-        return self.store.has(self.model, weights=self.keep_weights)
+        return self.run.store.has(self.model, weights=self.run.keep_weights)
 
 
 def names(jobs: Sequence[Job]) -> str:
-    """What to call jobs in a message."""
+    """Jobs as a message names them."""
     return ", ".join(f"shadow model {job.model} (seed {job.seed})" for job in jobs)
 
 
 def train(jobs: list[Job], share: Share | None) -> list[tuple[str, str]]:
-    """Train and store one model, or some as one; an exception comes back as text, so that it stops no other model."""
-    jobs = [job for job in jobs if not job.done]  # by another run on this store, or by a worker killed afterwards
+    """Train and store one model, or several as a stack.
+
+    Exceptions are returned as text, with the names of the models, so that one failure does not stop the other models.
+    """
+    # Another run on this store may have trained them, or a worker that was killed afterwards.
+    jobs = [job for job in jobs if not job.done]
     if not jobs:
         return []
     if share is not None:
         share.take()
-        if not _sees_the_same(jobs[0]):
+        if not _same_recipe_here(jobs[0].run):
             return [(names(jobs), OTHER_CODE)]
     failures: list[tuple[str, str]] = []
     with _ONE_AT_A_TIME, isolated_rng(), torch.random.fork_rng():
@@ -97,13 +108,10 @@ def train(jobs: list[Job], share: Share | None) -> list[tuple[str, str]]:
     return failures
 
 
-def told(recipe: Recipe, views: tuple[View, ...], version: str | None = None) -> str:
-    """Identity of what is trained and how it is looked at; modules that it imports may draw random numbers.
-
-    Torch's default dtype, in which a recipe builds its model, is the process's own.
-    """
-    with isolated_rng():
-        return identity([recipe, views, torch.get_default_dtype()], version)
+def recipe_identity(recipe: Recipe, views: tuple[View, ...], version: str | None = None) -> str:
+    """Identity of a training and of the views that its models are evaluated on."""
+    with isolated_rng():  # modules that are imported on the way may draw random numbers
+        return identity([recipe, views, torch.get_default_dtype()], version)  # a recipe builds its model in that dtype
 
 
 def seed_all(seed: int) -> None:
@@ -113,44 +121,44 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _sees_the_same(job: Job) -> bool:
+def _same_recipe_here(run: Run) -> bool:
     """Whether this process, which imported the user's modules by itself, would train what the key says."""
-    if job.told is None or job.told in _checked:
+    if run.recipe_identity is None or run.recipe_identity in _verified:
         return True
     with _ONE_AT_A_TIME:
-        same = told(job.recipe, job.views) == job.told
+        same = recipe_identity(run.recipe, run.views) == run.recipe_identity
     if same:
-        _checked.add(job.told)
+        _verified.add(run.recipe_identity)
     return same
 
 
 def _trained(jobs: list[Job]) -> list[nn.Module]:
-    first = jobs[0]
-    seed_all(first.seed)
-    starts = [] if first.start is None else [first.start.weights(job.model) for job in jobs]
+    run, seeds = jobs[0].run, [job.seed for job in jobs]
+    seed_all(seeds[0])
+    bases = [] if run.base is None else [run.base.weights(job.model) for job in jobs]
     if len(jobs) == 1:
-        return [first.recipe(Subset(first.pool, first.members), first.seed, *starts)]
-    stacked: Any = first.recipe
-    seeds = [job.seed for job in jobs]
-    models: list[nn.Module] = stacked.train_stack(first.pool, [job.members for job in jobs], seeds, starts)
+        return [run.recipe(Subset(run.pool, jobs[0].members), seeds[0], *bases)]
+    stackable: Any = run.recipe
+    models: list[nn.Module] = stackable.train_stack(run.pool, [job.members for job in jobs], seeds, bases)
     return models
 
 
 def _store(job: Job, model: nn.Module) -> None:
+    run = job.run
     if not isinstance(model, nn.Module):
         raise TypeError(f"the recipe returned a {type(model).__name__}; it must return the trained module.")
-    outputs = collect_outputs(model, job.pool, name="pool")
-    if in_short(outputs.digests) != job.read:
-        raise ValueError("the pool gave other examples after this training than before: its reading is not repeatable.")
-    logits = {"logits": outputs.logits}
-    if job.population is not None:
-        logits["population_logits"] = collect_outputs(model, job.population, name="population").logits
-    if job.views:
-        logits["view_logits"] = collect_view_logits(model, job.pool, job.views)
-    signals = {name: values.to(job.dtype) for name, values in logits.items()}
-    for name, values in signals.items():
+    found = collect_outputs(model, run.pool, name="pool")
+    if joint_digest(found.digests) != run.pool_digest:
+        raise ValueError("the pool gave other examples after this training than before: it does not read repeatably.")
+    outputs = {"logits": found.logits}
+    if run.population is not None:
+        outputs["population_logits"] = collect_outputs(model, run.population, name="population").logits
+    if run.views:
+        outputs["view_logits"] = collect_view_logits(model, run.pool, run.views)
+    outputs = {name: values.to(run.dtype) for name, values in outputs.items()}
+    for name, values in outputs.items():
         if not values.isfinite().all():
             raise ValueError(
-                f"the model's {name} are not all finite as {job.dtype} (float16 ends at 65,504); keep float32."
+                f"the model's {name} are not all finite as {run.dtype} (float16 ends at 65,504); keep float32."
             )
-    job.store.save(job.model, signals, capture(model) if job.keep_weights else None)
+    run.store.save(job.model, outputs, capture(model) if run.keep_weights else None)

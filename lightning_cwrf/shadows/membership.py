@@ -1,4 +1,4 @@
-"""Who is trained on what."""
+"""Which model is trained on which example."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_cwrf.checks import check_integer
 
 
 def balanced_membership(models: int, examples: int, seed: int = 0) -> Tensor:
-    """Membership in which every example is IN for exactly half of the models, and every model has half the examples.
+    """Membership such that every example is IN for exactly half of the models, and every model has half the examples.
 
     Models come in pairs: the first of a pair is trained on a random half of the pool, the second on the other half.
     Each pair depends on ``seed`` and its own number alone, so asking for more models later keeps the first ones.

@@ -1,4 +1,4 @@
-"""The pool of examples as it is read: twice, to see that it reads alike."""
+"""Reading the pool and the population, twice, to check that they read the same."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import split_batch
-from lightning_cwrf.data import example_digests, isolated_rng
-from lightning_cwrf.data.overlap import is_ambiguous
+from lightning_cwrf.data import check_disjoint, example_digests, isolated_rng
 from lightning_cwrf.shadows.membership import balanced_membership
 
 
@@ -27,29 +26,21 @@ class PoolData:
 
 
 def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
-    """Read both.
+    """Read the pool and the population.
 
     Raises:
-        TypeError: no data set of examples that are read by index, or examples of another form.
-        ValueError: an empty data set, one that reads differently each time, labels that are no class indices, or
+        TypeError: not a map-style data set, or examples that are not pairs (inputs, target) or dicts with a target.
+        ValueError: an empty data set, one that reads differently each time, labels that are not class indices, or
             examples of the population that are in the pool.
     """
     digests, targets = _read(pool, "pool")
     others: list[bytes] = [] if population is None else _read(population, "population")[0]
-    common = len(set(digests).intersection(others))
-    if common and is_ambiguous(digests):
-        warnings.warn(
-            f"{common} examples of the population have the inputs of examples in the pool. Many examples of the pool "
-            "share theirs with one another, so this may be chance: make sure that no shadow model sees the population.",
-            stacklevel=3,
-        )
-    elif common:
-        raise ValueError(f"{common} examples of the population are in the pool; no shadow model may see it.")
+    check_disjoint(digests, others, "the population", "in the pool, which shadow models train on")
     return PoolData(digests, targets, others)
 
 
-def in_short(digests: list[bytes]) -> str:
-    """One digest of all examples, in their order."""
+def joint_digest(digests: list[bytes]) -> str:
+    """One digest of all examples, in order."""
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
@@ -71,7 +62,7 @@ def _read(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
     if digests != again or not torch.equal(targets, targets_again):
         raise ValueError(
             f"the {name} reads differently each time{'' if digests != again else ', in its labels'}; move random "
-            "augmentation into the recipe, so that an example can be told by its content."
+            "augmentation into the recipe, so that examples can be identified by content."
         )
     if targets.ndim != 1 or targets.is_floating_point() or targets.dtype == torch.bool or targets.min() < 0:
         raise ValueError(
@@ -94,13 +85,13 @@ def _pass(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
 
 
 def membership_of(n: int, digests: list[bytes], seed: int) -> Tensor:
-    """Balanced halves; copies of one example are on the same side, or it would be both IN and OUT."""
+    """Balanced halves in which all copies of an example are on the same side; else it would be both IN and OUT."""
     first: dict[bytes, int] = {}
     group = torch.tensor([first.setdefault(digest, len(first)) for digest in digests])
     if len(first) < len(digests):
         warnings.warn(
             f"{len(digests) - len(first)} of the {len(digests)} examples of the pool are copies of others. Copies are "
-            "IN or OUT together, and count as often in every measure; take them out if they are not meant.",
-            stacklevel=3,
+            "IN or OUT together, and each counts in every measure; remove them if they are unintended.",
+            stacklevel=4,
         )
     return balanced_membership(n, len(first), seed)[:, group]

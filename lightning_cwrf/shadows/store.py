@@ -1,4 +1,4 @@
-"""Where shadow models' signals are kept: one folder per key, one file per model, written whole or not at all."""
+"""The files of shadow models: one folder per key, one file per model, each written completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lightning_cwrf._deprecated import renamed
 from lightning_cwrf.files import load_tensors, save_tensors
 
-_SIGNALS, _WEIGHTS = "lightning_cwrf.shadow_signals/2", "lightning_cwrf.shadow_weights/2"
-_TRAINED_AGAIN = "delete it, and this one model is trained again."
+_OUTPUTS, _WEIGHTS = "lightning_cwrf.shadow_signals/2", "lightning_cwrf.shadow_weights/2"
+_RETRAINED = "delete it, and this one model is trained again."
 
 
+@renamed(signals="outputs", signals_path="outputs_path")
 @dataclass(frozen=True)
 class ShadowStore:
     """The files of the shadow models that share one key.
 
-    Each file has a digest of its content, the key and the model's number, which are checked whenever it is read.
+    Each file holds a digest of its content, the key, and the number of its model; all are checked on every read.
 
     Attributes:
         root: the folder of all keys.
@@ -35,19 +37,19 @@ class ShadowStore:
         """The folder of this key."""
         return self.root / self.key
 
-    def signals_path(self, model: int) -> Path:
-        """The file of one model's signals."""
+    def outputs_path(self, model: int) -> Path:
+        """The file of one model's outputs."""
         return self.folder / f"model-{model:04d}.safetensors"
 
     def weights_path(self, model: int) -> Path:
-        """The file of one model's state dict, where it is kept."""
+        """The file of one model's state dict, if it was stored."""
         return self.folder / f"model-{model:04d}.weights.safetensors"
 
     def probe(self) -> None:
-        """Write a small file and remove it, so that a store that cannot be written is known before any training.
+        """Write and remove a small file, so that a store that cannot be written is an error before any training.
 
         Raises:
-            ValueError: the folder cannot be made or written to (why).
+            ValueError: the folder cannot be created or written to (with the reason).
         """
         trial = self.folder / f"probe.{os.getpid()}.part"
         try:
@@ -60,12 +62,12 @@ class ShadowStore:
             ) from error
 
     def has(self, model: int, *, weights: bool) -> bool:
-        """Whether a model's signals (and its weights, if asked) are there; their headers are read, not their content.
+        """Whether a model's outputs (and its weights, if asked) are stored; only the headers of the files are read.
 
         Raises:
-            ValueError: a file is damaged, or is another model's.
+            ValueError: a file is damaged, or belongs to another model.
         """
-        paths = [self.signals_path(model)] + ([self.weights_path(model)] if weights else [])
+        paths = [self.outputs_path(model)] + ([self.weights_path(model)] if weights else [])
         if not all(path.is_file() for path in paths):
             return False
         for path in paths:
@@ -73,32 +75,32 @@ class ShadowStore:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata() or {}
             except SafetensorError as error:
-                raise ValueError(f"{path} is damaged ({error}); {_TRAINED_AGAIN}") from error
+                raise ValueError(f"{path} is damaged ({error}); {_RETRAINED}") from error
             self._check(path, metadata, model)
         return True
 
-    def save(self, model: int, signals: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write one model's files; the weights first, so that signals never stand there without them."""
-        whose = {"key": self.key, "model": str(model)}
+    def save(self, model: int, outputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write one model's files; the weights first, so that outputs never exist without them."""
+        owner = {"key": self.key, "model": str(model)}
         if weights is not None:
-            save_tensors(weights, self.weights_path(model), _WEIGHTS, whose)
-        save_tensors(signals, self.signals_path(model), _SIGNALS, whose)
+            save_tensors(weights, self.weights_path(model), _WEIGHTS, owner)
+        save_tensors(outputs, self.outputs_path(model), _OUTPUTS, owner)
 
-    def signals(self, model: int) -> dict[str, Tensor]:
-        """What :meth:`save` wrote of one model.
+    def outputs(self, model: int) -> dict[str, Tensor]:
+        """The outputs that :meth:`save` wrote for one model.
 
         Raises:
-            FileNotFoundError: it is not there.
-            ValueError: the file is damaged or changed, or is another model's.
+            FileNotFoundError: the model is not stored.
+            ValueError: the file is damaged or was changed, or belongs to another model.
         """
-        return self._load(self.signals_path(model), _SIGNALS, model)
+        return self._load(self.outputs_path(model), _OUTPUTS, model)
 
     def weights(self, model: int) -> dict[str, Tensor]:
         """The state dict of one model.
 
         Raises:
             FileNotFoundError: it was not kept.
-            ValueError: the file is damaged or changed, or is another model's.
+            ValueError: the file is damaged or was changed, or belongs to another model.
         """
         path = self.weights_path(model)
         if not path.is_file():
@@ -109,12 +111,12 @@ class ShadowStore:
         try:
             file = load_tensors(path, kind, what="file of a shadow model")
         except ValueError as error:
-            raise ValueError(f"{str(error).rstrip('.')}; {_TRAINED_AGAIN}") from error
+            raise ValueError(f"{str(error).rstrip('.')}; {_RETRAINED}") from error
         self._check(path, file.metadata, model)
         return file.tensors
 
     def _check(self, path: Path, metadata: Mapping[str, str], model: int) -> None:
         if metadata.get("key") != self.key:
-            raise ValueError(f"{path} belongs to another run; {_TRAINED_AGAIN}")
+            raise ValueError(f"{path} belongs to another run; {_RETRAINED}")
         if metadata.get("model") != str(model):
-            raise ValueError(f"{path} holds shadow model {metadata.get('model')}, not {model}; {_TRAINED_AGAIN}")
+            raise ValueError(f"{path} holds shadow model {metadata.get('model')}, not {model}; {_RETRAINED}")

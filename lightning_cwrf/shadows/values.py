@@ -1,7 +1,8 @@
-"""Kinds of values, as an identity takes them apart."""
+"""Kinds of values, and the parts that make their identity."""
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import hashlib
 import types
@@ -12,7 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, default_collate
+
+NAMED_ONLY = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
+C_FUNCTIONS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.ClassMethodDescriptorType, np.ufunc)
 
 _MADE_BY_PYTHON = {
     "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
@@ -20,11 +25,11 @@ _MADE_BY_PYTHON = {
     "__module__", "__orig_bases__", "__parameters__", "__qualname__", "__signature__", "__slotnames__",
     "__static_attributes__", "__weakref__", "_abc_impl",
 }  # fmt: skip
-"""Attributes of a class that do not tell what it does, or tell it again."""
+"""Attributes of a class that do not affect what it does, or repeat others."""
 
 
 def simple(value: Any) -> tuple[Any] | None:
-    """A plain value in a tuple; None: it is no plain value."""
+    """The description of a plain value, in a tuple; None: it is not one."""
     if isinstance(value, Enum):
         return None
     if value is None or isinstance(value, (bool, int, str)):
@@ -44,8 +49,8 @@ def simple(value: Any) -> tuple[Any] | None:
     return None
 
 
-def is_made(attribute: str) -> bool:
-    """Whether an attribute of a class only tells again what others tell; pydantic's schemas hold addresses besides."""
+def is_redundant(attribute: str) -> bool:
+    """Whether an attribute of a class only repeats others; pydantic's schemas also contain addresses."""
     pydantics = attribute.startswith("__pydantic_") and attribute not in (
         "__pydantic_fields__",
         "__pydantic_decorators__",
@@ -64,16 +69,16 @@ def cells(value: FunctionType) -> list[Any]:
     return contents
 
 
-def is_given(value: Any) -> bool:
-    """Whether a value in an installed decorator is told: plain values and functions, such as its arguments."""
+def is_argument(value: Any) -> bool:
+    """Whether a value that an installed decorator holds looks like one of its arguments: plain values, functions."""
     kinds = (FunctionType, types.MethodType, type, functools.partial)
     if isinstance(value, (dict, list, tuple, set, frozenset)):
-        return all(map(is_given, value.values() if isinstance(value, dict) else value))
+        return all(map(is_argument, value.values() if isinstance(value, dict) else value))
     return simple(value) is not None or isinstance(value, kinds)
 
 
 def descriptor(value: Any) -> tuple[Any, ...] | None:
-    """What a descriptor or a wrapper holds; None: it is something else."""
+    """The functions inside a descriptor or a wrapper; None: the value is something else."""
     if isinstance(value, property):
         return (value.fget, value.fset, value.fdel)
     if isinstance(value, (staticmethod, classmethod)):
@@ -88,7 +93,7 @@ def descriptor(value: Any) -> tuple[Any, ...] | None:
 
 
 def loader_settings(loader: DataLoader[Any]) -> dict[str, Any]:
-    """What a loader does with its data set: which examples, in which order, in which batches."""
+    """How a loader reads its data set: which examples, in which order, in which batches."""
     own = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
     sampler: Any = loader.batch_sampler if own else loader.sampler
     held = getattr(sampler, "__dict__", None)
@@ -104,11 +109,23 @@ def loader_settings(loader: DataLoader[Any]) -> dict[str, Any]:
 
 
 def _seed_of(value: Any) -> Any:
-    """A generator by its seed: its state goes on whenever the loader is read."""
+    """A generator by its seed, because its state changes whenever the loader is read."""
     return value.initial_seed() if isinstance(value, torch.Generator) else value
 
 
-def module_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A module's state with its children in their order, and with its hooks without their numbers in this process."""
+def reduced(value: Any) -> str | tuple[Any, ...]:
+    """What pickle needs to copy an object: a name, or (function, arguments, state, items, pairs)."""
+    registered = copyreg.dispatch_table.get(type(value))
+    parts: Any = value.__reduce_ex__(4) if registered is None else registered(value)
+    if isinstance(parts, str):
+        return parts
+    make, arguments, state, items, pairs = [*parts, None, None, None][:5]
+    if isinstance(value, nn.Module) and isinstance(state, dict):
+        state = _module_state(state)
+    return (make, arguments, state, *(None if each is None else list(each) for each in (items, pairs)))
+
+
+def _module_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A module's state with its children in order, and with hooks without their numbers in this process."""
     hooks = {n: list(v.values()) for n, v in state.items() if "_hooks" in n and isinstance(v, dict)}
     return {**state, **hooks, "order": list(state.get("_modules", ()))}

@@ -1,4 +1,4 @@
-"""Work divided over processes, of this machine or of a cluster, with its cores and GPUs shared out."""
+"""Work in parallel processes, of this machine or of a cluster, with its cores and GPUs divided among them."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from joblib.parallel import get_active_backend
 T = TypeVar("T")
 
 ATTEMPTS = 3
-"""How often work is tried whose worker process is lost."""
+"""How often work is tried if its worker process is lost."""
 
 _EVERY = 1.0
-"""Seconds between looks at whether the parent is there."""
+"""Seconds between two checks that the parent is alive."""
 
-_CLUSTERS = ("ray", "distributed")  # their errors are about workers: the work's own come back as text
+_CLUSTERS = ("ray", "distributed")  # their exceptions are about workers: those of the work are returned as text
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker process may use of this machine.
+    """The part of this machine that one worker process may use.
 
     Attributes:
-        threads: of torch; None: as it is.
+        threads: of torch; None: unchanged.
         gpus: of all worker processes of this machine; each takes one of them.
-        parent: the process that the worker must not outlive; None: a cluster sees to it.
+        parent: the process that the worker must not outlive; None: the cluster ends its workers.
     """
 
     threads: int | None = None
@@ -76,17 +76,17 @@ def run(
     undone: Callable[[T], bool],
     on_done: Callable[[], Any],
 ) -> tuple[list[Any], list[tuple[T, str]]]:
-    """Do ``work(item, share)`` for every item, on joblib's active backend; what is lost with a worker is tried again.
+    """Do ``work(item, share)`` for every item, on joblib's active backend; what is lost with a worker is repeated.
 
     Args:
-        work: must return, rather than raise, what goes wrong; ``share`` is None in this process.
+        work: must return its errors instead of raising them; ``share`` is None in this process.
         items: must be picklable.
         workers: processes; None: as ``joblib.parallel_config`` says, else one per GPU, or per core.
-        undone: whether an item must still be done, after a worker was lost.
+        undone: whether an item is still to be done after a worker was lost.
         on_done: called in this process after each item.
 
     Returns:
-        What ``work`` returned, in no order; and the items that were lost with their workers each time, with the error.
+        What ``work`` returned, in any order; and the items whose workers were lost every time, with the error.
     """
     backend, configured = get_active_backend()
     here = isinstance(backend, joblib.parallel.BACKENDS["loky"])  # joblib's default: processes of this machine
@@ -115,8 +115,8 @@ def run(
                 break
             if attempt < ATTEMPTS:
                 warnings.warn(
-                    f"a worker process was killed; {len(items)} trainings are tried again. If it was for memory, pass "
-                    "fewer workers.",
+                    f"a worker process was killed; {len(items)} trainings are repeated. If memory ran out, pass fewer "
+                    "workers.",
                     stacklevel=3,
                 )
     return [], [(item, why) for item in items]
@@ -131,16 +131,16 @@ class _Parallel(joblib.Parallel):  # type: ignore[misc]
 
 
 def end_workers() -> None:
-    """End the worker processes of this machine, which joblib keeps for the next work; then new ones begin."""
+    """End the worker processes of this machine, which joblib would reuse; the next work starts new ones."""
     get_reusable_executor().shutdown(wait=True)
 
 
 @functools.cache
 def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, however that ended: a killed one cannot say so.
+    """End this process when its parent is gone, even if that was killed.
 
-    A thread looks for it, which works on every system but Windows, where a process keeps its parent's number. Linux'
-    own signal (PR_SET_PDEATHSIG) would come when the parent's thread that began this process ends.
+    A thread polls, which works on every system but Windows, where a process keeps its parent's number. Linux' own
+    signal (PR_SET_PDEATHSIG) would come when the thread of the parent that started this process ends.
     """
     if sys.platform == "win32":
         return
@@ -154,16 +154,16 @@ def _end_with(parent: int) -> None:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; nothing is initialised."""
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them, without initialising CUDA."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return tuple(named.split(",")[:count] if named else map(str, range(count)))
 
 
 def _keep_freed_memory() -> None:
-    """Gradients of many megabytes are freed and asked for in every step; glibc would give their pages back each time.
+    """Keep freed memory: glibc would return the pages of large gradients to the system in every step.
 
-    The process is ours, and ends with the run.
+    This is a worker process of ours, and ends with the run.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

@@ -12,7 +12,7 @@ from lightning_cwrf.auditing import AuditResult, audit_outputs
 from lightning_cwrf.metrics import MembershipAUROC
 from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.outputs import ModelOutputs
-from lightning_cwrf.shadows.train import ShadowSignals
+from lightning_cwrf.shadows import ShadowOutputs
 from tests.helpers import load_benchmark
 
 coverage = load_benchmark("coverage")
@@ -137,7 +137,7 @@ def audited(seed=0, **settings):
         ModelOutputs(evidence.logits[flag], evidence.targets[flag], names[20 * i : 20 * i + 20])
         for i, flag in enumerate((is_member, ~is_member))
     ]
-    shadows = ShadowSignals(
+    shadows = ShadowOutputs(
         evidence.shadow_logits,
         evidence.membership,
         evidence.targets,

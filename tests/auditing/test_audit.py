@@ -1,3 +1,5 @@
+"""Audits of finished models in one call."""
+
 import functools
 import inspect
 import json
@@ -5,12 +7,9 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
-from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback, attacks
+from lightning_cwrf import MIAAuditCallback, attacks
 from lightning_cwrf.attacks import Attack, available_attacks, create_attack
 from lightning_cwrf.attacks.augmentation import default_views
 from lightning_cwrf.auditing import AuditResult, audit, audit_outputs
@@ -18,34 +17,13 @@ from lightning_cwrf.auditing.evidence import columns_of
 from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc
-from lightning_cwrf.shadows import train_shadows
+from tests.auditing.conftest import MEMBERS, NONMEMBERS, POPULATION
 from tests.helpers import Classifier, digits, loader, part, same_snapshot, snapshot, trainer
-from tests.recipe_functions import Memorise
-
-MEMBERS, NONMEMBERS, POPULATION = part(0, 100), part(100, 200), part(400, 700)
-
-
-@pytest.fixture(scope="module")
-def shadows(tmp_path_factory):
-    store = tmp_path_factory.mktemp("store")
-    data = {"population": POPULATION, "views": default_views()}
-    return train_shadows(Memorise(), part(0, 200), 8, **data, store=store, progress=False)
-
-
-@pytest.fixture(scope="module")
-def audited(shadows):
-    """The model of the same recipe, trained on the first half of the pool, and its audit."""
-    torch.manual_seed(99)
-    callback = MIAAuditCallback(NONMEMBERS, shadows=shadows, every_n_epochs=20)
-    run = trainer(max_epochs=40, callbacks=[callback])
-    model = Classifier(width=16)
-    run.fit(model, DataLoader(MEMBERS, batch_size=32, shuffle=True))
-    return model, callback, run
 
 
 def test_every_attack_beats_chance_on_a_model_that_memorised(audited):
     result = audited[1].result
-    assert result.model["train_accuracy"].value == 1.0
+    assert result.model_metrics["train_accuracy"].value == 1.0
     assert not result.failures
     assert set(result.estimates) == {"loss", "lira", "rmia"}
     for attack, found in result.estimates.items():
@@ -54,7 +32,7 @@ def test_every_attack_beats_chance_on_a_model_that_memorised(audited):
 
 @pytest.fixture(scope="module")
 def full(audited, shadows):
-    """Every attack there is, by the one call."""
+    """Every attack, in one call."""
     model, every = audited[0], available_attacks()
     return audit(model, members=MEMBERS, nonmembers=NONMEMBERS, shadows=shadows, attacks=every)
 
@@ -64,7 +42,7 @@ def test_lira_and_rmia_beat_the_loss_attack(audited):
     assert min(values["lira/auroc"], values["rmia/auroc"]) > values["loss/auroc"]
 
 
-def test_every_attack_by_one_call(audited, shadows, full):
+def test_every_attack_in_one_call(audited, shadows, full):
     assert list(full.estimates) == available_attacks()
     for attack, found in full.estimates.items():
         assert found["auroc"].value > 0.5, attack
@@ -86,7 +64,7 @@ def test_views_are_those_of_the_shadow_models(audited, shadows):
     assert audit(audited[0], **given).scores["augmentation"].max() <= 1.0  # without shadow models a share of views
 
 
-def test_an_audit_of_a_plain_module_leaves_it_as_it_was():
+def test_an_audit_does_not_change_a_plain_module():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     before, rng = snapshot(model), torch.get_rng_state()
@@ -100,11 +78,11 @@ def test_an_audit_of_a_plain_module_leaves_it_as_it_was():
     assert list(audit(model, members=MEMBERS, nonmembers=NONMEMBERS).estimates) == ["loss"]
 
 
-def test_an_audit_is_saved_and_loaded_whole(full, tmp_path):
+def test_an_audit_is_saved_and_loaded(full, tmp_path):
     path = full.save(tmp_path / "deep" / "audit.json")
     again = AuditResult.load(path)
     assert again.estimates == full.estimates
-    assert again.model == full.model
+    assert again.model_metrics == full.model_metrics
     assert again.confidence == full.confidence
     assert again.failures == full.failures
     for name, score in full.scores.items():
@@ -154,18 +132,6 @@ def test_the_most_exposed_members_by_counting(full):
         full.exposed("nn")
 
 
-def test_the_callback_runs_the_attacks_it_is_given(shadows):
-    callback = MIAAuditCallback(
-        NONMEMBERS, members=MEMBERS, shadows=shadows, attacks=["bavaria", create_attack("lira", online=False)]
-    )
-    trainer(max_epochs=1, callbacks=[callback]).fit(Classifier(), loader(0, 100))
-    assert list(callback.result.estimates) == ["bavaria", "lira"]
-    with pytest.raises(TypeError, match=r"a list of names, such as \['lira'\]"):
-        MIAAuditCallback(NONMEMBERS, attacks="lira")
-    with pytest.raises(ValueError, match="the quantile_regression attack needs inputs; run it by"):
-        MIAAuditCallback(NONMEMBERS, attacks=["quantile_regression"])
-
-
 def flat(begin):
     images, labels = digits()[begin : begin + 20]
     return TensorDataset(images.flatten(1), labels)
@@ -190,29 +156,17 @@ def flat(begin):
         ),
     ],
 )
-def test_an_audit_that_cannot_be_is_told(settings, error, message):
+def test_invalid_audit_raises(settings, error, message):
     with pytest.raises(error, match=message):
         audit(Classifier(), **{"members": MEMBERS, "nonmembers": NONMEMBERS, **settings})
 
 
-def test_two_populations_are_refused(shadows):
+def test_two_populations_raise(shadows):
     with pytest.raises(ValueError, match="leave population out"):
         audit(Classifier(), members=MEMBERS, nonmembers=NONMEMBERS, shadows=shadows, population=POPULATION)
 
 
-def test_values_are_logged_and_intervals_hold_them(audited):
-    _, callback, run = audited
-    logged = {name.removeprefix("mia/"): float(v) for name, v in run.callback_metrics.items() if name[:4] == "mia/"}
-    assert logged == pytest.approx(callback.result.values(), abs=1e-6)
-    assert {"lira/auroc", "rmia/tpr_at_fpr_0.001", "loss/advantage", "loss/p1", "loss_gap"} <= set(logged)
-    assert [round(entry["epoch"]) for entry in callback.history] == [19, 39]
-    assert "lira/auroc" not in callback.history[0]
-    for found in [*callback.result.estimates.values(), callback.result.model]:
-        for name, estimate in found.items():
-            assert estimate.interval.low <= estimate.value <= estimate.interval.high, name
-
-
-def test_an_audit_sees_what_the_model_says_and_leaves_it_alone(audited, shadows):
+def test_an_audit_sees_the_models_outputs_and_does_not_change_it(audited, shadows):
     model, callback, _ = audited
     before = snapshot(model)
     parts = [collect_outputs(model, data) for data in (MEMBERS, NONMEMBERS, POPULATION)]
@@ -220,7 +174,7 @@ def test_an_audit_sees_what_the_model_says_and_leaves_it_alone(audited, shadows)
     same_snapshot(before, snapshot(model))
     assert again.values() == pytest.approx(callback.result.values())
     unseen = torch.cat([parts[1].correct, parts[2].correct])
-    assert again.model["test_accuracy"].value == pytest.approx(float(unseen.float().mean()))
+    assert again.model_metrics["test_accuracy"].value == pytest.approx(float(unseen.float().mean()))
 
 
 def test_membership_reaches_no_attack(audited, shadows):
@@ -244,7 +198,7 @@ def test_examples_are_found_by_content_in_any_order(audited, shadows):
     assert found.values()["lira/auroc"] == pytest.approx(callback.result.values()["lira/auroc"], abs=1e-9)
 
 
-def test_strangers_to_the_pool_are_refused(audited, shadows):
+def test_examples_outside_the_pool_raise(audited, shadows):
     model = audited[0]
     with pytest.raises(ValueError, match=r"100 of the 200 audited examples are not in the pool of 200"):
         audit_outputs(collect_outputs(model, MEMBERS), collect_outputs(model, part(200, 300)), shadows=shadows)
@@ -260,7 +214,7 @@ def test_copies_in_a_pool_are_matched_one_to_one():
         columns_of([b"a", b"a", b"a"], torch.zeros(3).long(), Pool)
 
 
-def test_a_failed_attack_is_named_and_the_others_stand(audited, shadows):
+def test_a_failed_attack_is_named_and_the_others_are_valid(audited, shadows):
     from dataclasses import replace
 
     model = audited[0]
@@ -282,87 +236,6 @@ def test_an_attack_that_writes_into_the_evidence_is_an_error():
     careless = Attack("careless", lambda evidence: evidence.logits.zero_()[:, 0])
     with pytest.raises(ValueError, match=r"the careless attack changed the evidence's logits in place.*clone"):
         audit(model, members=MEMBERS, nonmembers=NONMEMBERS, attacks=[careless, create_attack("loss")])
-
-
-class Stop(Callback):
-    def on_train_batch_end(self, trainer, *_):
-        trainer.should_stop = True
-
-
-@pytest.mark.parametrize(
-    "stop",
-    [
-        {"callbacks": [Stop()]},
-        {"max_steps": 6},
-        {"callbacks": [EarlyStopping("val_acc", patience=0, stopping_threshold=0.0, mode="max")]},
-    ],
-)
-def test_the_final_audit_comes_however_training_ends(tmp_path, stop):
-    callback = MIAAuditCallback(loader(100, 140), every_n_epochs=0)
-    callbacks = [callback, *stop.pop("callbacks", [])]
-    logger = CSVLogger(tmp_path)
-    run = trainer(tmp_path, max_epochs=3, callbacks=callbacks, logger=logger, **stop)
-    run.fit(Classifier(), loader(0, 64), loader(200, 232))
-    assert callback.result is not None
-    assert len(callback.history) == 1
-    logger.save()
-    assert "mia/loss/auroc" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: MIAAuditCallback(loader(50, 80)), "14 of the 30 examples of nonmembers are members"),
-        (lambda: MIAAuditCallback([]), "nonmembers holds no batch"),
-        (lambda: MIAAuditCallback(TensorDataset(digits().tensors[0][200:210], torch.full((10,), 10))), "label 10"),
-    ],
-)
-def test_bad_data_is_an_error_before_the_first_step(make, message):
-    model = Classifier()
-    before = snapshot(model)
-    with pytest.raises(ValueError, match=message):
-        trainer(callbacks=[make()]).fit(model, loader(0, 64))
-    assert all(torch.equal(before["state"][n], t) for n, t in model.state_dict().items())
-
-
-def test_auditing_does_not_change_training():
-    states = []
-    for callbacks in ([], [MIAAuditCallback(loader(100, 140), every_n_epochs=1)]):
-        torch.manual_seed(0)
-        model = Classifier()
-        trainer(callbacks=callbacks).fit(model, loader(0, 64, shuffle=True))
-        states.append(model.state_dict())
-    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
-
-
-def test_history_survives_resume(tmp_path):
-    def make():
-        return MIAAuditCallback(loader(100, 140), every_n_epochs=1)
-
-    first = trainer(tmp_path, callbacks=[make()], max_epochs=2)
-    first.fit(Classifier(), loader(0, 64))
-    first.save_checkpoint(tmp_path / "half.ckpt")
-    callback = make()
-    run = trainer(tmp_path, callbacks=[callback], max_epochs=3)
-    run.fit(Classifier(), loader(0, 64), ckpt_path=tmp_path / "half.ckpt")
-    assert [entry["epoch"] for entry in callback.history] == [0.0, 1.0, 2.0]
-
-
-def test_audit_data_that_is_reference_data_is_reported():
-    torch.manual_seed(0)
-    scoring = PrivacyScoringCallback(loader(130, 170), Classifier(), steps=1)
-    audit = MIAAuditCallback(loader(100, 140))
-    with pytest.raises(ValueError, match="10 of the 40 examples of nonmembers are reference data of the scoring"):
-        trainer(callbacks=[audit, scoring], max_epochs=1).fit(Classifier(), loader(0, 64))
-
-
-def test_bad_settings():
-    with pytest.raises(TypeError, match="what train_shadows returns, not str"):
-        MIAAuditCallback([], shadows="folder")
-    with pytest.raises(ValueError, match="every_n_epochs"):
-        MIAAuditCallback([], every_n_epochs=-1)
-    with pytest.raises(ValueError, match="confidence"):
-        MIAAuditCallback([], confidence=95)
 
 
 def test_table_and_plots(audited, tmp_path):

@@ -31,7 +31,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", ["audit.json", "rate_0.01", "no_ending", "ä/deep/audit.json"])
-def test_what_was_saved_is_loaded_from_the_path_that_was_given(tmp_path, name):
+def test_a_result_is_loaded_from_its_path(tmp_path, name):
     result = made()
     path = result.save(str(tmp_path / name))
     assert path == tmp_path / name
@@ -49,17 +49,18 @@ def test_names_with_dots_do_not_collide(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".ckpt", ".pt", ".pth"])
-def test_files_of_weights_are_left_alone(tmp_path, ending):
+def test_weight_files_are_not_overwritten(tmp_path, ending):
     weights = tmp_path / "init.safetensors"
     save_file({"w": torch.ones(2)}, weights)
     before = weights.read_bytes()
     made().save(tmp_path / "init.json")
     assert weights.read_bytes() == before
-    with pytest.raises(ValueError, match=rf"one JSON file.*init\{ending} has the ending .* Name it init\.json"):
+    with pytest.raises(ValueError, match=rf"one JSON file.*init\{ending} has the suffix .* Name it init\.json"):
         made().save(tmp_path / f"init{ending}")
     assert weights.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_crash_while_saving_leaves_the_old_result(tmp_path):
     """The process is killed in the middle of the write."""
     old = made(auc=0.7)
@@ -108,7 +109,7 @@ def edited(path, edit):
         lambda c: c.update(notes=[]),
     ],
 )
-def test_a_changed_file_is_refused(tmp_path, edit):
+def test_a_changed_file_raises(tmp_path, edit):
     path = made().save(tmp_path / "audit.json")
     edited(path, edit)
     with pytest.raises(ValueError, match=r"audit\.json was changed after it was saved.* Restore the file, or run"):
@@ -123,7 +124,7 @@ def test_another_layout_of_the_same_content_is_loaded(tmp_path):
     assert same(AuditResult.load(path), result)
 
 
-def test_other_files_are_told_from_audits(tmp_path):
+def test_other_files_raise(tmp_path):
     path = made().save(tmp_path / "audit.json")
     text = path.read_text()
     with pytest.raises(FileNotFoundError, match=r"there is no saved audit at .*none\.json"):
@@ -143,7 +144,7 @@ def test_other_files_are_told_from_audits(tmp_path):
         AuditResult.load(tmp_path / "bytes.json")
 
 
-def test_the_numbers_can_be_read_by_people_and_come_before_the_scores(tmp_path):
+def test_readable_numbers_come_before_the_scores(tmp_path):
     path = made().save(tmp_path / "audit.json")
     content = json.loads(path.read_text())
     assert content["format"] == "lightning_cwrf.AuditResult/2"
@@ -196,7 +197,7 @@ def test_every_kind_of_value_comes_back(tmp_path):
 
 def test_nan_values_come_back(tmp_path):
     result = made(model={"test_loss": estimate(math.nan, math.nan, math.nan, p_value=math.nan)})
-    again = AuditResult.load(result.save(tmp_path / "a.json")).model["test_loss"]
+    again = AuditResult.load(result.save(tmp_path / "a.json")).model_metrics["test_loss"]
     assert all(math.isnan(x) for x in (again.value, *again.interval, again.p_value))
 
 
@@ -224,7 +225,7 @@ def test_an_auc_below_chance_asks_whether_the_sides_were_swapped(auc, high, said
         ({"attack": "nn"}, ValueError, "this audit has no attack 'nn'; it has loss, lira"),
     ],
 )
-def test_wrong_questions_to_a_result(settings, error, message):
+def test_invalid_queries_raise(settings, error, message):
     with pytest.raises(error, match=message):
         made().exposed(**settings)
 
@@ -246,7 +247,7 @@ def test_the_most_exposed_by_hand():
     assert result.auc_by_class("loss") == {0: 1.0, 1: 0.5}
 
 
-def test_a_mean_of_one_value_is_no_bound_and_a_high_confidence_is_not_certainty():
+def test_a_mean_of_one_value_and_a_high_confidence():
     x = torch.tensor([[3.0, 1.0]])
     one = ModelOutputs(x, torch.tensor([0]), [b"a"]), ModelOutputs(x, torch.tensor([1]), [b"b"])
     text = str(audit_outputs(*one, confidence=0.999))

@@ -46,7 +46,7 @@ class Items(Dataset):
         return self.form(i + 0.4 * torch.rand(()), self.labels[i])
 
 
-def told(item):
+def described(item):
     """The number, the label, and the form, of an item."""
     values = list(item.values()) if isinstance(item, dict) else list(item)
     keys = tuple(item) if isinstance(item, dict) else ()
@@ -54,7 +54,7 @@ def told(item):
 
 
 @given(st.data(), st.sampled_from(sorted(FORMS)), st.booleans(), st.booleans(), st.integers(0, 99))
-def test_everyone_is_there_once_with_the_right_label(data, form, mislabel, given_classes, seed):
+def test_every_example_is_there_once_with_the_right_label(data, form, mislabel, given_classes, seed):
     classes = data.draw(st.integers(2, 5))
     labels = data.draw(st.lists(st.integers(0, classes - 1), min_size=2, max_size=30))
     labels[0] = classes - 1
@@ -64,42 +64,42 @@ def test_everyone_is_there_once_with_the_right_label(data, form, mislabel, given
     canaries = insert_canaries(plain, m, classes=classes if given_classes else None, mislabel=mislabel, seed=seed)
     assert torch.equal(rng, torch.get_rng_state())
     assert len(canaries) == len(canaries.examples) == len(canaries.included) == m
-    shown = [told(item) for item in canaries.examples]
+    shown = [described(item) for item in canaries.examples]
     assert [number for number, _, _ in shown] == canaries.places.tolist()
     assert len(set(canaries.places.tolist())) == m
     for number, label, like in shown:
         assert (label != labels[number]) == mislabel
         assert 0 <= label < classes
-        assert like == told(plain[number])[2]
+        assert like == described(plain[number])[2]
     carried = {number: label for number, label, _ in shown}
     included = {number for number, inside in zip(carried, canaries.included.tolist(), strict=True) if inside}
-    train = [told(item) for item in canaries.train]
+    train = [described(item) for item in canaries.train]
     assert [number for number, _, _ in train] == [i for i in range(len(labels)) if i not in carried or i in included]
     assert [label for _, label, _ in train] == [carried.get(number, labels[number]) for number, _, _ in train]
     again = insert_canaries(plain, m, classes=classes, mislabel=mislabel, seed=seed)
     assert torch.equal(again.places, canaries.places)
     assert torch.equal(again.included, canaries.included)
-    assert [told(item) for item in again.examples] == shown
+    assert [described(item) for item in again.examples] == shown
 
 
 def test_a_loader_with_workers_reads_them():
     canaries = insert_canaries(Items([0, 1, 2] * 10, "labels"), 10)
     batches = list(DataLoader(canaries.train, batch_size=8, num_workers=1))
     assert sum(len(batch["labels"]) for batch in batches) == 20 + int(canaries.included.sum())
-    assert torch.cat([b["labels"] for b in batches]).tolist() == [told(item)[1] for item in canaries.train]
+    assert torch.cat([b["labels"] for b in batches]).tolist() == [described(item)[1] for item in canaries.train]
 
 
-def test_coins_are_fair_and_wrong_labels_uniform():
+def test_inclusion_is_fair_and_wrong_labels_are_uniform():
     labels = [i % 4 for i in range(4000)]
     canaries = insert_canaries(Items(labels), 4000, classes=4)
     assert stats.binomtest(int(canaries.included.sum()), 4000, 0.5).pvalue > 1e-4
-    wrong = collections.Counter((labels[n], label) for n, label, _ in map(told, canaries.examples))
+    wrong = collections.Counter((labels[n], label) for n, label, _ in map(described, canaries.examples))
     for own in range(4):
         counts = [wrong[own, other] for other in range(4) if other != own]
         assert sum(counts) == 1000
         assert stats.chisquare(counts).pvalue > 1e-4
     inside = [
-        label for (_, label, _), flag in zip(map(told, canaries.examples), canaries.included, strict=True) if flag
+        label for (_, label, _), flag in zip(map(described, canaries.examples), canaries.included, strict=True) if flag
     ]
     assert stats.chisquare(np.bincount(inside)).pvalue > 1e-4  # the coin knows nothing of the label
     other = insert_canaries(Items(labels), 4000, classes=4, seed=1)
@@ -114,23 +114,27 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: insert_canaries(Items([0, 1, 1]), 4), ValueError, "between 2 and the 3 training examples, not 4"),
+        (
+            lambda: insert_canaries(Items([0, 1, 1]), 4),
+            ValueError,
+            "from 2 to 3, not 4. There are 3",
+        ),
         (lambda: insert_canaries(Items([0, 1, 1]), 1), ValueError, "not 1"),
-        (lambda: insert_canaries(Items([0, 1]), 2, classes=1), ValueError, "at least 2 classes, not 1"),
+        (lambda: insert_canaries(Items([0, 1]), 2, classes=1), ValueError, "an integer of at least 2, not 1"),
         (lambda: insert_canaries(Items([0, 0]), 2), ValueError, "every label is 0; pass classes="),
         (lambda: insert_canaries(Items([0, 3]), 2, classes=3), ValueError, "label 3 of example 1 is out of range"),
-        (lambda: insert_canaries(Items([0, -1]), 2), ValueError, "example 1 is no class index: .* value -1"),
+        (lambda: insert_canaries(Items([0, -1]), 2), ValueError, "example 1 is not a class index: .* value -1"),
         (
             lambda: insert_canaries(TensorDataset(torch.zeros(4, 2), torch.eye(4)), 2),
             ValueError,
-            "no class index.*one-hot",
+            "not a class index.*one-hot",
         ),
         (lambda: insert_canaries(TensorDataset(torch.zeros(4, 2)), 2), TypeError, "a batch must be"),
-        (lambda: insert_canaries(Stream(), 2), TypeError, "a length and places, not Stream"),
+        (lambda: insert_canaries(Stream(), 2), TypeError, "a length that is read by index, not Stream"),
         (lambda: insert_canaries(DataLoader(Items([0, 1])), 2), TypeError, "not DataLoader"),
     ],
 )
-def test_canaries_that_cannot_be_are_told(make, error, message):
+def test_invalid_canaries_raise(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -149,6 +153,7 @@ def trained_on(canaries, model, epochs):
     return model
 
 
+@pytest.mark.slow
 def test_a_training_that_memorises_shows_its_epsilon():
     canaries = insert_canaries(part(0, 600), 200)
     model = trained_on(canaries, Plain(lr=3e-3), 150)
@@ -168,6 +173,7 @@ def test_a_training_that_memorises_shows_its_epsilon():
             canaries.epsilon(model, attack=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [1.0, 4.0])
 def test_the_bound_stays_below_what_dp_sgd_spends(target):
     canaries = insert_canaries(part(0, 600), 200)
@@ -190,6 +196,6 @@ def test_the_bound_stays_below_what_dp_sgd_spends(target):
         ({"m": 20, "seed": None}, "seed must be an integer"),
     ],
 )
-def test_settings_of_another_type_are_told(settings, message):
+def test_settings_of_another_type_raise(settings, message):
     with pytest.raises(TypeError, match=message):
         insert_canaries(TensorDataset(torch.randn(100, 4), torch.arange(100) % 3), **settings)

@@ -76,7 +76,7 @@ class Wide(nn.Module):
         ({"confidence": float("nan")}, ValueError, "confidence must be a number"),
     ],
 )
-def test_an_audit_of_what_is_none(settings, error, message):
+def test_invalid_arguments_raise(settings, error, message):
     # Double inputs are no fault of a model that takes them.
     with pytest.raises(error, match=message), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -98,7 +98,7 @@ def test_labels_of_any_integer_type_are_taken(dtype):
         trainer(max_epochs=1).fit(create_defense(defense).attach(trained()[0]), DataLoader(data[0], batch_size=16))
 
 
-def test_labels_that_are_no_classes_are_still_refused():
+def test_labels_that_are_not_classes_raise():
     for targets in (torch.zeros(4), torch.zeros(4).bool(), torch.zeros(4, 2).long()):
         with pytest.raises(ValueError, match="targets must be class indices"):
             classification_step(nn.Linear(2, 3), (torch.zeros(4, 2), targets))
@@ -122,14 +122,14 @@ def test_models_that_take_other_types_may_have_them():
         assert len(run(model=Casts(), nonmembers=nonmembers).losses) == 120
 
 
-def test_a_half_precision_module_without_a_precision_plugin_is_told():
+def test_a_half_precision_module_without_a_precision_plugin_raises():
     model = Classifier().bfloat16()
     with pytest.raises(TypeError, match=r"they are torch.float32 and the weights torch.bfloat16; convert .*bf16-true"):
         classification_step(model, (X[:4], Y[:4]))
     assert len(run(model=model).losses) == 120  # an audit brings batches to the model's type
 
 
-def test_an_error_of_the_model_itself_is_not_dressed_up():
+def test_an_error_of_the_model_itself_is_not_changed():
     class Broken(nn.Module):
         def forward(self, x):
             raise RuntimeError("mine")
@@ -146,14 +146,14 @@ def test_an_error_of_the_model_itself_is_not_dressed_up():
         lambda model: privacy_vulnerability_scores(model, Classifier(), MEMBERS, OTHERS, steps=1),
     ],
 )
-def test_sigmoid_outputs_are_told(use):
+def test_sigmoid_outputs_warn(use):
     model = Classifier()
     model.net.add_module("6", nn.Sigmoid())
     with pytest.warns(UserWarning, match=r"outputs on .* lie between 0 and 1, as those of a sigmoid.*before the sig"):
         use(model)
 
 
-def test_logits_that_are_small_are_none_of_a_sigmoid():
+def test_small_logits_are_not_taken_for_a_sigmoid():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run()
@@ -172,18 +172,18 @@ def memorised():
     return model
 
 
-def test_swapped_sides_are_told(memorised):
-    with pytest.warns(UserWarning, match=r"does better on what it never saw than on the members \(accuracy.*swapped"):
+def test_swapped_sides_warn(memorised):
+    with pytest.warns(UserWarning, match=r"better on examples that it never saw than on the members \(acc.*swapped"):
         result = run(model=memorised, members=OTHERS, nonmembers=MEMBERS)
     assert any("swapped" in note for note in result.notes())
-    assert "does better on what it never saw" in str(result)
+    assert "does better on examples that it never saw" in str(result)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(model=memorised).remarks == []
         assert run(model=Classifier()).remarks == []
 
 
-def test_swapped_sides_are_told_in_scoring(memorised):
+def test_swapped_sides_warn_in_scoring(memorised):
     with pytest.warns(UserWarning, match=r"loss is .* on the members and .* on the reference data: it was trained on"):
         privacy_vulnerability_scores(memorised, Classifier(width=16), OTHERS, MEMBERS, steps=1)
     scoring = PrivacyScoringCallback(MEMBERS, Classifier(width=16), steps=1)
@@ -196,7 +196,7 @@ def test_swapped_sides_are_told_in_scoring(memorised):
 
 
 @pytest.mark.parametrize("side", ["members", "nonmembers", "population"])
-def test_a_side_on_another_scale_is_told(side, memorised):
+def test_a_side_of_another_scale_warns(side, memorised):
     sides = {"members": MEMBERS, "nonmembers": OTHERS, "population": part(200, 260)}
     sides[side] = TensorDataset(*(torch.stack([sides[side][i][k] for i in range(60)]) for k in (0, 1)))
     sides[side] = TensorDataset(sides[side].tensors[0] * 255, sides[side].tensors[1])
@@ -212,13 +212,13 @@ def test_the_callbacks_remarks_are_warnings(memorised):
 
 
 @pytest.mark.parametrize("name", ["past", "adversarial_regularization", "mixup_mmd"])
-def test_non_members_of_a_defense_that_are_none(name):
+def test_invalid_non_members_of_a_defense(name):
     for wrong, error in (({"a": loader(100, 160)}, TypeError), ("data", TypeError), (X.numpy(), TypeError)):
         with pytest.raises(error, match="nonmembers: expected a DataLoader"):
             create_defense(name, nonmembers=wrong)
 
 
-def test_an_empty_reference_data_set_is_told():
+def test_an_empty_reference_data_set_raises():
     model, vanilla = trained()
     for empty in (TensorDataset(X[:0], Y[:0]), DataLoader(TensorDataset(X[:0], Y[:0])), []):
         with pytest.raises(ValueError, match="nonmembers holds no batch"):
@@ -241,7 +241,7 @@ def test_numpy_targets_are_taken():
     assert targets.dtype == torch.int64
 
 
-def test_copies_on_a_side_are_told():
+def test_copies_on_a_side_warn():
     """Ten copies of each member make an interval of 60 examples as narrow as one of 600."""
     members, others = part(0, 60), part(100, 160)
     for given in ({"members": ConcatDataset([members] * 10)}, {"nonmembers": ConcatDataset([others] * 10)}):
@@ -252,7 +252,7 @@ def test_copies_on_a_side_are_told():
         audit(Classifier(), members=ConcatDataset([members, part(0, 1)]), nonmembers=others)
 
 
-def test_a_model_that_draws_at_random_is_told():
+def test_a_model_with_random_outputs_warns():
     class Dropped(Classifier):
         def forward(self, x):
             return nn.functional.dropout(super().forward(x))  # without training=self.training

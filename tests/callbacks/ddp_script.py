@@ -39,16 +39,16 @@ def main(out: Path) -> None:
     measured = {
         n: torch.tensor([e.value, *e.interval, e.p_value or 0.0], dtype=torch.float64) for n, e in found.items()
     }
-    gap = audit.result.model["loss_gap"]
+    gap = audit.result.model_metrics["loss_gap"]
     measured["loss_gap"] = torch.tensor([gap.value, *gap.interval, gap.p_value], dtype=torch.float64)
     state |= {f"measured/{n}": values for n, values in measured.items()}
     state |= {"audit/scores": audit.result.scores["loss"], "audit/is_member": audit.result.is_member}
     state |= {"audit/losses": audit.result.losses}
-    state["audit/accuracy"] = torch.tensor(audit.result.model["test_accuracy"].value, dtype=torch.float64)
+    state["audit/accuracy"] = torch.tensor(audit.result.model_metrics["test_accuracy"].value, dtype=torch.float64)
     # The attack of adversarial regularisation trains along on every rank: it must stay one attack.
     against = AdversarialRegularizationMixin.attach(Classifier(), nonmembers=loader(140, 180))
     trainer(max_epochs=1, **settings).fit(against, loader(0, 64, shuffle=True))
-    state |= {f"attack/{n}": t.clone() for n, t in against._adversary.network.state_dict().items()}
+    state |= {f"attack/{n}": t.clone() for n, t in against.defense_state.adversary.network.state_dict().items()}
     save_file({n: t.contiguous() for n, t in state.items()}, out / f"rank{run.global_rank}.safetensors")
 
 

@@ -36,13 +36,11 @@ def test_the_attack_of_adversarial_regularization_is_in_the_checkpoint_and_nowhe
     assert [id(p) for g in run.optimizers[0].param_groups for p in g["params"]] == parameters
     run.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["adversarial_regularization"]
-    assert all(torch.equal(saved["network"][n], t) for n, t in model._adversary.network.state_dict().items())
+    network = model.defense_state.adversary.network
+    assert all(torch.equal(saved["network"][n], t) for n, t in network.state_dict().items())
     assert saved["optimizer"]["state"][0]["step"] == 2 * 4  # two attack steps a batch
-    again = copy.deepcopy(model)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(model._adversary.network.parameters(), again._adversary.network.parameters(), strict=True)
-    )
+    again = copy.deepcopy(model).defense_state.adversary.network
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
 
 
 def test_the_attack_learns_and_the_classifier_answers(as_is):
@@ -56,14 +54,14 @@ def test_the_attack_learns_and_the_classifier_answers(as_is):
         loss, size = model.defense_step(batch)
     assert size == 64
     model.eval()
-    attack, (x, y) = model._adversary.network, next(iter(loader(300, 360, batch_size=60)))
+    attack, (x, y) = model.defense_state.adversary.network, next(iter(loader(300, 360, batch_size=60)))
     assert float(attack_gain(attack(model(batch[0]), batch[1]), attack(model(x), y))) > math.log(0.5) + 0.05
     expected = adversarial_regularization_loss(model(batch[0]), batch[1], attack(model(batch[0]), batch[1]), lam=0.5)
     model.train()
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert not any(p.requires_grad for p in model._adversary.network.parameters())
+    assert not any(p.requires_grad for p in model.defense_state.adversary.network.parameters())
 
 
 def test_the_attack_network_is_that_of_the_paper():
@@ -128,7 +126,7 @@ def test_mixup_mmd_draws_non_members_of_the_members_classes(as_is):
     defense("mixup_mmd").attach(model)
     model.trainer = trainer()
     members = next(iter(loader(0, 32, batch_size=32)))
-    assert torch.equal(model._nonmembers.like(model, members, members[1])[1], members[1])
+    assert torch.equal(model.defense_state.nonmembers.like(model, members, members[1])[1], members[1])
     few = [i for i in range(300, 400) if int(digits()[i][1]) != 3]
     missing = create_defense("mixup_mmd", nonmembers=Subset(digits(), few)).attach(start()[0])
     with pytest.raises(ValueError, match="no example of class 3"):

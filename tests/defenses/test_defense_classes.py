@@ -1,6 +1,7 @@
-"""A class put together from a defense and a module trains with the defense, or is refused or warned about."""
+"""A class made of a defense and a module trains with the defense, or raises or warns."""
 
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,7 +10,16 @@ from lightning.pytorch.utilities.compile import to_uncompiled
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn import functional as F
 
-from lightning_cwrf.defenses import DefenseMixin, HAMPMixin, PASTMixin, RelaxLossMixin, relaxloss_loss
+from lightning_cwrf.defenses import (
+    PAST,
+    DefenseMixin,
+    DPSGDMixin,
+    HAMPMixin,
+    PASTMixin,
+    RelaxLossMixin,
+    relaxloss_loss,
+)
+from tests.defenses.test_dpsgd import Conv
 from tests.helpers import Classifier, loader, trainer
 
 
@@ -18,7 +28,7 @@ class Hardened(RelaxLossMixin, Classifier):
 
 
 class OnTop(Classifier):
-    """A step of its own that goes on to the next class."""
+    """A step of its own that calls the next class's."""
 
     def training_step(self, batch, batch_idx):
         self.log("twice", 2.0)
@@ -48,7 +58,7 @@ class Blind:
         return F.cross_entropy(self(batch[0]), batch[1])
 
 
-def test_the_module_before_the_defense_is_refused_with_the_right_order():
+def test_the_module_before_the_defense_raises_with_the_right_order():
     with pytest.raises(
         TypeError,
         match=r"Wrong would train without its defense: Python finds Classifier\.training_step before "
@@ -70,10 +80,8 @@ def test_the_module_before_the_defense_is_refused_with_the_right_order():
 
 
 @pytest.mark.parametrize("first", [Own, Blind])
-def test_a_step_between_that_does_not_go_on_is_refused(first):
-    with pytest.raises(
-        TypeError, match=rf"{first.__name__}\.training_step stands before RelaxLossMixin's and does not"
-    ):
+def test_a_step_in_between_that_does_not_call_the_defense_raises(first):
+    with pytest.raises(TypeError, match=rf"{first.__name__}\.training_step comes before RelaxLossMixin's and does not"):
         type("Between", (first, RelaxLossMixin, Classifier), {})
 
 
@@ -90,7 +98,7 @@ def test_bases_that_reach_the_defense_train_with_it(bases):
     assert getattr(model, "called", True)
 
 
-def test_two_defenses_are_refused():
+def test_two_defenses_raise():
     with pytest.raises(TypeError, match=r"Two has 2 defenses \(RelaxLossMixin and HAMPMixin\): they cannot all be"):
 
         class Two(RelaxLossMixin, HAMPMixin, Classifier):
@@ -107,15 +115,12 @@ def test_two_defenses_are_refused():
             pass
 
     class Both(RelaxLossMixin, HAMPMixin):
-        """A defense made of two says how."""
-
-        def configure_defense(self):
-            self._set_defense()
+        """A defense made of two, with a loss of its own."""
 
         def defense_loss(self, logits, targets):
             return F.cross_entropy(logits, targets)
 
-    assert Both.attach(Classifier()).defense_settings == {}
+    assert Both.attach(Classifier(), alpha=0.5).defense_settings == {"alpha": 0.5, "upper": 1.0}
 
 
 def test_a_subclass_whose_step_loses_the_defense_is_warned_about():
@@ -160,30 +165,56 @@ class MyPAST(PASTMixin):
     pass
 
 
-class MoreMixin(PASTMixin):
+class MyDPSGD(DPSGDMixin):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class More(PAST):
     """Adds a setting to those it inherits."""
 
-    def configure_defense(self, *, nonmembers=None, lam: float = 1e-3, alpha: float = 2.5, extra: int = 1):
-        super().configure_defense(nonmembers=nonmembers, lam=lam, alpha=alpha)
-        self._set_defense(**self.defense_settings, extra=extra)
+    extra: int = 1
+
+
+class MoreMixin(PASTMixin, settings=More):
+    pass
 
 
 def test_a_defense_that_inherits_its_settings_takes_them():
     class Mine(MyPAST, Classifier):
         pass
 
-    class More(MoreMixin, Classifier):
+    class Private(MyDPSGD, Conv):
+        pass
+
+    class Longer(MoreMixin, Classifier):
         pass
 
     mine = Mine(nonmembers=loader(300, 320), lam=0.5, width=4)
     assert mine.defense_settings == {"lam": 0.5, "alpha": 2.5}
     assert mine.hparams["width"] == 4
-    more = More(nonmembers=loader(300, 320), extra=3)
-    assert more.defense_settings == {"lam": 1e-3, "alpha": 2.5, "extra": 3}
-    trainer(max_steps=1).fit(more, loader(0, 16))
+    private = Private(noise_multiplier=1.0, accountant="rdp")
+    longer = Longer(nonmembers=loader(300, 320), extra=3)
+    assert longer.defense_settings == {"lam": 1e-3, "alpha": 2.5, "extra": 3}
+    for model in (mine, private, longer):
+        trainer(max_steps=1).fit(model, loader(0, 16))
+    assert private.privacy_spent.steps == 1
 
 
-def test_a_third_partys_init_that_configures_still_works():
+@pytest.mark.filterwarnings("ignore:.*configure_defense is now:FutureWarning")
+def test_configure_defense_of_a_subclass_and_after_ones_own_init():
+    class LongerMixin(PASTMixin):
+        def configure_defense(self, *, nonmembers=None, lam: float = 1e-3, alpha: float = 2.5, extra: int = 1):
+            super().configure_defense(nonmembers=nonmembers, lam=lam, alpha=alpha)
+            self._set_defense(**self.defense_settings, extra=extra)
+
+    class Longer(LongerMixin, Classifier):
+        pass
+
+    longer = Longer(nonmembers=loader(300, 320), extra=3)
+    assert longer.defense_settings == {"lam": 1e-3, "alpha": 2.5, "extra": 3}
+    trainer(max_steps=1).fit(longer, loader(0, 16))
+
     class OldMixin(DefenseMixin):
         def __init__(self, *args, strength, **kwargs):
             super().__init__(*args, **kwargs)
@@ -217,7 +248,7 @@ def test_a_module_whose_first_training_was_compiled_trains_with_the_defense(unco
         to_uncompiled(model)
         Counted.attach(model)
     else:
-        with pytest.warns(UserWarning, match="was compiled .* with its old training step. It is not compiled any more"):
+        with pytest.warns(UserWarning, match="was compiled .* with its old training step. It is no longer compiled"):
             Counted.attach(model)
     trainer(max_epochs=1).fit(model, loader(0, 16))
     assert Counted.calls == 1

@@ -337,7 +337,7 @@ def test_misuse():
         hamp_target_probability(1, 0.5)
     with pytest.raises(ValueError, match="already"):
         register_defense("ccl")(PASTMixin)
-    with pytest.raises(TypeError, match="is no DefenseMixin"):
+    with pytest.raises(TypeError, match="is neither a Defense nor a DefenseMixin"):
         register_defense("plain")(nn.Linear)
     with pytest.raises(TypeError, match="register_defense needs a name"):
         register_defense(PASTMixin)
@@ -349,7 +349,7 @@ def test_misuse():
             create_defense(name, **settings, **extra)
     with pytest.raises(TypeError, match=r"max_physical_batch_size must be int or None, not 2\.5"):
         create_defense("dpsgd", noise_multiplier=1, max_physical_batch_size=2.5)
-    with pytest.raises(TypeError, match="HAMPMixin has no setting gama; it has gamma, alpha"):
+    with pytest.raises(TypeError, match="HAMP has no setting gama; it has gamma, alpha"):
         create_defense("hamp", gama=1)
 
 

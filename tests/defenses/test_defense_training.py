@@ -12,7 +12,8 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_cwrf.defenses import available_defenses, create_defense, mixup_mmd
+from lightning_cwrf.defenses import create_defense, mixup_mmd
+from lightning_cwrf.defenses.nonmembers import NonmemberBatches
 from tests.helpers import Classifier, loader, part, trainer
 from tests.oracles import formulas
 
@@ -36,12 +37,12 @@ class Record(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         step = {"state": copy.deepcopy(module.state_dict()), "batch": batch, "epoch": trainer.current_epoch}
-        step["attack_before"] = copy.deepcopy(module.__dict__.get("_adversary"))
+        step["attack_before"] = copy.deepcopy(getattr(module.defense_state, "adversary", None))
         self.steps.append(step)
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.steps[-1]["grads"] = {n: p.grad.clone() for n, p in module.named_parameters()}
-        self.steps[-1]["attack"] = copy.deepcopy(module.__dict__.get("_adversary"))
+        self.steps[-1]["attack"] = copy.deepcopy(getattr(module.defense_state, "adversary", None))
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.steps[-1]["loss"] = outputs["loss"].detach()
@@ -151,7 +152,7 @@ def test_the_game_of_adversarial_regularization_is_what_trains(settings):
 @pytest.mark.parametrize("settings", [{}, {"lam": 0.5, "bandwidth": 0.3, "mixup_alpha": 0.2}, {"lam": 40.0}])
 def test_the_loss_of_mixup_mmd_is_what_trains(settings, monkeypatch):
     mixes, drawn = [], []
-    plain_mix, plain_like = mixup_mmd.mix_batch, mixup_mmd.NonmemberBatches.like
+    plain_mix, plain_like = mixup_mmd.mix_batch, NonmemberBatches.like
 
     def mix(batch, order, weight):
         mixes.append((order, weight))
@@ -162,7 +163,7 @@ def test_the_loss_of_mixup_mmd_is_what_trains(settings, monkeypatch):
         return drawn[-1]
 
     monkeypatch.setattr(mixup_mmd, "mix_batch", mix)
-    monkeypatch.setattr(mixup_mmd.NonmemberBatches, "like", like)
+    monkeypatch.setattr(NonmemberBatches, "like", like)
     for i, step in enumerate(train("mixup_mmd", nonmembers=part(300, 400), **settings)):
         model = twin_of(step)
         (x, y), (order, weight), (x_other, y_other) = step["batch"], mixes[i], drawn[i]
@@ -204,10 +205,3 @@ def test_dp_sgd_trains_on_plain_cross_entropy():
         x, y = step["batch"]
         losses = [formulas.cross_entropy(row, int(t)) for row, t in zip(twin_of(step)(x).tolist(), y, strict=True)]
         assert float(step["loss"]) == pytest.approx(sum(losses) / len(losses), rel=1e-9)
-
-
-def test_every_defense_is_compared_here():
-    here = {name for name, _, _ in OF_LOGITS}
-    assert here | {"weight_penalty", "past", "adversarial_regularization", "mixup_mmd", "dpsgd"} == set(
-        available_defenses()
-    )

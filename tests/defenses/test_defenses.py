@@ -1,11 +1,14 @@
 import copy
 import math
 import pickle
+from argparse import ArgumentError
+from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -14,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_cwrf.data.seen import record_seen, seen_by
-from lightning_cwrf.defenses import DefenseMixin, PASTMixin, RelaxLossMixin, relaxloss_loss
+from lightning_cwrf.defenses import Defense, DefenseMixin, DefenseState, PASTMixin, RelaxLossMixin, relaxloss_loss
 from tests.helpers import Classifier, ManualClassifier, loader, part, trainer
 from tests.oracles import formulas
 
@@ -142,7 +145,7 @@ def test_a_hardened_checkpoint_loads_into_the_original_class(tmp_path, cls):
     assert type(again) is cls
     assert all(torch.equal(again.state_dict()[n], w) for n, w in model.state_dict().items())
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert saved["defense"] == {"name": "RelaxLossMixin", "alpha": 0.5, "upper": 1.0}
+    assert saved["lightning_cwrf_defense"] == {"name": "RelaxLossMixin", "alpha": 0.5, "upper": 1.0}
     logged = (tmp_path / "lightning_logs" / "version_0" / "hparams.yaml").read_text()
     assert "alpha: 0.5" in logged
 
@@ -177,38 +180,184 @@ def test_a_defense_of_ones_own_needs_one_method():
         DefenseMixin.attach(Classifier()).defense_loss(None, None)
 
 
-class Tempered(DefenseMixin):
-    """With a setting, and without an __init__ of its own."""
+@dataclass(frozen=True)
+class Tempered(Defense):
+    temperature: float = 2.0
 
-    def configure_defense(self, *, temperature: "float" = 2.0):
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {temperature}.")
-        self._set_defense(temperature=temperature)
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {self.temperature}.")
 
+
+class TemperedMixin(DefenseMixin, settings=Tempered):
     def defense_loss(self, logits, targets):
-        return F.cross_entropy(logits / self.defense_settings["temperature"], targets)
+        return F.cross_entropy(logits / self.defense.temperature, targets)
 
 
-class Inherited(Tempered, Classifier):
+class Inherited(TemperedMixin, Classifier):
     pass
 
 
+class Below(Inherited):
+    def __init__(self, extra=1, **kwargs):
+        super().__init__(**kwargs)
+        self.extra = extra
+
+
 def test_settings_of_ones_own_defense_by_attach_and_by_inheritance():
-    for model in (Tempered.attach(Classifier(), temperature=3.0), Inherited(temperature=3.0, width=4)):
+    models = (TemperedMixin.attach(Classifier(), temperature=3.0), Inherited(temperature=3.0, width=4),
+              Below(extra=2, temperature=3.0), Tempered(3.0).attach(Classifier()))  # fmt: skip
+    for model in models:
+        assert model.defense == Tempered(3.0)
         assert model.defense_settings == {"temperature": 3.0}
         trainer(max_epochs=1).fit(model, loader(0, 32))
     assert Inherited().defense_settings == {"temperature": 2.0}
     with pytest.raises(ValueError, match="temperature must be positive"):
         Inherited(temperature=0)
     with pytest.raises(TypeError, match="Tempered: temperature must be float, not '3'"):
-        Inherited(temperature="3")
+        Below(temperature="3")
 
 
-def test_a_defense_that_forgets_to_take_its_settings_or_to_reduce_its_loss():
-    class Forgetful(DefenseMixin):
-        def configure_defense(self, *, temperature=2.0):
+@pytest.mark.parametrize("cls", [Inherited, Below])
+@pytest.mark.parametrize(("value", "fits"), [(0.5, True), ("hot", False), ([1.0], False)])
+def test_jsonargparse_reads_the_settings_of_a_class(cls, value, fits):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Classifier, "model")
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    config = {"model": {"class_path": path, "init_args": {"temperature": value, "width": 4}}}
+    if fits:
+        made = parser.instantiate_classes(parser.parse_object(config)).model
+        assert (type(made), made.defense.temperature, made.hparams["width"]) == (cls, 0.5, 4)
+    else:
+        with pytest.raises(ArgumentError, match="temperature"):
+            parser.parse_object(config)
+
+
+def test_a_mixin_that_inherits_has_a_settings_class_of_its_own():
+    class Half(TemperedMixin):
+        def defense_loss(self, logits, targets):
+            return super().defense_loss(logits, targets) / 2
+
+    made = Half.defense_class(temperature=3.0)
+    assert made.mixin is Half
+    assert Tempered.mixin is TemperedMixin
+    assert type(Half.attach(Classifier(), temperature=3.0).defense) is type(made)
+    assert issubclass(Half.defense_class, Tempered)
+
+
+def test_wrong_settings_classes():
+    with pytest.raises(TypeError, match=r"settings of Wrong must be a frozen dataclass that inherits Defense, not 3"):
+
+        class Wrong(DefenseMixin, settings=3):
             pass
 
+    with pytest.raises(TypeError, match="Module is a module: give settings= to a mixin, and inherit from it"):
+
+        class Module(DefenseMixin, Classifier, settings=Tempered):
+            pass
+
+    @dataclass(frozen=True)
+    class Alone(Defense):
+        pass
+
+    with pytest.raises(MisconfigurationException, match=r"no mixin trains with Alone yet: define class AloneMixin\("):
+        Alone().attach(Classifier())
+
+
+def test_a_defense_may_read_the_parameters_when_it_is_attached():
+    """create_defense has no module, and must not need one."""
+
+    class Start(DefenseState):
+        def __init__(self, module, defense):
+            super().__init__(module, defense)
+            self.weights = [p.detach().clone() for p in module.parameters()]
+
+    class NearMixin(DefenseMixin):
+        state_class = Start
+
+        def defense_loss(self, logits, targets):
+            gaps = [(p - w).square().sum() for p, w in zip(self.parameters(), self.defense_state.weights, strict=True)]
+            return F.cross_entropy(logits, targets) + torch.stack(gaps).sum()
+
+    model = NearMixin.defense_class().attach(Classifier())
+    assert len(model.defense_state.weights) == len(list(model.parameters()))
+    trainer(max_steps=1).fit(model, loader(0, 32))
+
+
+def test_nothing_of_the_users_own_is_overwritten(tmp_path):
+    """A hyper-parameter and a checkpoint entry that are called defense too."""
+
+    class Own(Classifier):
+        def __init__(self, defense="none"):
+            super().__init__()
+            self.save_hyperparameters()
+
+        def on_save_checkpoint(self, checkpoint):
+            checkpoint["defense"] = {"name": "mine", "strength": 3}
+
+        def on_load_checkpoint(self, checkpoint):
+            self.loaded = checkpoint["defense"]
+
+    model = RelaxLossMixin.attach(Own(defense="castle"), alpha=0.5)
+    assert model.hparams["defense"] == "castle"
+    assert model.hparams["lightning_cwrf_defense"]["alpha"] == 0.5
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, loader(0, 32))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["defense"] == {"name": "mine", "strength": 3}
+    assert saved["lightning_cwrf_defense"] == {"name": "RelaxLossMixin", "alpha": 0.5, "upper": 1.0}
+    again = RelaxLossMixin.attach(Own.load_from_checkpoint(tmp_path / "last.ckpt"), alpha=0.5)
+    assert again.loaded == {"name": "mine", "strength": 3}
+    assert DefenseMixin.detach(again).hparams["defense"] == "castle"
+
+
+def test_a_checkpoint_of_the_previous_release_has_its_defense():
+    model = RelaxLossMixin.attach(Classifier(), alpha=0.9)
+    with pytest.warns(UserWarning, match=r"trained with the defense .*0\.5.* now it is .*0\.9"):
+        model.on_load_checkpoint({"defense": {"name": "RelaxLossMixin", "alpha": 0.5, "upper": 1.0}})
+
+
+def test_an_attribute_that_the_defense_would_hide_raises():
+    class Guarded(Classifier):
+        defense = "a castle"
+
+    with pytest.raises(MisconfigurationException, match=r"RelaxLossMixin would hide Guarded\.defense: rename"):
+        RelaxLossMixin.attach(Guarded())
+
+
+def test_configure_defense_still_works_and_warns():
+    with pytest.warns(FutureWarning, match=r"OldMixin\.configure_defense is now a frozen dataclass: class OldMixin\("):
+
+        class OldMixin(DefenseMixin):
+            def configure_defense(self, *, temperature: "float" = 2.0):
+                if temperature <= 0:
+                    raise ValueError(f"temperature must be positive, not {temperature}.")
+                self.count = len(list(self.parameters()))  # which crashed create_defense
+                self._set_defense(temperature=temperature)
+
+            def defense_loss(self, logits, targets):
+                return F.cross_entropy(logits / self.defense_settings["temperature"], targets)
+
+    class Old(OldMixin, Classifier):
+        pass
+
+    made = OldMixin.defense_class(temperature=3.0)
+    for model in (OldMixin.attach(Classifier(), temperature=3.0), Old(temperature=3.0), made.attach(Classifier())):
+        assert model.defense_settings == {"temperature": 3.0}
+        assert model.hparams["defense"] == {"name": "OldMixin", "temperature": 3.0}
+        assert model.count
+        trainer(max_steps=1).fit(model, loader(0, 32))
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        OldMixin.attach(Classifier(), temperature=0)
+    with pytest.raises(TypeError, match="Old: temperature must be float, not '3'"):
+        OldMixin.attach(Classifier(), temperature="3")
+    with pytest.raises(TypeError, match="Old has no setting heat"):
+        OldMixin.attach(Classifier(), heat=1)
+
+
+def test_a_defense_that_forgets_to_reduce_its_loss():
+    class Forgetful(DefenseMixin):
         def defense_loss(self, logits, targets):
             return F.cross_entropy(logits, targets, reduction="none")
 
@@ -216,6 +365,16 @@ def test_a_defense_that_forgets_to_take_its_settings_or_to_reduce_its_loss():
     assert model.defense_settings == {}
     with pytest.raises(TypeError, match=r"loss of ForgetfulClassifier must be a scalar tensor, not a tensor of shape"):
         trainer().fit(model, loader(0, 32))
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_out_of_range_raises_with_the_label_the_defense_and_the_step(label):
+    data = [(x, torch.tensor(label if i == 9 else int(y))) for i, (x, y) in enumerate(part(0, 16))]
+    message = (
+        rf"label {label} is out of range: the model has 10 classes.*\(In RelaxLossClassifier, epoch 0, batch 1; its"
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer().fit(RelaxLossMixin.attach(Classifier()), DataLoader(data, batch_size=8))
 
 
 class TakesAll(Classifier):
@@ -242,7 +401,7 @@ def test_reference_data_are_no_hyper_parameters(tmp_path):
     assert Against.load_from_checkpoint(tmp_path / "last.ckpt", nonmembers=reference).defense_settings["lam"] == 1e-4
 
 
-def test_bad_logits_are_told_with_the_defense_and_the_step():
+def test_bad_logits_raise_with_the_defense_and_the_step():
     class Diverged(Classifier):
         def forward(self, x):
             return super().forward(x) * float("nan")
@@ -253,11 +412,11 @@ def test_bad_logits_are_told_with_the_defense_and_the_step():
         trainer().fit(RelaxLossMixin.attach(Diverged(), alpha=0.5), loader(0, 32))
 
 
-def test_misuse_is_told():
+def test_misuse_raises():
     with pytest.raises(TypeError, match="needs a LightningModule, not Linear"):
         RelaxLossMixin.attach(nn.Linear(2, 2))
     model = Classifier()
-    with pytest.raises(TypeError, match="RelaxLossMixin has no setting alhpa; it has alpha, upper"):
+    with pytest.raises(TypeError, match="RelaxLoss has no setting alhpa; it has alpha, upper"):
         RelaxLossMixin.attach(model, alhpa=1.0)
     assert type(model) is Classifier
     with pytest.raises(MisconfigurationException, match="has a defense already"):

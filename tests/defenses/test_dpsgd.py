@@ -64,7 +64,7 @@ def wide(begin=0, end=96, **kwargs):
     return DataLoader(TensorDataset(data[0].double(), data[1]), **{"batch_size": 16, **kwargs})
 
 
-def by_hand(model, batches, steps, clip, frozen=None):
+def by_hand(model, batches, steps, clip, frozen=None, loss=F.cross_entropy):
     """DP-SGD without noise, one example at a time (Abadi et al. 2016, Algorithm 1)."""
     optimizer = model.configure_optimizers()
     kept = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -74,8 +74,8 @@ def by_hand(model, batches, steps, clip, frozen=None):
         total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
         for i in batches.drawn(step):
             x, y = batches.loader.dataset[i]
-            loss = F.cross_entropy(model(x[None]), torch.tensor([y]))
-            own = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+            value = loss(model(x[None]), torch.tensor([y]))
+            own = dict(zip(names, torch.autograd.grad(value, list(model.parameters())), strict=True))
             own = {n: torch.where(masks[n], 0.0, g) for n, g in own.items()}
             norm = math.sqrt(sum(float(g.square().sum()) for g in own.values()))
             for n, g in own.items():
@@ -105,7 +105,7 @@ def test_without_noise_it_is_the_loop_over_single_examples(settings, accumulate,
     run.fit(model, wide())
     steps = 2 * math.ceil(6 / accumulate)
     assert run.global_step == steps
-    expected = by_hand(twin, model._batches, steps, clip, mask)
+    expected = by_hand(twin, model.defense_state.batches, steps, clip, mask)
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6)
     assert run.accumulate_grad_batches == accumulate
@@ -134,7 +134,7 @@ def test_layers_may_overwrite_activations(ghost):
     twin = copy.deepcopy(model)
     DPSGDMixin.attach(model, noise_multiplier=0, max_grad_norm=0.3, ghost=ghost)
     trainer(precision="64-true").fit(model, wide())
-    expected = by_hand(twin, model._batches, 12, 0.3)
+    expected = by_hand(twin, model.defense_state.batches, 12, 0.3)
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6)
 
@@ -160,7 +160,7 @@ def test_attention_is_refused_or_replaced_and_bare_parameters_are_trained():
     DPSGDMixin.attach(model, noise_multiplier=0, max_grad_norm=0.3, fix=True)
     twin = copy.deepcopy(model)
     trainer(precision="64-true").fit(model, wide())
-    expected = by_hand(twin, model._batches, 12, 0.3)
+    expected = by_hand(twin, model.defense_state.batches, 12, 0.3)
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6)
 
@@ -342,14 +342,14 @@ def test_module_optimizer_scheduler_and_datamodule_stay_as_they_are(recwarn):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     model = DPSGDMixin.attach(fresh(Scheduled), noise_multiplier=1.0, max_physical_batch_size=10)
-    keys = set(model.__dict__) - {"_batches", "planned"}
+    keys = set(model.__dict__) - {"planned"}
     run = trainer(accumulate_grad_batches=3, max_epochs=2)
     run.fit(model, datamodule=Data())
     assert not [w for w in recwarn if "lr_scheduler" in str(w.message) or "backward hook" in str(w.message)]
     assert model.planned == run.global_step == 4
     assert type(run.optimizers[0]) is torch.optim.Adam
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**4)
-    assert set(model.__dict__) - {"_batches", "planned"} <= keys | {"_engine", "_frozen", "_layout"}
+    assert set(model.__dict__) - {"planned"} <= keys
     assert not any(hasattr(p, "grad_sample") or hasattr(p, "summed_grad") for p in model.parameters())
     assert not model.net[0]._forward_hooks
     assert {"train_loss_epoch", "val_acc", "epsilon_finetuning"} <= set(run.callback_metrics)
@@ -399,7 +399,7 @@ def test_merged_dimensions_and_an_empty_mask(ghost):
 def test_a_batch_with_an_empty_side_tensor_is_trained_on():
     class Boxes(Conv):
         def classification_step(self, batch):
-            if self._engine.apart:  # not the passes that check the first batch
+            if self.defense_state.step.independent:  # not the passes that check the first batch
                 self.seen = self.__dict__.get("seen", 0) + len(batch["digit"])
             return self(batch["image"]), batch["digit"]
 
@@ -409,7 +409,7 @@ def test_a_batch_with_an_empty_side_tensor_is_trained_on():
 
     model = DPSGDMixin.attach(fresh(Boxes), noise_multiplier=1.0)
     trainer(max_epochs=1).fit(model, DataLoader(part(0, 64), batch_size=16, collate_fn=collate))
-    assert model.seen == sum(len(model._batches.drawn(s)) for s in range(4)) > 0
+    assert model.seen == sum(len(model.defense_state.batches.drawn(s)) for s in range(4)) > 0
 
 
 def test_where_epsilon_appears_it_says_what_it_covers():
@@ -566,7 +566,7 @@ def test_a_batch_of_nobody_has_the_form_of_the_others_and_is_a_step_of_noise():
     model = DPSGDMixin.attach(fresh(Sparse), noise_multiplier=1.0)
     run = trainer(max_epochs=1)
     run.fit(model, loader(0, 20, batch_size=1))
-    assert min(len(model._batches.drawn(s)) for s in range(20)) == 0
+    assert min(len(model.defense_state.batches.drawn(s)) for s in range(20)) == 0
     assert run.global_step == model.privacy_spent.steps == 20
 
 

@@ -138,7 +138,7 @@ def test_the_check_changes_nothing(monkeypatch):
     for checked in (False, True):
         model = fresh(lambda: Body("ema", dropout=0.3))
         if not checked:
-            monkeypatch.setattr("lightning_cwrf.defenses.dpsgd.mixin.check_examples_apart", lambda *_: True)
+            monkeypatch.setattr("lightning_cwrf.defenses.dpsgd.mixin.check_independent", lambda *_: True)
         torch.manual_seed(5)
         fit(model)
         ends.append((copy.deepcopy(model.state_dict()), torch.get_rng_state()))
@@ -152,7 +152,7 @@ def test_batches_of_one_example_wait_for_a_larger_one():
     data = loader(0, 20, batch_size=1)
     with pytest.raises(MisconfigurationException, match="depends on the other examples"):
         trainer(max_epochs=3).fit(model, data)
-    sizes = [len(model._batches.drawn(s)) for s in range(model.privacy_spent.steps + 1)]
+    sizes = [len(model.defense_state.batches.drawn(s)) for s in range(model.privacy_spent.steps + 1)]
     assert max(sizes[:-1], default=0) < 2 <= sizes[-1]
 
 

@@ -166,10 +166,10 @@ def test_an_attack_does_not_outlive_its_settings():
     """Attached again with another rate, the attack begins anew at that rate."""
     model = create_defense("adversarial_regularization", nonmembers=part(300, 400)).attach(Normed())
     trainer(max_steps=1).fit(model, loader(0, 32, batch_size=32))
-    first = model._adversary
+    first = model.defense_state.adversary
     assert first.optimizer.param_groups[0]["lr"] == 1e-3
     type(model).detach(model)
     create_defense("adversarial_regularization", nonmembers=part(300, 400), attack_lr=0.5).attach(model)
     trainer(max_steps=1).fit(model, loader(0, 32, batch_size=32))
-    assert model._adversary is not first
-    assert model._adversary.optimizer.param_groups[0]["lr"] == 0.5
+    assert model.defense_state.adversary is not first
+    assert model.defense_state.adversary.optimizer.param_groups[0]["lr"] == 0.5

@@ -1,4 +1,4 @@
-"""Every setting of every callback and defense is carried to the shadow models, or refused by name."""
+"""Every setting of every callback and defense is carried to the shadow models, or raises by name."""
 
 import functools
 import inspect
@@ -6,9 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from lightning_cwrf import CWRF, CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, ShadowRecipe
+from lightning_cwrf import (
+    CriticalRewindCallback,
+    CWRFConfig,
+    GradientMaskCallback,
+    PrivacyScoringCallback,
+    ShadowRecipe,
+)
 from lightning_cwrf.data import all_digests
 from lightning_cwrf.defenses import PASTMixin, available_defenses, create_defense
 from lightning_cwrf.shadows import train_shadows
@@ -52,8 +59,8 @@ def hardened(**changed):
 
 
 @pytest.mark.parametrize("kind", CALLBACKS)
-def test_no_setting_of_a_callback_is_forgotten(kind):
-    """A new parameter must be put into one of the lists above, and so into CWRF."""
+def test_every_setting_of_a_callback_is_listed(kind):
+    """Add a new parameter to one of the lists above, and to CWRFConfig."""
     mine = {"vanilla", "members"} if kind is PrivacyScoringCallback else set()
     assert parameters(kind) <= set(CARRIED[kind]) | set(REFUSED.get(kind, ())) | mine
 
@@ -71,26 +78,39 @@ def test_a_setting_of_a_callback_is_carried(kind, name):
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in REFUSED for name in REFUSED[kind]])
-def test_a_setting_that_belongs_to_one_model_is_refused_by_name(kind, name):
+def test_a_setting_of_one_model_raises_by_name(kind, name):
     run = hardened(**{kind.__name__: {name: REFUSED[kind][name]}})
     with pytest.raises(ValueError, match=rf"{kind.__name__}\({name}=\.\.\.\) cannot be carried .* Leave it out"):
         SET_UP(run, Classifier(width=4))
 
 
-def test_a_setting_that_nobody_knows_is_refused(monkeypatch):
+def test_an_unknown_setting_raises(monkeypatch):
     def with_more(self, nonmembers, vanilla, foo=3, **kwargs):
         original(self, nonmembers, vanilla, **kwargs)
         self.foo = foo
 
     original = PrivacyScoringCallback.__init__
     monkeypatch.setattr(PrivacyScoringCallback, "__init__", with_more)
-    monkeypatch.setattr("lightning_cwrf.recipes.cwrf.CWRF.__post_init__", lambda self: None)
+    monkeypatch.setattr("lightning_cwrf.recipes.cwrf.CWRFConfig.__post_init__", lambda self: None)
     run = hardened(PrivacyScoringCallback={"foo": 4})
-    with pytest.raises(ValueError, match=r"PrivacyScoringCallback\(foo=\.\.\.\) .* CWRF has no such setting"):
+    with pytest.raises(ValueError, match=r"PrivacyScoringCallback\(foo=\.\.\.\) .* CWRFConfig has no such setting"):
         SET_UP(run, Classifier(width=4))
 
 
-def test_members_in_plain_are_carried_as_each_models_own():
+def test_a_subclass_of_a_callback_is_carried_if_the_user_says_so():
+    """Its settings are known, and what it adds is not."""
+
+    class Mine(GradientMaskCallback):
+        pass
+
+    scoring = PrivacyScoringCallback(part(200, 232), capture(Classifier(width=4)))
+    run = trainer(callbacks=[scoring, CriticalRewindCallback(), Mine(tune="masked")])
+    with pytest.raises(ValueError, match="Mine may shape the training: pass callbacks="):
+        SET_UP(run, Classifier(width=4))
+    assert SET_UP(run, Classifier(width=4), callbacks=list).cwrf.tune == "masked"
+
+
+def test_plain_members_become_each_models_own():
     plain = {"members": part(0, 64)}
     recipe = SET_UP(hardened(PrivacyScoringCallback=plain), Classifier(width=4))
     assert recipe.cwrf.members == "plain"
@@ -139,10 +159,12 @@ def dim(example):
     return example[0] * torch.rand(()), example[1]
 
 
-def test_a_target_that_was_redrawn_has_shadow_models_that_are(tmp_path):
+def test_a_redrawn_model_has_redrawn_shadow_models(tmp_path):
     recipe = SET_UP(hardened(PrivacyScoringCallback={"vanilla": "redraw"}), Classifier(width=4))
     assert recipe.cwrf.vanilla == "redraw"
-    recipe = replace(recipe, trainer={**recipe.trainer, "accelerator": "cpu"}, cwrf=replace(recipe.cwrf, rate=1.0))
+    recipe = replace(
+        recipe, trainer_kwargs={**recipe.trainer_kwargs, "accelerator": "cpu"}, cwrf=replace(recipe.cwrf, rate=1.0)
+    )
     torch.manual_seed(5)
     own = capture(Classifier(width=4))
     start = {name: value + 1 for name, value in own.items()}
@@ -167,9 +189,9 @@ def test_a_target_that_was_redrawn_has_shadow_models_that_are(tmp_path):
         ({"batch_size": 3.0}, TypeError, "batch_size must be an integer"),
     ],
 )
-def test_bad_settings(settings, error, message):
+def test_invalid_settings_raise(settings, error, message):
     with pytest.raises(error, match=message):
-        CWRF(part(0, 10), **settings)
+        CWRFConfig(part(0, 10), **settings)
 
 
 NONMEMBERS = part(200, 260)
@@ -187,21 +209,21 @@ DEFENSES = {
         "fix": True,
         "ghost": True,
         "from_scratch": True,
+        "on": create_defense("hamp"),
     },
     "hamp": {"gamma": 0.8, "alpha": 0.5},
     "label_smoothing": {"smoothing": 0.2},
     "mixup_mmd": {"nonmembers": NONMEMBERS, "mixup_alpha": 0.5, "lam": 2.0, "bandwidth": 0.5},
-    "past": {"nonmembers": NONMEMBERS, "lam": 1e-4, "alpha": 1.5},
+    "past": {"nonmembers": NONMEMBERS, "lam": 1e-4, "alpha": 1.5, "on": create_defense("relaxloss")},
     "relaxloss": {"alpha": 0.7, "upper": 0.9},
-    "weight_penalty": {"l1": 1e-4, "l2": 1e-3},
+    "weight_penalty": {"l1": 1e-4, "l2": 1e-3, "on": create_defense("ccl")},
 }
 """Settings that are not the defaults."""
 
 
 @pytest.mark.parametrize("name", available_defenses())
 def test_every_setting_of_a_defense_is_carried(name):
-    signature = inspect.signature(create_defense(name, **minimal(name)).mixin.configure_defense).parameters
-    for setting in [each for each in signature if each != "self"]:
+    for setting in create_defense(name, **minimal(name)).settings:
         value = DEFENSES[name][setting]
         given = {**minimal(name), setting: value}
         if setting == "target_epsilon":
@@ -219,40 +241,44 @@ def minimal(name):
     return {**needed.get(name, {}), **data}
 
 
-def test_changed_hyper_parameters_are_told():
+def test_changed_hyper_parameters_warn():
     model = Classifier(width=4, lr=0.02)
     model.hparams.lr = 9.0
-    with pytest.warns(UserWarning, match=r"lr was 0\.02 and is 9\.0 now.*module="):
+    with pytest.warns(UserWarning, match=r"lr was 0\.02 and is 9\.0 now.*build_module="):
         recipe = SET_UP(trainer(), model)
-    assert recipe.module().hparams.lr == 9.0
+    assert recipe.build_module().hparams.lr == 9.0
 
 
 @pytest.mark.parametrize(
     ("change", "data", "message"),
     [
-        ({"cwrf": CWRF(part(100, 120))}, {"pool": part(90, 110)}, "CWRF's nonmembers are members"),
-        ({"cwrf": CWRF(part(100, 120))}, {"population": part(115, 130)}, "5 examples of the population are among CWRF"),
+        ({"cwrf": CWRFConfig(part(100, 120))}, {"pool": part(90, 110)}, "CWRF's nonmembers are members"),
+        (
+            {"cwrf": CWRFConfig(part(100, 120))},
+            {"population": part(115, 130)},
+            "5 of the 20 examples of CWRF",
+        ),
         ({"defense": create_defense("past", nonmembers=part(100, 120))}, {"pool": part(90, 110)}, "PASTMixin's nonme"),
         (
             {"defense": create_defense("past", nonmembers=loader(100, 120))},
             {"population": part(115, 130)},
-            "5 examples of the population are among PASTMixin's nonmembers",
+            "5 of the 20 examples of PASTMixin's nonmembers are in the population, which no shadow model may see",
         ),
     ],
 )
-def test_data_that_shape_the_models_are_apart_from_pool_and_population(tmp_path, change, data, message):
+def test_reference_data_in_the_pool_or_population_raise(tmp_path, change, data, message):
     plain = ShadowRecipe(functools.partial(Classifier, width=4), {"max_epochs": 1}, batch_size=16)
     arguments = {"pool": part(0, 20), "n": 2, "store": tmp_path, "workers": 1, "progress": False, **data}
     if "cwrf" in change:
-        base = replace(plain, trainer={"fast_dev_run": 1, "accelerator": "cpu"})
+        base = replace(plain, trainer_kwargs={"fast_dev_run": 1, "accelerator": "cpu"})
         only = {name: value for name, value in arguments.items() if name != "population"}
-        arguments["start"] = train_shadows(base, **only, keep_weights=True)
+        arguments["base"] = train_shadows(base, **only, keep_weights=True)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=message):
-        patch.setattr(ShadowRecipe, "_fit", lambda *_: pytest.fail("it trained"))
+        patch.setattr(Trainer, "fit", lambda *_: pytest.fail("it trained"))
         train_shadows(replace(plain, **change), **arguments)
 
 
-def test_wrong_fields_of_a_recipe():
+def test_invalid_fields_raise():
     for arguments, error, message in (
         ({"batch_size": 8.0}, TypeError, "batch_size must be an integer"),
         ({"batch_size": "8"}, TypeError, "batch_size must be an integer"),
@@ -260,14 +286,18 @@ def test_wrong_fields_of_a_recipe():
         ({"drop_last": 1}, TypeError, "drop_last must be True or False"),
         ({"examples": 0}, ValueError, "examples must be an integer of at least 1"),
         ({"examples": 1.5}, TypeError, "examples must be an integer"),
-        ({"trainer": trainer()}, TypeError, "trainer must be a dict of a Trainer's arguments, not a Trainer"),
-        ({"trainer": None}, TypeError, "trainer must be a dict"),
-        ({"defense": "relaxloss"}, TypeError, r"defense must be what create_defense\(name, ...\) gives, not a str"),
-        ({"defense": PASTMixin}, TypeError, "gives, not PASTMixin"),
-        ({"cwrf": {"rate": 0.1}}, TypeError, r"cwrf must be what CWRF\(nonmembers\) gives, not a dict"),
+        (
+            {"trainer_kwargs": trainer()},
+            TypeError,
+            "dict of a Trainer's arguments, not a Trainer",
+        ),
+        ({"trainer_kwargs": None}, TypeError, "trainer_kwargs must be a dict"),
+        ({"defense": "relaxloss"}, TypeError, r"defense must be what create_defense\(name, ...\) returns, not a str"),
+        ({"defense": PASTMixin}, TypeError, "returns, not PASTMixin"),
+        ({"cwrf": {"rate": 0.1}}, TypeError, r"cwrf must be what CWRFConfig\(nonmembers\) returns, not a dict"),
     ):
         with pytest.raises(error, match=message):
-            ShadowRecipe(**{"module": Classifier, "trainer": {}, "batch_size": 8, **arguments})
+            ShadowRecipe(**{"build_module": Classifier, "trainer_kwargs": {}, "batch_size": 8, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -282,14 +312,14 @@ def test_wrong_fields_of_a_recipe():
         ({"loader": part(0, 64)}, ValueError, "this training loader cannot be read"),
     ],
 )
-def test_wrong_arguments_of_like(arguments, error, message):
+def test_invalid_arguments_of_like_raise(arguments, error, message):
     given = {"trainer": trainer(), "model": Classifier(width=4), "loader": loader(0, 64), **arguments}
     with pytest.raises(error, match=message):
         ShadowRecipe.like(given.pop("trainer"), given.pop("model"), **given)
 
 
-def test_weights_that_were_frozen_by_hand_are_told():
-    """The module built anew would train them."""
+def test_weights_that_were_frozen_by_hand_raise():
+    """A rebuilt module would train them."""
     model = Classifier(width=4)
     model.net[0].requires_grad_(False)
     with pytest.raises(ValueError, match=r"2 parameters, such as net\.0\.weight, are frozen in the model"):
@@ -300,5 +330,5 @@ def test_weights_that_were_frozen_by_hand_are_told():
         made.net[0].requires_grad_(False)
         return made
 
-    assert SET_UP(trainer(), model, module=build)
+    assert SET_UP(trainer(), model, build_module=build)
     assert SET_UP(trainer(), model, callbacks=list)  # callbacks may freeze and unfreeze

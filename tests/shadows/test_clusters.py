@@ -16,6 +16,7 @@ from tests.helpers import part
 from tests.recipe_functions import Counted, quick
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ray", "dask"])
 def test_a_cluster_loses_a_worker_and_nothing_else(tmp_path, backend):
     pytest.importorskip({"ray": "ray", "dask": "dask.distributed"}[backend])
@@ -60,6 +61,7 @@ def test_gpus_are_divided(monkeypatch):
     assert visible_gpus() == ()
 
 
+@pytest.mark.slow
 def test_cores_are_divided(tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     signals = train_shadows(threads_seen, part(0, 20), 2, store=tmp_path, workers=2, keep_weights=True, progress=False)

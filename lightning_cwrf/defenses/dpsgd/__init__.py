@@ -2,5 +2,6 @@
 
 from lightning_cwrf.defenses.dpsgd.ledger import PrivacySpent
 from lightning_cwrf.defenses.dpsgd.mixin import DPSGDMixin
+from lightning_cwrf.defenses.dpsgd.settings import DPSGD
 
-__all__ = ["DPSGDMixin", "PrivacySpent"]
+__all__ = ["DPSGD", "DPSGDMixin", "PrivacySpent"]

@@ -1,9 +1,6 @@
-"""What DP-SGD refuses before it trains: settings, Trainers, layers and optimizers whose ε would not hold."""
+"""Trainers and optimizers that DP-SGD refuses before it trains, because its ε would not hold."""
 
 from __future__ import annotations
-
-import math
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -13,35 +10,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import LBFGS, Optimizer
 
-from lightning_cwrf.checks import check_choice, check_number
-from lightning_cwrf.defenses.dpsgd.ledger import ACCOUNTANTS
-from lightning_cwrf.defenses.dpsgd.step import unsupported_layers
-
-LARGEST_TARGET = 100
-
-
-def check_dpsgd(
-    target_epsilon: Any, noise_multiplier: Any, target_delta: Any, max_grad_norm: Any, accountant: Any
-) -> None:
-    """Raise unless the numbers of DP-SGD are in range, and one of ε and σ is given."""
-    if (target_epsilon is None) == (noise_multiplier is None):
-        raise ValueError("DP-SGD needs one of target_epsilon and noise_multiplier, and not both.")
-    if target_epsilon is not None:
-        hint = "A larger one promises nothing; pass noise_multiplier for so little noise."
-        check_number("target_epsilon", target_epsilon, low=0, high=LARGEST_TARGET, low_open=True, hint=hint)
-    if noise_multiplier is not None:
-        check_number("noise_multiplier", noise_multiplier, low=0)
-    hint = "It is the chance that the guarantee fails: take less than 1 / (number of training examples)."
-    check_number("target_delta", target_delta, low=0, high=1, low_open=True, high_open=True, hint=hint)
-    # Without noise there is no guarantee, and no clipping either is plain SGD.
-    if not (isinstance(max_grad_norm, float) and max_grad_norm == math.inf and noise_multiplier == 0):
-        hint = "It may be infinite where noise_multiplier is 0."
-        check_number("max_grad_norm", max_grad_norm, low=0, low_open=True, hint=hint)
-    check_choice("accountant", accountant, ACCOUNTANTS)
-
 
 def check_trainer(trainer: Trainer) -> None:
-    """Raise a MisconfigurationException where a Trainer's settings do not go with DP-SGD."""
+    """Raise a MisconfigurationException where DP-SGD does not work with a Trainer's settings."""
     strategy = trainer.strategy
     if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
         raise MisconfigurationException(f"DP-SGD works on one device or with DDP, not with {type(strategy).__name__}.")
@@ -59,17 +30,6 @@ def check_trainer(trainer: Trainer) -> None:
         raise MisconfigurationException(
             "DP-SGD needs logical batches of one size; use Trainer(accumulate_grad_batches=...) instead of "
             "GradientAccumulationScheduler."
-        )
-
-
-def check_layers(module: LightningModule) -> None:
-    """Raise a MisconfigurationException that names the layers without a gradient for each example."""
-    wrong = unsupported_layers(module)
-    if wrong:
-        listed = "; ".join(f"{name} ({reason})" for name, reason in wrong.items())
-        raise MisconfigurationException(
-            f"DP-SGD cannot take per-example gradients through {listed}. Replace these layers (BatchNorm by "
-            "GroupNorm, for one), or pass fix=True to have it done."
         )
 
 
@@ -96,7 +56,7 @@ def check_optimizer(module: LightningModule, optimizers: list[Optimizer]) -> Non
 
 
 def warn_of_plain_steps(what: str, steps: int) -> None:
-    """Doubt ``from_scratch=True`` of a module or a checkpoint that has been trained otherwise."""
+    """Warn that ``from_scratch=True`` is doubtful: a module or a checkpoint has been trained without DP-SGD."""
     rank_zero_warn(
         f"this {what} was trained for {steps} steps without DP-SGD, and from_scratch=True says that its weights have "
         "seen no private data: ε covers the whole training only if that is so. Else leave from_scratch out."

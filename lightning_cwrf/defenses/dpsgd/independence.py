@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -16,13 +17,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.weights.scores import trainable_parameters
 
-if TYPE_CHECKING:
-    from lightning_cwrf.defenses.dpsgd.mixin import DPSGDMixin
-
+_Losses = Callable[[Any], Tensor]
 _Found = tuple[Tensor, list[Tensor]]  # losses of some examples, and the gradients of their sum
 
 
-def check_examples_apart(module: DPSGDMixin, batch: Any) -> bool:
+def check_independent(module: LightningModule, losses_of: _Losses, batch: Any) -> bool:
     """Raise where the losses or gradients of one half of a batch change with the examples of the other half.
 
     Each half is kept while the other one is overwritten with copies of it, so the batch's size and the random numbers
@@ -30,31 +29,32 @@ def check_examples_apart(module: DPSGDMixin, batch: Any) -> bool:
     module's buffers, gradients, modes and the caller's random state are left as they were.
 
     Args:
-        module: a module under DP-SGD.
+        module: under DP-SGD.
+        losses_of: gives the losses of a batch's examples, by ``module``.
         batch: a physical batch, on the module's device.
 
     Returns:
-        Whether the check was made: a batch of one example tells nothing.
+        Whether the check was made: a batch of one example shows nothing.
 
     Raises:
         MisconfigurationException: the examples of a batch are mixed.
 
     Warns:
-        The step draws random numbers that depend on the examples, so that the check cannot tell.
+        The step draws random numbers that depend on the examples, so that the check is inconclusive.
     """
     with isolated_rng(module.device), _visiting(module):
         seed = int(torch.randint(2**31, ()))
-        size = len(_losses(module, batch, seed))
+        size = len(_losses(losses_of, batch, seed))
         if size < 2:
             return False
         with _dropout_off(module):
-            mixed = _mixes(module, batch, size, seed)
+            mixed = _mixes(module, losses_of, batch, size, seed)
             if mixed:
-                again = [_part(module, batch, range(size), s) for s in (seed, seed + 1)]
+                again = [_part(module, losses_of, batch, range(size), s) for s in (seed, seed + 1)]
                 unsure = not _alike(*again)
         if mixed and unsure:
             with _eval_mode(module):
-                unsure = not _mixes(module, batch, size, seed)
+                unsure = not _mixes(module, losses_of, batch, size, seed)
     if mixed and not unsure:
         raise MisconfigurationException(
             f"an example's loss or gradient in {type(module).__name__} depends on the other examples of its batch: it "
@@ -70,21 +70,21 @@ def check_examples_apart(module: DPSGDMixin, batch: Any) -> bool:
     return True
 
 
-def _mixes(module: DPSGDMixin, batch: Any, size: int, seed: int) -> bool:
+def _mixes(module: nn.Module, losses_of: _Losses, batch: Any, size: int, seed: int) -> bool:
     half = size // 2
     for kept, copied in (
         (range(half), [*range(half), *(i % half for i in range(half, size))]),
         (range(half, size), [*(half + i % (size - half) for i in range(half)), *range(half, size)]),
     ):
-        before = _part(module, batch, kept, seed)
-        if not _alike(before, _part(module, _rows(batch, copied), kept, seed)):
+        before = _part(module, losses_of, batch, kept, seed)
+        if not _alike(before, _part(module, losses_of, _rows(batch, copied), kept, seed)):
             return True
     return False
 
 
-def _part(module: DPSGDMixin, batch: Any, kept: range, seed: int) -> _Found:
+def _part(module: nn.Module, losses_of: _Losses, batch: Any, kept: range, seed: int) -> _Found:
     """Losses of the examples ``kept``, and the gradients of their sum."""
-    losses = _losses(module, batch, seed)[kept.start : kept.stop]
+    losses = _losses(losses_of, batch, seed)[kept.start : kept.stop]
     weights = list(trainable_parameters(module).values())
     if not losses.requires_grad:
         return losses, []
@@ -92,13 +92,13 @@ def _part(module: DPSGDMixin, batch: Any, kept: range, seed: int) -> _Found:
     return losses.detach(), [g for g in gradients if g is not None]
 
 
-def _losses(module: DPSGDMixin, batch: Any, seed: int) -> Tensor:
+def _losses(losses_of: _Losses, batch: Any, seed: int) -> Tensor:
     torch.manual_seed(seed)
-    return module.losses_of(batch)
+    return losses_of(batch)
 
 
 def _rows(batch: Any, index: list[int]) -> Any:
-    """The batch with these examples in the place of its own; what holds no example for each index stays."""
+    """The batch with these examples instead of its own; a tensor of another length stays."""
 
     def take(tensor: Tensor) -> Tensor:
         return tensor[index] if tensor.ndim and len(tensor) == len(index) else tensor
@@ -121,7 +121,7 @@ def _alike(a: _Found, b: _Found) -> bool:
 
 @contextmanager
 def _visiting(module: nn.Module) -> Iterator[None]:
-    """Give the buffers back as they were, and keep autocast from handing on weights of graphs that are gone."""
+    """Restore the buffers, and keep autocast from reusing weights of graphs that are gone."""
     kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         yield

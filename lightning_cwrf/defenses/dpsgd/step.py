@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_cwrf.data.poisson import PoissonBatches
+from lightning_cwrf.defenses.dpsgd.ledger import Ledger
 from lightning_cwrf.weights.masks import WeightMask
-
-if TYPE_CHECKING:
-    from lightning_cwrf.defenses.dpsgd.mixin import DPSGDMixin
 
 
 @cache
@@ -55,18 +52,36 @@ def _hooks_class(ghost: bool) -> Any:
 
 
 class PrivateStep:
-    """Turns the backward passes of a logical batch into one noisy gradient."""
+    """Turns the backward passes of a logical batch into one noisy gradient.
 
-    def __init__(self, module: DPSGDMixin, frozen: WeightMask | None) -> None:
+    Args:
+        module: in a fit, whose Trainer has made its optimizer.
+        ledger: of the steps; the noise multiplier is in it.
+        batches: the Poisson batches that the module trains on.
+        max_grad_norm: C.
+        ghost: clip by norms alone.
+        frozen: the weights to leave out.
+    """
+
+    def __init__(
+        self,
+        module: LightningModule,
+        ledger: Ledger,
+        batches: PoissonBatches,
+        *,
+        max_grad_norm: float,
+        ghost: bool,
+        frozen: WeightMask | None,
+    ) -> None:
         from opacus.optimizers import get_optimizer_class
 
-        trainer, settings, ledger = module.trainer, module.defense_settings, module._ledger
-        self.module, self.ledger, self.batches = module, ledger, module._batches
+        trainer = module.trainer
+        self.module, self.ledger, self.batches = module, ledger, batches
         self.losses: Tensor | None = None
-        self.ghost: bool = settings["ghost"]
+        self.ghost = ghost
         self.distributed = trainer.world_size > 1
         self.arrived = 0
-        self.apart = False  # whether a batch has shown that its examples do not depend on one another
+        self.independent = False  # whether a batch has shown that its examples do not depend on one another
         if ledger.sampling_seed is None:
             ledger.sampling_seed = int(trainer.strategy.broadcast(int(torch.randint(2**62, ()))))
         self.batches.seed = ledger.sampling_seed
@@ -75,20 +90,19 @@ class PrivateStep:
             self.noise.manual_seed(int(torch.randint(2**62, ())))
         else:
             self.noise.set_state(ledger.noise_state)
-        clip = settings["max_grad_norm"]
         optimizer_class = get_optimizer_class(
             clipping="flat", distributed=self.distributed, grad_sample_mode="ghost" if self.ghost else "hooks"
         )
         self.optimizer = optimizer_class(
             optimizer=trainer.optimizers[0],
             noise_multiplier=ledger.noise_multiplier,
-            max_grad_norm=clip,
+            max_grad_norm=max_grad_norm,
             expected_batch_size=None,
             loss_reduction="sum",
             generator=self.noise,
         )
-        ghost = {"max_grad_norm": clip, "use_ghost_clipping": frozen is None or frozen.count == 0} if self.ghost else {}
-        self.hooks = _hooks_class(self.ghost)(module, **ghost)
+        clipping = {"max_grad_norm": max_grad_norm, "use_ghost_clipping": frozen is None or frozen.count == 0}
+        self.hooks = _hooks_class(ghost)(module, **(clipping if ghost else {}))
         self._wrap_samplers({} if frozen is None else {name: mask for name, mask in frozen.masks.items() if mask.any()})
         self.hooks.disable_hooks()
 
@@ -173,7 +187,7 @@ class PrivateStep:
         self.arrived = 0
         parameters = self.optimizer.params
         for p in parameters:
-            if p.summed_grad is None:  # nobody was drawn
+            if p.summed_grad is None:  # no example was drawn
                 p.summed_grad = torch.zeros_like(p)
         if self.ledger.noise_multiplier:
             self.optimizer.add_noise()
@@ -196,68 +210,8 @@ class PrivateStep:
                     delattr(parameter, name)
 
 
-def unsupported_layers(module: nn.Module) -> dict[str, str]:
-    """Why a layer has no gradient of its own for each example, by the layer's name."""
-    from opacus.validators import ModuleValidator
-
-    found = {}
-    for name, layer in module.named_modules():
-        trained = any(p.requires_grad for p in layer.parameters(recurse=False))
-        if isinstance(layer, _BatchNorm):
-            # Without weights of its own too: it mixes the examples as soon as it is in training mode.
-            if layer.training or trained:
-                found[name] = f"{type(layer).__name__} mixes the examples of a batch"
-        elif trained and type(layer) in ModuleValidator.VALIDATORS and ModuleValidator.VALIDATORS[type(layer)](layer):
-            found[name] = f"{type(layer).__name__} is not supported by Opacus"
-        elif trained and any(True for _ in layer.buffers()):
-            found[name] = f"{type(layer).__name__} has weights and buffers in one layer"
-    return found
-
-
-def fix_layers(module: nn.Module) -> None:
-    """Replace, in place, the layers that Opacus knows a substitute for."""
-    from opacus.validators import ModuleValidator
-
-    replaced = []
-    for name in unsupported_layers(module):
-        layer = module.get_submodule(name)
-        fixer = ModuleValidator.FIXERS.get(type(layer))
-        if fixer is None:
-            continue
-        substitute = fixer(layer)
-        like = next(layer.parameters(), None)
-        substitute = substitute.to(like) if like is not None else substitute
-        parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, substitute.train(layer.training))
-        replaced.append(f"{name}: {type(layer).__name__} by {type(substitute).__name__}")
-    if replaced:
-        rank_zero_warn(
-            f"fix=True replaced {'; '.join(replaced)}. Running statistics are gone. A checkpoint fits the class "
-            "with the same layers (attach with fix=True before loading), and so must vanilla weights (a factory does)."
-        )
-
-
-class EndPrivateTraining(Callback):
-    """Takes everything back when a fit ends, however it ends."""
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._restore(trainer, pl_module)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore(trainer, pl_module)
-
-    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        end = getattr(pl_module, "_end_private_training", None)
-        if end is not None:
-            end()
-            trainer.accumulate_grad_batches = pl_module.__dict__.pop(
-                "_asked_accumulation", trainer.accumulate_grad_batches
-            )
-
-
 def is_empty(batch: Any) -> bool:
-    """Whether nobody was drawn: no tensor of the batch has an example (one of them may have none for other reasons)."""
+    """Whether no example was drawn: no tensor of the batch has one (a single tensor may be empty for other reasons)."""
     sizes: list[int] = []
     apply_to_collection(batch, Tensor, lambda tensor: sizes.append(len(tensor)) if tensor.ndim else None)
     return bool(sizes) and not any(sizes)

@@ -1,0 +1,48 @@
+"""Running the attacks of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lightning_cwrf.attacks import Attack, Evidence, create_attacks
+
+
+def chosen_attacks(attacks: Sequence[str | Attack] | None, *, with_shadows: bool) -> list[Attack]:
+    """The attacks of an audit; None: the loss attack, and with shadow models LiRA and RMIA."""
+    if attacks is None:
+        attacks = ["loss", "lira", "rmia"] if with_shadows else ["loss"]
+    return create_attacks(attacks)
+
+
+def run_attacks(attacks: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Scores of the attacks, and the reasons of those that failed.
+
+    If the user ``asked`` for them by name, one that lacks evidence is an error. One that writes into it always is.
+    """
+    if asked:
+        for attack in attacks:
+            attack.check(evidence)
+    scores, failures = {}, {}
+    untouched = _versions(evidence)
+    for attack in attacks:
+        try:
+            scores[attack.name] = attack(evidence)
+        except Exception as error:  # a user's own attack may raise anything
+            if len(attacks) == 1:
+                raise
+            failures[attack.name] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        changed = [name for name, version in _versions(evidence).items() if version != untouched[name]]
+        if changed:
+            raise ValueError(
+                f"the {attack.name} attack changed the evidence's {', '.join(changed)} in place, which other attacks "
+                "see too; let it work on a copy (.clone())."
+            )
+    return scores, failures
+
+
+def _versions(evidence: Evidence) -> dict[str, int]:
+    """How often each tensor of the evidence was written to."""
+    tensors = {name: value for name, value in vars(evidence).items() if isinstance(value, Tensor)}
+    return {name: value._version for name, value in tensors.items() if not value.is_inference()}

@@ -1,0 +1,50 @@
+"""Comparing a model with the module that a recipe builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lightning_cwrf.data.seen import SCORED, seen_by
+from lightning_cwrf.defenses import DefenseMixin
+from lightning_cwrf.recipes.defended import in_words
+
+
+def differences(built: LightningModule, model: nn.Module, *, with_cwrf: bool) -> list[str]:
+    """How ``model`` was visibly not trained by the recipe that built the other (:meth:`ShadowRecipe.differences`)."""
+    found = []
+    if _shapes(built) != _shapes(model):
+        found.append("its weights have other names or shapes than theirs")
+    if isinstance(model, DefenseMixin) and in_words(built) != in_words(model):
+        found.append(f"it was trained with {in_words(model)}, and they with {in_words(built)}")
+    if not with_cwrf and SCORED in seen_by(model):
+        found.append("it was hardened by CWRF, and they were not")
+    return found
+
+
+def check_rebuilt(built: LightningModule, model: LightningModule, *, may_freeze: bool) -> None:
+    """Raise a ValueError unless a recipe that was read from a model builds the same module again."""
+    ours, theirs = _shapes(built), _shapes(model)
+    if ours != theirs:
+        names = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+        raise ValueError(
+            f"the rebuilt module has other weights than the model, such as {names[0]}; pass build_module=, a function "
+            "that builds it as it was."
+        )
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    changed = [name for name, p in built.named_parameters() if p.requires_grad != trained[name]]
+    if changed and not may_freeze:
+        now = "trained" if trained[changed[0]] else "frozen"
+        raise ValueError(
+            f"{len(changed)} parameters, such as {changed[0]}, are {now} in the model (requires_grad) and not in the "
+            "rebuilt module; pass build_module=, a function that builds it and sets requires_grad as in the training."
+        )
+    if isinstance(model, DefenseMixin) and not isinstance(built, DefenseMixin):
+        raise ValueError("the model has a defense, and the rebuilt module has none; pass defense=.")
+
+
+def _shapes(module: nn.Module) -> Mapping[str, Any]:
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}

@@ -1,0 +1,165 @@
+"""A stack of models gives what each gives alone, or is refused."""
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lightning_cwrf import (
+    CWRFConfig,
+)
+from lightning_cwrf.defenses import (
+    available_defenses,
+    create_defense,
+)
+from tests.helpers import Classifier, ManualClassifier, part
+from tests.recipes.modules import Hooked, Plain, stackable, train
+
+
+class Replacing(Plain):
+    """Sets a buffer anew rather than in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        self.mean = 0.9 * self.mean + 0.1 * batch[0].mean()
+        return F.cross_entropy(self(batch[0] - self.mean), batch[1])
+
+
+def weights_of(recipe, folder, pool, **arguments):
+    shadows = train(recipe, pool, 4, store=folder, keep_weights=True, **arguments)
+    return [shadows.weights(i) for i in range(4)]
+
+
+def assert_stacking_changes_nothing(recipe, tmp_path, pool=None, **arguments):
+    pool = part(0, 81) if pool is None else pool  # an odd number: some models have one more example than others
+    alone = weights_of(recipe, tmp_path / "alone", pool, **arguments)
+    stacked = weights_of(recipe, tmp_path / "stacked", pool, stack=4, **arguments)
+    for one, other in zip(alone, stacked, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop", "adagrad"])
+def test_a_stack_equals_its_models_trained_one_by_one(tmp_path, optimizer):
+    assert_stacking_changes_nothing(stackable(functools.partial(Plain, optimizer)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"gradient_clip_val": 0.1},
+        {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"},
+        {"accumulate_grad_batches": 2},
+        {"limit_train_batches": 2},
+        {"max_epochs": -1, "max_steps": 5},
+    ],
+)
+@pytest.mark.parametrize("scheduler", ["epoch", "step"])
+def test_stacks_follow_the_trainers_arguments(tmp_path, arguments, scheduler):
+    assert_stacking_changes_nothing(stackable(functools.partial(Plain, "sgd", scheduler), **arguments), tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"drop_last": True}, {"shuffle": False}, {"build_module": Replacing}])
+def test_stacks_of_other_batches_and_buffers(tmp_path, change):
+    assert_stacking_changes_nothing(replace(stackable(Plain), **change), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        create_defense("relaxloss", alpha=1.0),
+        create_defense("hamp"),
+        create_defense("ccl"),
+        create_defense("label_smoothing"),
+        create_defense("confidence_penalty"),
+    ],
+    ids=lambda d: d.mixin.__name__,
+)
+def test_stacks_of_defended_models(tmp_path, defense):
+    """Epochs 0 and 1: RelaxLoss does different things in even and odd ones."""
+    assert_stacking_changes_nothing(replace(stackable(Plain), defense=defense), tmp_path)
+
+
+def test_a_stack_of_fine_tuned_models(tmp_path):
+    base = train(stackable(Plain), part(0, 80), 4, store=tmp_path, keep_weights=True)
+    tuned = replace(stackable(Plain), defense=create_defense("relaxloss", alpha=0.5))
+    assert_stacking_changes_nothing(tuned, tmp_path / "tuned", part(0, 80), base=base)
+
+
+class Looks(Plain):
+    def training_step(self, batch, batch_idx):
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        return loss if loss.item() < 1e9 else None
+
+
+class Penalised(Plain):
+    """Inside vmap no weight says that it requires a gradient, so that the penalty would silently be nothing."""
+
+    def training_step(self, batch, batch_idx):
+        penalty = sum(p.square().sum() for p in self.parameters() if p.requires_grad)
+        return F.cross_entropy(self(batch[0]), batch[1]) + penalty
+
+
+class Two(Plain):
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.body.parameters(), 0.1), torch.optim.SGD(self.head.parameters(), 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        (stackable(Classifier), "Classifier cannot be stacked: its training step draws random numbers"),
+        (stackable(Looks), "Looks cannot be stacked: its training step does not vectorise .*item"),
+        (stackable(Penalised), "vectorised, its first step is not that of the models one by one"),
+        (stackable(Hooked), "Hooked cannot be stacked: it has on_before_zero_grad"),
+        (stackable(ManualClassifier), "uses manual optimization"),
+        (stackable(functools.partial(Plain, "lbfgs")), "LBFGS cannot be stacked"),
+        (stackable(Two), "needs one optimizer, not 2"),
+        (replace(stackable(Plain), augment=lambda item: item), "a recipe with augment cannot be stacked"),
+        (replace(stackable(Plain), callbacks=list), "a recipe with callbacks cannot be stacked"),
+        (replace(stackable(Plain), cwrf=CWRFConfig(part(100, 120))), "a recipe with cwrf cannot be stacked"),
+    ],
+)  # fmt: skip
+def test_unsupported_stacks_raise_with_a_reason(recipe, reason):
+    with pytest.raises(ValueError, match=reason):
+        recipe.train_stack(part(0, 20), [list(range(10)), list(range(10, 20))], [1, 2])
+
+
+def test_unsupported_defenses_raise():
+    """A defense that does more than its loss must not be trained as if it did not."""
+    data = {"nonmembers": part(100, 160)}
+    for name in available_defenses():
+        settings = {"dpsgd": {"noise_multiplier": 1.0, "fix": True}, "relaxloss": {"alpha": 1.0}}.get(name, {})
+        if name in ("past", "adversarial_regularization", "mixup_mmd"):
+            settings = data
+        recipe = replace(stackable(Plain), defense=create_defense(name, **settings))
+        stacks = name in ("relaxloss", "hamp", "ccl", "label_smoothing", "confidence_penalty")
+        if not stacks:  # the others are compared above
+            with pytest.raises(ValueError, match="cannot be stacked"):
+                recipe.train_stack(part(0, 20), [list(range(10)), list(range(10, 20))], [1, 2])
+
+
+def test_a_function_cannot_be_stacked(tmp_path):
+    from tests.recipe_functions import quick
+
+    with pytest.raises(TypeError, match="this recipe cannot train a stack"):
+        train(quick, part(0, 20), 2, store=tmp_path, stack=2)
+    with pytest.raises(ValueError, match="stack must be an integer of at least 1"):
+        train(quick, part(0, 20), 2, store=tmp_path, stack=0)
+
+
+def test_a_diverged_model_does_not_stop_the_others(tmp_path):
+    pool = part(0, 80)
+    base = train(stackable(Plain), pool, 4, store=tmp_path, keep_weights=True)
+    weights = base.weights(2)
+    weights["head.bias"][0] = torch.nan
+    base.store.save(2, base.store.outputs(2), weights)
+    with pytest.raises(RuntimeError, match=r"1 of 4 shadow models failed(.|\n)*shadow model 2 (.|\n)*NaN"):
+        train(stackable(Plain), pool, 4, store=tmp_path / "tuned", base=base, stack=4)
+    assert len(list((tmp_path / "tuned").rglob("model-*.safetensors"))) == 3
