@@ -81,6 +81,16 @@ class DefenseCallback(Callback):
         return {**self.__dict__, "_module": None, "_state": None}
 
 
+def defense_of(module: LightningModule) -> Defense | None:
+    """The defense that a module has, or that a callback gave it in its last fit; None where there is none."""
+    if isinstance(module, DefenseMixin):
+        defense: Defense = module.defense
+        return defense
+    callbacks = [] if module._trainer is None else module._trainer.callbacks  # type: ignore[attr-defined]
+    ours = (each for each in callbacks if isinstance(each, DefenseCallback) and each._is_ours(module))
+    return next((each.defense for each in ours), None)
+
+
 @contextmanager
 def _compiled_as_before(module: LightningModule) -> Iterator[None]:
     """Change the class of a module that may be compiled, and compile its new steps as the old ones were."""

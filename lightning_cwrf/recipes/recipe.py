@@ -15,10 +15,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_cwrf.callbacks.defense import defense_of
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.data import Batches, OverlapCheck, SeededOrder, all_digests, isolated_rng
 from lightning_cwrf.data.seen import SCORED, seen_by
-from lightning_cwrf.defenses import Defense, DefenseMixin
+from lightning_cwrf.defenses import Defense
 from lightning_cwrf.recipes.cwrf import CWRF
 from lightning_cwrf.recipes.stacked import check_stackable, train_stack
 from lightning_cwrf.shadows.jobs import seed_all
@@ -231,8 +232,9 @@ class ShadowRecipe:
         shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (own, model)]
         if shapes[0] != shapes[1]:
             found.append("its weights have other names or shapes than theirs")
-        if isinstance(model, DefenseMixin) and _defense_of(own) != _defense_of(model):
-            found.append(f"it was trained with {_defense_of(model)}, and they with {_defense_of(own)}")
+        trained, theirs = defense_of(model), defense_of(own)
+        if trained is not None and _named(trained) != _named(theirs):
+            found.append(f"it was trained with {_named(trained)}, and they with {_named(theirs)}")
         if self.cwrf is None and SCORED in seen_by(model):
             found.append("it was hardened by CWRF, and they were not")
         return found
@@ -310,10 +312,10 @@ class ShadowRecipe:
             model.to(trainer.strategy.root_device)
 
 
-def _defense_of(module: LightningModule) -> str:
-    if not isinstance(module, DefenseMixin):
+def _named(defense: Defense | None) -> str:
+    if defense is None:
         return "no defense"
-    settings = module.defense.named()
+    settings = defense.named()
     name = settings.pop("name")
     return f"{name} ({', '.join(f'{key}={value}' for key, value in settings.items())})" if settings else str(name)
 
