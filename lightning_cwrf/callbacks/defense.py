@@ -18,7 +18,7 @@ from lightning_cwrf.defenses.state import DefenseState
 
 
 class DefenseCallback(Callback):
-    """Attaches a defense to the module when a fit begins, and detaches it when the fit ends, however it ends.
+    """Attaches a defense to the module when a fit starts, and detaches it when the fit ends or raises.
 
     So a hardening is callbacks alone, and the module has its own class before and after. Checkpoints hold the
     defense's settings, and a run resumes from them with the same callback.
@@ -30,7 +30,7 @@ class DefenseCallback(Callback):
     Raises:
         TypeError: neither a name nor a defense, an unknown setting, or one of the wrong type.
         ValueError: an unknown name, or a setting out of range.
-        MisconfigurationException: when the fit begins, as :meth:`DefenseMixin.attach`.
+        MisconfigurationException: when the fit starts, as :meth:`DefenseMixin.attach`.
 
     >>> DefenseCallback("relaxloss", alpha=0.5).defense
     RelaxLoss(alpha=0.5, upper=1.0)
@@ -64,7 +64,7 @@ class DefenseCallback(Callback):
             self._detach(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """After the fit: the module no longer has the defense, and its checkpoint is that of the fit all the same."""
+        """After the fit the module no longer has the defense, but a checkpoint must still hold what it kept."""
         if self._state is not None and self._is_ours(pl_module) and not isinstance(pl_module, DefenseMixin):
             save_defense(pl_module, self._state, checkpoint)
 
@@ -79,6 +79,16 @@ class DefenseCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         # A weak reference cannot be copied or sent to another process.
         return {**self.__dict__, "_module": None, "_state": None}
+
+
+def defense_of(module: LightningModule) -> Defense | None:
+    """The defense that a module has, or that a callback gave it in its last fit; None where there is none."""
+    if isinstance(module, DefenseMixin):
+        defense: Defense = module.defense
+        return defense
+    callbacks = [] if module._trainer is None else module._trainer.callbacks  # type: ignore[attr-defined]
+    ours = (each for each in callbacks if isinstance(each, DefenseCallback) and each._is_ours(module))
+    return next((each.defense for each in ours), None)
 
 
 @contextmanager

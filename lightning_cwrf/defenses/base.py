@@ -19,7 +19,7 @@ from lightning_cwrf.defenses.bases import (
     free_step,
     is_module,
 )
-from lightning_cwrf.defenses.settings import Defense, M, build, check_types, derived, setting_names
+from lightning_cwrf.defenses.settings import Defense, M, build, check_types, derived, is_settings, setting_names
 from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.weights.masks import WeightMask
 
@@ -33,10 +33,10 @@ _SEEN_KEY = "lightning_cwrf_seen"
 class DefenseMixin(ConfigureDefense, _Base):
     """Base of the defense mixins: it replaces ``training_step``, and nothing else of the module.
 
-    Use a defense as a class, ``class Hardened(RelaxLossMixin, MyModule)``, or give it to a finished module with
-    :meth:`attach`. Logits and targets come from :func:`~lightning_cwrf.classification.classification_step`. The loss is
-    logged as ``train_loss``. Settings are hyper-parameters: they are in ``hparams["defense"]``, go to the loggers, and
-    are saved in checkpoints.
+    Use a defense as a class, ``class Hardened(RelaxLossMixin, MyModule)``; give it to a finished module with
+    :meth:`attach`; or, for the length of a fit, with :class:`~lightning_cwrf.DefenseCallback`. Logits and targets come
+    from :func:`~lightning_cwrf.classification.classification_step`. The loss is logged as ``train_loss``. Settings are
+    hyper-parameters: they are in ``hparams["defense"]``, go to the loggers, and are saved in checkpoints.
 
     A defense of your own needs one method, :meth:`defense_loss`. If it has settings, these are a frozen dataclass::
 
@@ -70,7 +70,7 @@ class DefenseMixin(ConfigureDefense, _Base):
         cls = type(self).defense_class
         defense = build(cls, {name: kwargs.pop(name) for name in setting_names(cls) if name in kwargs})
         super().__init__(*args, **kwargs)
-        # Data and defenses are no hyper-parameters, though a module that saves all its arguments takes them for some.
+        # Data and defenses are no hyper-parameters, but a module that saves all its arguments has them there.
         for hparams in (self.hparams, getattr(self, "_hparams_initial", {})):
             for name in {*defense.data, "on"} & set(defense.settings):
                 hparams.pop(name, None)
@@ -110,7 +110,7 @@ class DefenseMixin(ConfigureDefense, _Base):
     def attach_defense(cls, module: M, defense: Defense) -> M:
         """:meth:`attach` with the settings as one object, which :meth:`Defense.attach` calls."""
         _check_module(cls, module)
-        check_types(type(defense), defense.settings)  # a __post_init__ of the user's own may leave it out
+        check_types(type(defense), defense.settings)  # a __post_init__ may check values alone
         original: Any = type(module)
         free_step(module)
         attached: Any = module
@@ -118,13 +118,14 @@ class DefenseMixin(ConfigureDefense, _Base):
         try:
             attached._begin_defense(defense)
         except BaseException:
+            vars(module).pop("defense_state", None)
             attached.__class__ = original
             raise
         return module
 
     @staticmethod
     def detach(module: M) -> M:
-        """Take an attached defense off again, in place, and return the same object."""
+        """Remove an attached defense, in place, and return the same object."""
         original: Any = getattr(type(module), "_attached_to", None)
         if original is None:
             raise MisconfigurationException(f"no defense was attached to {type(module).__name__}.")
@@ -199,9 +200,9 @@ class DefenseMixin(ConfigureDefense, _Base):
     def _show_defense(self) -> None:
         """Show the settings among the hyper-parameters."""
         hparams, name = self.hparams, self.defense_state.hparam
-        if not isinstance(hparams, dict):  # an OmegaConf container of the user's: the checkpoint has them all the same
+        if not isinstance(hparams, dict):  # an OmegaConf container of the user's; the checkpoint still has the settings
             return
-        # A module that logs no hyper-parameters by its own choice still logs none.
+        # A module that chose to log no hyper-parameters still logs none.
         self._log_hyperparams: bool = self._log_hyperparams or not hparams
         initial = self.hparams_initial
         initial[name] = hparams[name] = self.defense.named()
@@ -229,7 +230,7 @@ def own_hparams(module: LightningModule) -> dict[str, Any]:
 
 def _take_settings(cls: type[DefenseMixin], settings: type[Defense] | None) -> None:
     """Give a mixin its settings class and constructor."""
-    if settings is not None and not (isinstance(settings, type) and issubclass(settings, Defense)):
+    if settings is not None and not is_settings(settings):
         raise TypeError(f"settings of {cls.__name__} must be a frozen dataclass that inherits Defense, not {settings}.")
     if "configure_defense" in vars(cls):
         settings = configured_settings(cls, cls.defense_class)

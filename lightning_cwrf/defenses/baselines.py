@@ -69,11 +69,7 @@ def weight_penalty(parameters: list[Tensor], *, l1: float = 0.0, l2: float = 0.0
 @register_defense("label_smoothing")
 @dataclass(frozen=True, kw_only=True)
 class LabelSmoothing(Defense):
-    """Settings of :func:`label_smoothing_loss`.
-
-    Args:
-        smoothing: share of the uniform distribution, in [0, 1).
-    """
+    """The settings of :func:`label_smoothing_loss`."""
 
     per_example = True
     smoothing: float = 0.1
@@ -93,11 +89,7 @@ class LabelSmoothingMixin(DefenseMixin, settings=LabelSmoothing):
 @register_defense("confidence_penalty")
 @dataclass(frozen=True, kw_only=True)
 class ConfidencePenalty(Defense):
-    """Settings of :func:`confidence_penalty_loss`.
-
-    Args:
-        beta: β ≥ 0, the weight of the entropy.
-    """
+    """The settings of :func:`confidence_penalty_loss`."""
 
     per_example = True
     beta: float = 0.1
@@ -117,13 +109,7 @@ class ConfidencePenaltyMixin(DefenseMixin, settings=ConfidencePenalty):
 @register_defense("weight_penalty")
 @dataclass(frozen=True, kw_only=True)
 class WeightPenalty(Defense):
-    """Settings of :func:`weight_penalty`.
-
-    Args:
-        l1: weight of Σ|θ|, not negative.
-        l2: weight of Σθ², not negative.
-        on: the defense whose loss the penalty is added to; None: cross-entropy.
-    """
+    """The settings of :func:`weight_penalty`, and ``on``: the defense whose loss it is added to (cross-entropy)."""
 
     l1: float = 0.0
     l2: float = 0.0

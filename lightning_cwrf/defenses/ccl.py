@@ -45,13 +45,7 @@ def ccl_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.5, beta: float
 @register_defense("ccl")
 @dataclass(frozen=True, kw_only=True)
 class CCL(Defense):
-    """Settings of :func:`ccl_loss`.
-
-    Args:
-        alpha: α in [0, 1], weighs the convex part against the concave one.
-        beta: β > 0, scales the loss.
-        kind: ``"ccel"`` or ``"ccql"``.
-    """
+    """The settings of :func:`ccl_loss`."""
 
     per_example = True
     alpha: float = 0.5

@@ -67,12 +67,7 @@ def hamp_target_probability(classes: int, gamma: float) -> float:
 @register_defense("hamp")
 @dataclass(frozen=True, kw_only=True)
 class HAMP(Defense):
-    """Settings of :func:`hamp_loss`.
-
-    Args:
-        gamma: γ in [0, 1], the soft label's share of the largest entropy.
-        alpha: α ≥ 0, the weight of the entropy bonus.
-    """
+    """The settings of :func:`hamp_loss`."""
 
     per_example = True
     gamma: float = 0.95
@@ -99,9 +94,9 @@ class HAMPOutput(nn.Module):
     """HAMP's test-time part: each output is replaced by that of a random input, in the original's order of classes.
 
     The predicted class and the ranking of all classes stay; the confidences are those the model has on noise. Attacks
-    that read confidences see nothing else; label-only attacks are not affected. The random input is a function of the
+    that read confidences see only these; label-only attacks are not affected. The random input is a function of the
     seed and of the example's own content (:func:`example_noise`): the same example is shown the same output in every
-    call, batch and order, so asking again tells nothing new. The model runs in eval mode and without gradients.
+    call, batch and order, so repeated queries reveal nothing new. The model runs in eval mode and without gradients.
 
     Args:
         model: a finished classifier of float inputs.
@@ -142,7 +137,7 @@ class HAMPOutput(nn.Module):
         values = values.to(logits.dtype).sort(-1, descending=True).values
         # Stable: among equal logits the first class is the predicted one, as argmax has it.
         order = logits.argsort(dim=-1, descending=True, stable=True)
-        # Where the two largest values are equal, argmax would go by the classes' numbers.
+        # Where the two largest values are equal, argmax would take the class of the lower number.
         first, second = values[..., :1], values[..., 1:2]
         values = torch.cat([torch.where(first == second, _next_above(first), first), values[..., 1:]], dim=-1)
         return torch.empty_like(logits).scatter_(-1, order, values)

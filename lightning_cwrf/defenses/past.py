@@ -55,7 +55,7 @@ def past_weights(
             n: gap_gradients[n].abs().masked_fill(held[n], 0) if n in held else gap_gradients[n].abs() for n in names
         }
         live = sum(sizes[n].numel() - (held[n].count_nonzero() if n in held else 0) for n in names)
-        # A module of frozen weights alone has the mean 0/0, which is not above 0 either.
+        # A module of frozen weights alone has the mean 0/0, which is not above 0.
         mean = torch.stack([size.sum() for size in sizes.values()]).sum() / live
         for name, size in sizes.items():
             weights[name] = torch.where(mean > 0, size / mean, 1.0).pow_(alpha)
@@ -162,7 +162,7 @@ class PASTMixin(DefenseMixin, settings=PAST):
 
 @contextmanager
 def running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Norm layers in training mode normalise by the batch as ever, and do not move their running statistics.
+    """Norm layers in training mode normalise by the batch as usual, and do not update their running statistics.
 
     >>> layer = nn.BatchNorm1d(2)
     >>> with running_statistics_kept(layer):
@@ -170,7 +170,7 @@ def running_statistics_kept(module: nn.Module) -> Iterator[None]:
     >>> out.mean(0), layer.running_mean, layer.num_batches_tracked
     (tensor([0., 0.], grad_fn=<MeanBackward1>), tensor([0., 0.]), tensor(0))
     """
-    # A layer in eval mode (a frozen backbone) normalises by its running statistics, and must go on doing so.
+    # A layer in eval mode (a frozen backbone) normalises by its running statistics, and must continue to.
     norms = [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.training]
     tracking = [(layer, layer.momentum) for layer in norms if layer.track_running_stats]
     try:

@@ -77,5 +77,5 @@ def create_defense(name: str, **settings: Any) -> Defense:
 
 
 def available_defenses() -> list[str]:
-    """The names that :func:`create_defense` knows."""
+    """The registered names."""
     return sorted(_DEFENSES)

@@ -55,11 +55,7 @@ def relaxloss_loss(logits: Tensor, targets: Tensor, *, alpha: float, epoch: int,
 @register_defense("relaxloss")
 @dataclass(frozen=True, kw_only=True)
 class RelaxLoss(Defense):
-    """Settings of :func:`relaxloss_loss`.
-
-    Args:
-        alpha: α ≥ 0, the level of the training loss.
-        upper: in (0, 1].
+    """The settings of :func:`relaxloss_loss`.
 
     >>> RelaxLoss(alpha=0.5)
     RelaxLoss(alpha=0.5, upper=1.0)

@@ -67,6 +67,12 @@ class Defense:
         return attached
 
 
+def is_settings(cls: Any) -> bool:
+    """Whether a class is a frozen dataclass that inherits :class:`Defense`."""
+    own = vars(cls).get("__dataclass_params__") if isinstance(cls, type) and issubclass(cls, Defense) else None
+    return own is not None and bool(own.frozen)
+
+
 def setting_names(cls: type[Defense]) -> list[str]:
     """The names of a defense's settings."""
     return list(_fields(cls))

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lightning_cwrf.callbacks.defense import defense_of
 from lightning_cwrf.data.seen import SCORED, seen_by
 from lightning_cwrf.defenses import DefenseMixin
 from lightning_cwrf.recipes.defended import in_words
@@ -18,8 +19,9 @@ def differences(built: LightningModule, model: nn.Module, *, with_cwrf: bool) ->
     found = []
     if _shapes(built) != _shapes(model):
         found.append("its weights have other names or shapes than theirs")
-    if isinstance(model, DefenseMixin) and in_words(built) != in_words(model):
-        found.append(f"it was trained with {in_words(model)}, and they with {in_words(built)}")
+    trained, theirs = defense_of(model), defense_of(built)
+    if trained is not None and in_words(trained) != in_words(theirs):
+        found.append(f"it was trained with {in_words(trained)}, and they with {in_words(theirs)}")
     if not with_cwrf and SCORED in seen_by(model):
         found.append("it was hardened by CWRF, and they were not")
     return found

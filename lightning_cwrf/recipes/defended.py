@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
-from torch import nn
 
 from lightning_cwrf.callbacks import DefenseCallback
 from lightning_cwrf.data import Batches
@@ -34,14 +33,14 @@ def data_of(defense: Defense) -> dict[str, Batches]:
     return {f"{defense.mixin.__name__}'s {name}": value for name, value in defense.data.items()}
 
 
-def in_words(model: nn.Module) -> str:
-    """The defense of a model and its settings, for a message.
+def in_words(defense: Defense | None) -> str:
+    """A defense and its settings, for a message.
 
-    >>> in_words(LightningModule())
+    >>> in_words(None)
     'no defense'
     """
-    if not isinstance(model, DefenseMixin):
+    if defense is None:
         return "no defense"
-    settings = model.defense.named()
+    settings = defense.named()
     name = settings.pop("name")
     return f"{name} ({', '.join(f'{key}={value}' for key, value in settings.items())})" if settings else str(name)

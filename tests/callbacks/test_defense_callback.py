@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -267,6 +268,17 @@ def test_a_recipe_reads_the_defense_off_the_callback(defense):
     assert recipe.defense is defense
     assert recipe.build().defense_settings == defense.plain()
     assert recipe.module().hparams == model.hparams
+
+
+def test_a_recipe_without_the_defense_of_the_callback_is_another_one():
+    model = Saved()
+    run = fitted(model, [DefenseCallback("relaxloss", alpha=0.7)])
+    recipe = ShadowRecipe.like(run, model)
+    assert recipe.differences(model) == []
+    said = "it was trained with RelaxLossMixin (alpha=0.7, upper=1.0), and they with no defense"
+    assert replace(recipe, defense=None).differences(model) == [said]
+    trainer(callbacks=[DefenseCallback("hamp")]).validate(model, loader(0, 32), verbose=False)  # it was not trained so
+    assert replace(recipe, defense=None).differences(model) == []
 
 
 CONFIG = """

@@ -151,7 +151,7 @@ def test_mixup_mmd_draws_non_members_of_the_members_classes(as_is):
         create_defense("mixup_mmd")
 
 
-def test_an_attack_of_another_number_of_classes_is_told(as_is):
+def test_an_attack_of_another_number_of_classes_raises(as_is):
     with pytest.raises(ValueError, match="made for 10 classes, not for 4"):
         AttackNetwork(10)(torch.zeros(2, 4), torch.tensor([0, 1]))
     model, _ = start()

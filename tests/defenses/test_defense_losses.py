@@ -319,7 +319,7 @@ def test_every_defense_trains_and_resumes_to_the_same_weights(tmp_path, name, wi
         ("relxloss", {}, "no defense 'relxloss'; known are adversarial_regularization, ccl"),
     ],
 )
-def test_bad_settings_are_told_when_the_defense_is_made(name, settings, message):
+def test_invalid_settings_raise_when_the_defense_is_made(name, settings, message):
     with pytest.raises(ValueError, match=message):
         create_defense(name, **settings)
 

@@ -251,6 +251,13 @@ def test_wrong_settings_classes():
         class Wrong(DefenseMixin, settings=3):
             pass
 
+    class Mutable(Defense):
+        pass
+
+    for unfit in (Mutable, dataclass(Mutable), Tempered(3.0)):
+        with pytest.raises(TypeError, match="must be a frozen dataclass that inherits Defense"):
+            type("WrongMixin", (DefenseMixin,), {}, settings=unfit)
+
     with pytest.raises(TypeError, match="Module is a module: give settings= to a mixin, and inherit from it"):
 
         class Module(DefenseMixin, Classifier, settings=Tempered):
@@ -324,6 +331,24 @@ def test_an_attribute_that_the_defense_would_hide_raises():
 
     with pytest.raises(MisconfigurationException, match=r"RelaxLossMixin would hide Guarded\.defense: rename"):
         RelaxLossMixin.attach(Guarded())
+
+
+def test_a_failed_attach_leaves_nothing_behind():
+    class Broken(DefenseState):
+        def __init__(self, module, defense):
+            super().__init__(module, defense)
+            raise RuntimeError("no")
+
+    class BrokenMixin(DefenseMixin):
+        state_class = Broken
+
+    model = Classifier()
+    before = set(vars(model))
+    with pytest.raises(RuntimeError, match="no"):
+        BrokenMixin.attach(model)
+    assert type(model) is Classifier
+    assert set(vars(model)) - before <= {"_hparams"}
+    RelaxLossMixin.attach(model)
 
 
 def test_configure_defense_still_works_and_warns():

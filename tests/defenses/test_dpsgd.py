@@ -153,7 +153,7 @@ class Tokens(Classifier):
         return self.head(self.encoder(x.squeeze(1) * self.scale)[:, 0])
 
 
-def test_attention_is_refused_or_replaced_and_bare_parameters_are_trained():
+def test_attention_raises_or_is_replaced_and_bare_parameters_are_trained():
     with pytest.raises(MisconfigurationException, match=r"encoder\.self_attn \(MultiheadAttention is not supported"):
         trainer(precision="64-true").fit(DPSGDMixin.attach(Tokens().double(), noise_multiplier=1.0), wide())
     model = fresh(Tokens).double()
@@ -412,7 +412,7 @@ def test_a_batch_with_an_empty_side_tensor_is_trained_on():
     assert model.seen == sum(len(model.defense_state.batches.drawn(s)) for s in range(4)) > 0
 
 
-def test_where_epsilon_appears_it_says_what_it_covers():
+def test_epsilon_is_shown_with_what_it_covers():
     tuned, scratch = (DPSGDMixin.attach(fresh(), noise_multiplier=1.0, from_scratch=s) for s in (False, True))
     assert "covers the fine-tuning phase alone" in str(tuned.privacy_spent)
     assert "covers the whole training." in str(scratch.privacy_spent)
@@ -437,7 +437,7 @@ class Mixing(Classifier):
         )
 
 
-def test_layers_that_mix_examples_are_named_or_replaced():
+def test_layers_that_mix_examples_raise_by_name_or_are_replaced():
     with pytest.raises(MisconfigurationException, match=r"net\.1 \(BatchNorm2d mixes .*; net\.3 \(BatchNorm2d mixes"):
         trainer().fit(DPSGDMixin.attach(Mixing(), noise_multiplier=1.0), loader(0, 64))
     model = Mixing()
@@ -505,7 +505,7 @@ def weighted():
         (Conv, None, {"precision": "bf16-true"}, MisconfigurationException, "net.0.weight is torch.bfloat16"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_told_before_training(model, data, settings, error, message):
+def test_unsupported_trainings_raise_before_the_first_step(model, data, settings, error, message):
     model = DPSGDMixin.attach(model(), noise_multiplier=1.0)
     with pytest.raises(error, match=message):
         trainer(**settings).fit(model, loader(0, 64) if data is None else data())
@@ -553,7 +553,7 @@ def test_every_example_is_drawn_independently_at_the_stated_rate():
     assert np.abs(correlations).max() < 5 / math.sqrt(4000)
 
 
-def test_a_batch_of_nobody_has_the_form_of_the_others_and_is_a_step_of_noise():
+def test_an_empty_batch_has_the_form_of_the_others_and_is_a_step_of_noise():
     data = DataLoader([{"pixels": torch.zeros(3), "name": "a", "label": 1}] * 4, batch_size=1)
     empty = PoissonBatches(data, steps=10_000)._collate([])
     assert empty["pixels"].shape == (0, 3)
@@ -561,7 +561,7 @@ def test_a_batch_of_nobody_has_the_form_of_the_others_and_is_a_step_of_noise():
 
     class Sparse(Conv):
         def forward(self, x):
-            return super().forward(x.view(len(x), -1).view(len(x), 1, 8, 8))  # fails on a batch of nobody
+            return super().forward(x.view(len(x), -1).view(len(x), 1, 8, 8))  # fails on an empty batch
 
     model = DPSGDMixin.attach(fresh(Sparse), noise_multiplier=1.0)
     run = trainer(max_epochs=1)
@@ -601,7 +601,7 @@ def test_two_processes_are_one(tmp_path, way):
     assert not torch.allclose(ranks[0]["noisy"]["net.4.weight"], ranks[0]["plain"]["net.4.weight"], atol=1e-3)
 
 
-def test_a_claim_of_from_scratch_is_compared_with_what_is_known(tmp_path):
+def test_from_scratch_is_checked_against_earlier_steps(tmp_path):
     quick = {"noise_multiplier": 1.0, "accountant": "rdp"}
     plain = fresh()
     run = trainer(tmp_path, max_epochs=1)
@@ -627,7 +627,7 @@ def test_a_claim_of_from_scratch_is_compared_with_what_is_known(tmp_path):
         Own.load_from_checkpoint(tmp_path / "tuned.ckpt", **quick, from_scratch=True)
 
 
-def test_no_claim_is_doubted_without_a_reason(recwarn):
+def test_from_scratch_does_not_warn_without_a_reason(recwarn):
     quick = {"noise_multiplier": 1.0, "accountant": "rdp", "from_scratch": True}
     model = DPSGDMixin.attach(fresh(), **quick)
     trainer(max_epochs=1).fit(model, loader(0, 96))
@@ -637,7 +637,7 @@ def test_no_claim_is_doubted_without_a_reason(recwarn):
 
 
 @pytest.mark.parametrize("other", ["prv", "gdp"])
-def test_a_run_goes_on_under_another_accountant(tmp_path, other):
+def test_a_run_continues_under_another_accountant(tmp_path, other):
     """The steps are those of the checkpoint; ε is the other accountant's."""
     run = trainer(tmp_path, max_epochs=1)
     run.fit(DPSGDMixin.attach(fresh(), noise_multiplier=1.0, accountant="rdp"), loader(0, 96))

@@ -90,14 +90,14 @@ MIXED = ["centred", "slightly", "gradient_alone", "in_training_alone", "causal",
 
 
 @pytest.mark.parametrize("kind", MIXED)
-def test_a_forward_pass_that_mixes_the_batch_is_refused(kind):
+def test_a_forward_pass_that_mixes_the_batch_raises(kind):
     with pytest.raises(MisconfigurationException, match=r"loss or gradient in DPSGDBody depends on the other examples"):
         fit(Body(kind, dropout=0.2))
 
 
 @pytest.mark.parametrize("ghost", [False, True])
 @pytest.mark.parametrize("kind", ["apart", "random", "ema"])
-def test_one_that_does_not_is_trained_without_a_word(kind, ghost):
+def test_one_that_does_not_trains_without_a_warning(kind, ghost):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*depend")
         model = fit(Body(kind, dropout=0.5), ghost=ghost)

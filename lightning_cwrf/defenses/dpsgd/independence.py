@@ -121,7 +121,7 @@ def _alike(a: _Found, b: _Found) -> bool:
 
 @contextmanager
 def _visiting(module: nn.Module) -> Iterator[None]:
-    """Restore the buffers, and keep autocast from reusing weights of graphs that are gone."""
+    """Restore the buffers, and keep autocast from reusing weights of freed graphs."""
     kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         yield

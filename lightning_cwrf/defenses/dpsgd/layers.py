@@ -28,7 +28,7 @@ def unsupported_layers(module: nn.Module) -> dict[str, str]:
 
 
 def fix_layers(module: nn.Module) -> None:
-    """Replace, in place, the layers that Opacus knows a substitute for."""
+    """Replace, in place, the layers that Opacus has a substitute for."""
     from opacus.validators import ModuleValidator
 
     replaced = []
@@ -45,7 +45,7 @@ def fix_layers(module: nn.Module) -> None:
         replaced.append(f"{name}: {type(layer).__name__} by {type(substitute).__name__}")
     if replaced:
         rank_zero_warn(
-            f"fix=True replaced {'; '.join(replaced)}. Running statistics are gone. A checkpoint fits the class "
+            f"fix=True replaced {'; '.join(replaced)}. Their running statistics are lost. A checkpoint fits the class "
             "with the same layers (attach with fix=True before loading), and so must vanilla weights (a factory does)."
         )
 

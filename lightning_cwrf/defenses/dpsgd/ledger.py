@@ -42,7 +42,7 @@ class PrivacySpent:
 
 
 class Ledger:
-    """What outlives a fit: the steps that were accounted for, the noise multiplier, and the state of the randomness.
+    """The privacy accounting across fits: the accounted steps, the noise multiplier, and the random state.
 
     Args:
         mechanism: of the accountant.
@@ -86,7 +86,7 @@ class Ledger:
         if any(noise == 0 for noise, _, _ in accountant.history):
             return math.inf
         with warnings.catch_warnings():
-            # RDP's grid of orders ends where little is spent; ε is then a little above what it could be.
+            # Where little is spent, RDP's grid of orders ends too early; ε is then slightly larger than necessary.
             warnings.filterwarnings("ignore", "Optimal order is the largest alpha")
             return float(accountant.get_epsilon(delta)) if accountant.history else 0.0
 
@@ -103,7 +103,7 @@ class Ledger:
             if high > 1e6:
                 raise MisconfigurationException(
                     f"no noise keeps {steps} steps within target_epsilon={target:g} at target_delta={delta:g}"
-                    + (f", of which {self.epsilon(delta):.4g} is spent" if self.steps else "")
+                    + (f", {self.epsilon(delta):.4g} of it is spent" if self.steps else "")
                     + ". Raise one of the two, or train for fewer steps."
                 )
             spent = end(high)
@@ -129,7 +129,7 @@ class Ledger:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         history = [tuple(entry) for entry in state["accountant"]["history"]]
         self._check_origin(sum(count for _, _, count in history), state.get("from_scratch", self.from_scratch))
-        self.accountant.history = history  # steps are steps, whichever accountant counted them
+        self.accountant.history = history  # the same steps, whichever accountant counted them
         self.noise_multiplier = state["noise_multiplier"]
         self.sampling_seed = state["sampling_seed"]
         self.noise_state = state["noise_state"]

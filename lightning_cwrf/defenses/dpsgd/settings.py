@@ -129,5 +129,5 @@ class DPSGDState(DefenseState):
             trainer.accumulate_grad_batches, self.accumulation = asked, None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies are scored or loaded, not trained on: a fit makes these anew.
+        # A copy is scored or loaded, and a fit of it creates these.
         return {**self.__dict__, "step": None, "batches": None, "accumulation": None}

@@ -1,4 +1,4 @@
-"""What DP-SGD puts between the backward pass and the optimizer: Opacus' parts, in the order of Lightning's loop."""
+"""What DP-SGD does between the backward pass and the optimizer: Opacus' parts, in the order of Lightning's loop."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ class PrivateStep:
         self.ledger.accountant.step(noise_multiplier=self.ledger.noise_multiplier, sample_rate=self.batches.sample_rate)
 
     def remove(self) -> None:
-        """Leave the module and its parameters as they were."""
+        """Remove the hooks, and what Opacus left on the parameters."""
         self.hooks.remove_hooks()
         for parameter in self.module.parameters():
             for name in ("grad_sample", "summed_grad", "_forward_counter", "_norm_sample", "_current_grad_sample"):
