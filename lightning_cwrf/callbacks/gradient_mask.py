@@ -256,13 +256,13 @@ class _BeforeSaving:
         pl_module: LightningModule | None = None,
     ) -> None:
         self._callback = callback
-        self._trainer = trainer
+        self._of = trainer
         self._module = None if pl_module is None else weakref.ref(pl_module)
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
-        if self._callback is None or self._trainer is None or self._module is None or self._module() is not module:
+        if self._callback is None or self._of is None or self._module is None or self._module() is not module:
             return
-        self._callback._check(self._trainer, self._trainer.lightning_module, "before the weights were read")
+        self._callback._check(self._of, self._of.lightning_module, "before the weights were read")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _BeforeSaving:
         return _BeforeSaving()

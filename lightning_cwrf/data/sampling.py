@@ -26,6 +26,7 @@ from torch.utils.data import (
 )
 
 from lightning_cwrf.data.rng import isolated_rng
+from lightning_cwrf.lightning_private import wrapped_sampler
 
 _PASSES = 16
 """How often a sampler of unknown kind is gone through, at most, until a pass brings nothing new."""
@@ -149,7 +150,7 @@ def _order(sampler: Any, loader: DataLoader[Any]) -> _Order:
         places = weights.nonzero().flatten().tolist()
         return _Order(places, sampler.num_samples, fixed=False, weights=weights[places])
     if isinstance(sampler, DistributedSampler):
-        inner = getattr(sampler.dataset, "_sampler", None)  # Lightning's wrapper of another sampler
+        inner = wrapped_sampler(sampler.dataset)
         if inner is None:
             order = _Order(range(len(sampler.dataset)), len(sampler.dataset), fixed=not sampler.shuffle)  # type: ignore[arg-type]
         else:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
-"""What Lightning replaces on a module that is fitted as ``torch.compile(module)``, by attributes of the instance."""
+from lightning_cwrf.lightning_private import COMPILED as COMPILED
+from lightning_cwrf.lightning_private import drop_compiled_steps
 
 
 def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any:
@@ -48,7 +48,8 @@ def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any
                     buffer.copy_(weights[name])
     elif weights is not None:
         made.load_state_dict(weights)
-    _uncompiled(made)
+    for module in made.modules():
+        drop_compiled_steps(module)
     return made
 
 
@@ -59,15 +60,6 @@ def _computed(model: nn.Module) -> dict[int, Any]:
     """
     held = (value for module in model.modules() for value in vars(module).values())
     return {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
-
-
-def _uncompiled(made: nn.Module) -> None:
-    """Take Lightning's compiled steps off a copy: they are bound to the module that was compiled."""
-    for module in made.modules():
-        if vars(module).get("_compiler_ctx") is not None:
-            vars(module)["_compiler_ctx"] = None
-            for name in COMPILED:
-                vars(module).pop(name, None)
 
 
 def _uncopyable(model: nn.Module) -> str:

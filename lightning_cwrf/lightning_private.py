@@ -1,0 +1,48 @@
+"""Private attributes of Lightning, where it has no public way: all in this file, as read from version 2.6.6.
+
+Nothing here imports Lightning, so that the layers which do not may use it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+"""What Lightning replaces on a module that is fitted as ``torch.compile(module)``, by attributes of the instance."""
+
+
+def trainer_of(module: Any) -> Any:
+    """The module's last Trainer, or None; ``LightningModule.trainer`` raises where there is none."""
+    return getattr(module, "_trainer", None)
+
+
+def training_source(trainer: Any) -> Any:
+    """Where a fit takes its training loader from: ``dataloader()`` makes it, and ``instance`` is the loader to use."""
+    return trainer.fit_loop._data_source
+
+
+def wrapped_sampler(dataset: Any) -> Any:
+    """The sampler that Lightning distributes over processes, which it wraps in a dataset; None for other datasets."""
+    return getattr(dataset, "_sampler", None)
+
+
+def set_logged_hparams(module: Any, hparams: Any) -> None:
+    """Set what loggers get as hyper-parameters at the start of a fit; ``save_hyperparameters`` sets it too."""
+    module._hparams_initial = copy.deepcopy(hparams)
+
+
+def drop_compiled_steps(module: nn.Module) -> bool:
+    """Take Lightning's compiled steps off a module, and say whether there were any.
+
+    They are attributes of the instance, bound to the module and the class that were compiled.
+    """
+    own = vars(module)
+    if own.get("_compiler_ctx") is None:
+        return False
+    own["_compiler_ctx"] = None
+    for name in COMPILED:
+        own.pop(name, None)
+    return True
