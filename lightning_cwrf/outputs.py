@@ -102,7 +102,7 @@ def collect_outputs(
         data: a loader (iterated anew, over the examples that its sampler can give, in their order), a dataset or an
             iterable of batches.
         name: what to call the data in an error.
-        transfer: moves a batch to the model; None moves its tensors to the model's device and floats to its dtype.
+        transfer: applied to each batch before its tensors go to the model's device and precision.
         key: gives the id of one example, as it stands in its batch.
 
     Raises:
@@ -114,7 +114,7 @@ def collect_outputs(
     (torch.Size([2, 3]), 2)
     """
     check_batches(data, name)
-    bring = transfer or bring_to(model)
+    bring = bring_to(model, transfer)
     logits: list[Tensor] = []
     targets, digests = [], []
     keys: list[Hashable] | None = None if key is None else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, SubsetRandomSampler
 
@@ -23,22 +23,29 @@ else:  # from a YAML file, jsonargparse would make a plain Dataset of a subclass
 
 
 def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """Move every tensor of a nested batch to ``device``, those of floats to ``dtype``; everything else stays."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None)
-    if isinstance(batch, Mapping):
-        return {key: move(value, device, dtype) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device, dtype) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(move(value, device, dtype) for value in batch)
-    return batch
+    """Move every tensor of a nested batch to ``device`` and convert floats to ``dtype``; the rest is unchanged."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    return apply_to_collection(batch, Tensor, moved, allow_frozen=True)
 
 
-def bring_to(model: nn.Module) -> Callable[[Any], Any]:
-    """Moves a batch to where the model is; a model of half or double precision (``bf16-true``) wants such inputs."""
+def bring_to(model: nn.Module, transfer: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:
+    """A function that brings a batch to a model: the one way in which scoring, defenses and audits do it.
+
+    Args:
+        model: to whose device tensors are moved; floats are converted for a model of half or double precision.
+        transfer: applied to each batch before that, for example the user's own transfer hooks
+            (:func:`~lightning_cwrf.trainers.transfer_of`).
+    """
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return functools.partial(move, device=first.device, dtype=None if first.dtype == torch.float32 else first.dtype)
+    dtype = None if first.dtype == torch.float32 else first.dtype
+
+    def bring(batch: Any) -> Any:
+        return move(batch if transfer is None else transfer(batch), first.device, dtype)
+
+    return bring
 
 
 def as_loader(

@@ -54,7 +54,7 @@ def learnability_scores(
         members: batches of training examples (an iterable, begun again when it runs out), a loader or a dataset.
         steps: T, the number of batches.
         lr: η_e, the rate of the plain SGD step on the copy after each batch. The paper does not state its value.
-        transfer: brings a batch to the model; None: :func:`~lightning_cwrf.data.bring_to`.
+        transfer: applied to each batch before its tensors go to the model's device and precision.
         on_step: called with the number of steps done, for a progress bar.
         batch_size: examples in a batch. Published: 256. Loaders and datasets are read in batches of so many; ready
             batches, of an iterable or of a batch sampler of your own, are taken as they are.
@@ -76,7 +76,7 @@ def learnability_scores(
     check_scoring(0.0, steps, lr)
     check_integer("batch_size", batch_size, low=1)
     with undisturbed(model):
-        bring = transfer or bring_to(model)
+        bring = bring_to(model, transfer)
 
         def begin() -> Callable[[nn.Module], Tensor]:
             batches = cycle(as_loader(members, shuffle=True, batch_size=batch_size), "members")
@@ -121,7 +121,7 @@ def privacy_vulnerability_scores(
         lam: λ in [0, 1]. Published: 0.7 (CIFAR-10, CINIC-10), 0.9 (CIFAR-100).
         steps: T. Published: 30, with batches of 256.
         lr: η_e. Not stated in the paper.
-        transfer: brings a batch to the model; None: :func:`~lightning_cwrf.data.bring_to`.
+        transfer: applied to each batch before its tensors go to the model's device and precision.
         on_step: called with the number of steps done, for a progress bar.
         batch_size: examples in a batch. Published: 256. Loaders and datasets are read in batches of so many; ready
             batches, of an iterable or of a batch sampler of your own, are taken as they are.
@@ -145,7 +145,7 @@ def privacy_vulnerability_scores(
     check_integer("batch_size", batch_size, low=1)
     with undisturbed(model):
         overlap = OverlapCheck(members, nonmembers, "nonmembers")
-        bring = transfer or bring_to(model)
+        bring = bring_to(model, transfer)
 
         def begin() -> Callable[[nn.Module], Tensor]:
             answered = _vanilla_outputs(vanilla, model, nonmembers, bring, steps, batch_size)

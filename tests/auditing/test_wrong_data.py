@@ -232,7 +232,7 @@ def test_settings_of_the_callback(wrong, error):
     with pytest.raises(error, match="every_n_epochs must be an integer"):
         MIAAuditCallback(OTHERS, every_n_epochs=wrong)
     for name in ("", 3, None):
-        with pytest.raises(TypeError, match="name must be a text"):
+        with pytest.raises(TypeError, match="name must be a non-empty string"):
             MIAAuditCallback(OTHERS, name=name)
 
 

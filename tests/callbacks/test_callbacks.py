@@ -22,48 +22,8 @@ from lightning_cwrf import (
 from lightning_cwrf.callbacks.audit import _is_last_epoch, weights_digest
 from lightning_cwrf.callbacks.common import unseen_share
 from lightning_cwrf.weights.vanilla import capture, save_vanilla
+from tests.callbacks.helpers import Probe, assert_frozen, cwrf, finished, run_with_resume
 from tests.helpers import OPTIMIZERS, Classifier, ManualClassifier, loader, part, trained, trainer
-
-
-def cwrf(vanilla, rate=0.2, steps=3, **scoring):
-    return [
-        PrivacyScoringCallback(nonmembers=loader(100, 140), vanilla=vanilla, steps=steps, **scoring),
-        CriticalRewindCallback(rate=rate),
-        GradientMaskCallback(),
-    ]
-
-
-def assert_frozen(model, mask, vanilla):
-    """Bit for bit at θ_vn where the mask is, and moved (by training) somewhere else."""
-    for name, p in model.named_parameters():
-        m = mask.masks[name]
-        assert torch.equal(p.detach()[m], vanilla[name][m].to(p.dtype)), name
-
-
-class Probe(Callback):
-    """Checks the frozen weights after every batch, and that training moves the others."""
-
-    def __init__(self, mask_of, vanilla):
-        self.mask_of, self.vanilla, self.batches, self.moves = mask_of, vanilla, 0, 0
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.before = [p.detach().clone() for p in pl_module.parameters()]
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        assert_frozen(pl_module, self.mask_of(), self.vanilla)
-        self.moves += any(not torch.equal(a, b) for a, b in zip(self.before, pl_module.parameters(), strict=True))
-        self.batches += 1
-
-
-def finished(cls=Classifier, optimizer="adam", **kwargs):
-    torch.manual_seed(0)
-    model = cls(optimizer=optimizer, **kwargs)
-    vanilla = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():  # as if trained: every weight is elsewhere
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model, vanilla
-
 
 SETTINGS = {
     "plain": {},
@@ -213,24 +173,6 @@ def test_persistent_workers_lose_no_batch():
     assert seen == [16] * 8
 
 
-def run_with_resume(tmp_path, make, stop_epoch, epochs):
-    """Fit unbroken; and fit, stop after ``stop_epoch`` epochs, resume from the checkpoint. Returns both runs."""
-    outcomes = []
-    for broken in (False, True):
-        model, callbacks = make()
-        torch.manual_seed(5)
-        data = loader(0, 64)
-        if broken:
-            first = trainer(tmp_path, callbacks=callbacks, max_epochs=stop_epoch)
-            first.fit(model, data)
-            first.save_checkpoint(tmp_path / "half.ckpt")
-            model, callbacks = make()
-        run = trainer(tmp_path, callbacks=callbacks, max_epochs=epochs)
-        run.fit(model, data, ckpt_path=(tmp_path / "half.ckpt") if broken else None)
-        outcomes.append((model, callbacks))
-    return outcomes
-
-
 def test_resume_neither_scores_nor_rewinds_again_and_ends_at_the_same_weights(tmp_path, monkeypatch):
     calls = []
     original = WeightMask.rewind_
@@ -331,7 +273,7 @@ def test_wiring_mistakes(callbacks, message):
         (lambda v: cwrf({n: t for n, t in v.items() if n != "net.5.weight"}), "lack 'net.5.weight'"),
         (lambda v: [PrivacyScoringCallback(loader(60, 90), v)], "are members"),
         (lambda v: [PrivacyScoringCallback([], v)], "nonmembers holds no batch"),
-        (lambda v: [CriticalRewindCallback(scores={"a": torch.ones(2)}, vanilla=v)], "stand on one side only"),
+        (lambda v: [CriticalRewindCallback(scores={"a": torch.ones(2)}, vanilla=v)], "are no such parameters"),
     ],
 )
 def test_bad_data_is_an_error_before_the_first_step(make, message):
@@ -495,7 +437,7 @@ def test_files_of_scores_and_masks_are_checked_before_the_first_step(tmp_path):
         ({"scores": weights}, "holds no scores but lightning_cwrf.Vanilla/1"),
         ({"mask": junk}, "junk.safetensors is no weight mask"),
         ({"mask": weights}, "is not a weight mask, it holds lightning_cwrf.Vanilla/1"),
-        ({"scores": {"net.5.bias": torch.ones(3)}}, "or in another shape"),
+        ({"scores": {"net.5.bias": torch.ones(3)}}, "or have another shape"),
     ]
     for arguments, message in cases:
         callbacks = [CriticalRewindCallback(vanilla=vanilla, **arguments), GradientMaskCallback()]
