@@ -18,8 +18,10 @@ from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.checks import check_choice, check_flag
 from lightning_cwrf.files import digest
 from lightning_cwrf.trainers import callbacks_of
-from lightning_cwrf.weights.masks import WeightMask, check_rate
-from lightning_cwrf.weights.scores import load_scores, trainable_parameters
+from lightning_cwrf.weights.descent import trainable_parameters
+from lightning_cwrf.weights.masks import WeightMask
+from lightning_cwrf.weights.score_files import load_scores
+from lightning_cwrf.weights.selection import check_rate
 from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, load_vanilla
 
 

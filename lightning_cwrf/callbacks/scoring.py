@@ -16,7 +16,8 @@ from lightning_cwrf.checks import check_choice, check_integer
 from lightning_cwrf.data import Batches, all_ids, check_batches, isolated_rng
 from lightning_cwrf.data.seen import SCORED, record_seen
 from lightning_cwrf.trainers import callbacks_of, transfer_of
-from lightning_cwrf.weights.scores import check_scoring, learnability_scores, privacy_vulnerability_scores, save_scores
+from lightning_cwrf.weights.score_files import save_scores
+from lightning_cwrf.weights.scores import check_scoring, learnability_scores, privacy_vulnerability_scores
 from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
 
 

@@ -29,7 +29,6 @@ from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback
 from lightning_cwrf.auditing import audit
 from lightning_cwrf.callbacks.audit import weights_digest
 from lightning_cwrf.data import reads_alike
-from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.weights.scores import learnability_scores, privacy_vulnerability_scores
 from tests.helpers import Classifier, digits, loader, part, same_snapshot, snapshot, trained, trainer
 

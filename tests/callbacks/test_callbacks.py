@@ -325,7 +325,7 @@ def test_datamodule_and_redraw():
 
     model, _ = finished()
     callbacks = cwrf("redraw")
-    with pytest.warns(UserWarning, match="drawn anew"):
+    with pytest.warns(UserWarning, match="drawn again"):
         trainer(callbacks=callbacks).fit(model, datamodule=Data())
     assert callbacks[2].mask.moved(model) == {}
 
@@ -434,7 +434,7 @@ def test_files_of_scores_and_masks_are_checked_before_the_first_step(tmp_path):
     weights = save_vanilla(vanilla, tmp_path / "vanilla.safetensors")
     cases = [
         ({"scores": junk}, "junk.safetensors is no file of scores"),
-        ({"scores": weights}, "holds no scores but lightning_cwrf.Vanilla/1"),
+        ({"scores": weights}, "holds lightning_cwrf.Vanilla/1 instead of scores"),
         ({"mask": junk}, "junk.safetensors is no weight mask"),
         ({"mask": weights}, "is not a weight mask, it holds lightning_cwrf.Vanilla/1"),
         ({"scores": {"net.5.bias": torch.ones(3)}}, "or have another shape"),

@@ -15,7 +15,7 @@ from lightning_cwrf import (
     RelaxLossMixin,
     WeightMask,
 )
-from lightning_cwrf.weights.scores import save_scores
+from lightning_cwrf.weights import save_scores
 from lightning_cwrf.weights.vanilla import capture, save_vanilla
 from tests.helpers import Classifier, loader, trainer
 

@@ -13,16 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
-from lightning_cwrf.weights.scores import (
-    _warn_if_swapped,
-    learnability_scores,
-    load_scores,
-    privacy_vulnerability_scores,
-    pve_loss,
-    save_scores,
-    score_correlation,
-    weight_kinds,
-)
+from lightning_cwrf.weights.correlation import score_correlation, weight_kinds
+from lightning_cwrf.weights.score_files import load_scores, save_scores
+from lightning_cwrf.weights.scores import learnability_scores, privacy_vulnerability_scores, pve_loss, warn_if_swapped
 from lightning_cwrf.weights.vanilla import capture
 from tests.helpers import Classifier, loader, part, same_snapshot, snapshot, trained, trainer
 from tests.oracles import formulas
@@ -189,7 +182,7 @@ def test_bad_input_is_a_clear_error(change, message):
 
 def test_the_models_own_weights_are_doubtful_vanilla_weights():
     model, _, members, reference = linear_case()
-    with pytest.warns(UserWarning, match="own present weights"):
+    with pytest.warns(UserWarning, match="own current weights"):
         privacy_vulnerability_scores(model, copy.deepcopy(model), members, reference)
 
 
@@ -412,7 +405,7 @@ def test_a_model_that_cannot_be_copied_is_named():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lam": "0.7"}, "lam must be a number, not the str '0.7'. It weighs"),
+        ({"lam": "0.7"}, "lam must be a number, not the str '0.7'. It weights"),
         ({"lam": True}, "lam must be a number, not the bool True"),
         ({"lam": None}, "lam must be a number, not None"),
         ({"steps": 30.0}, "steps must be an integer, not the float 30.0"),
@@ -684,5 +677,5 @@ def logits_of(losses):
 def test_sides_are_swapped_where_their_losses_differ_by_four_errors(members, reference, told):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _warn_if_swapped(*logits_of(members), *logits_of(reference))
+        warn_if_swapped(*logits_of(members), *logits_of(reference))
     assert [("swapped" in str(w.message)) for w in caught] == [True] * told
