@@ -60,11 +60,6 @@ def test_public_names_exist_and_are_all_listed():
         _ = lightning_cwrf.nothing
 
 
-def test_importing_the_package_imports_neither_torch_nor_lightning():
-    code = "import sys, lightning_cwrf; assert not {'torch', 'lightning'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_type_checkers_see_the_same_public_names():
     """The names under TYPE_CHECKING are written out, because a type checker does not run the table."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
@@ -77,33 +72,58 @@ def test_type_checkers_see_the_same_public_names():
 
 
 def run_python(code, *flags):
-    return subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True)
-
-
-def test_every_subpackage_is_reachable_after_a_plain_import():
-    code = "import lightning_cwrf; lightning_cwrf.metrics.TPRAtFPR; lightning_cwrf.weights.masks; lightning_cwrf.report"
-    done = run_python(code)
+    done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+    return done
 
 
-def test_moved_modules_warn_at_the_line_that_imports_them():
+def test_a_plain_import_is_light_and_reaches_every_subpackage():
+    run_python(
+        "import sys, lightning_cwrf; assert not {'torch', 'lightning'} & set(sys.modules)\n"
+        "lightning_cwrf.metrics.TPRAtFPR; lightning_cwrf.weights.masks; lightning_cwrf.report"
+    )
+
+
+HARDENING = """
+import sys, lightning.pytorch, sklearn.datasets
+before = {name.partition(".")[0] for name in sys.modules}  # Lightning itself imports some of them, where it can
+from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, RelaxLossMixin
+from tests.helpers import Classifier, loader, trainer
+scoring = PrivacyScoringCallback(loader(100, 140), Classifier(), steps=1)
+callbacks = [scoring, CriticalRewindCallback(), GradientMaskCallback()]
+trainer(callbacks=callbacks, max_epochs=1).fit(RelaxLossMixin.attach(Classifier()), loader(0, 32))
+new = {name.partition(".")[0] for name in sys.modules} - before
+assert not new & {"opacus", "torchvision", "matplotlib", "ray", "dask"}, new
+"""
+
+
+@pytest.mark.slow
+def test_a_hardening_does_not_import_what_it_does_not_use():
+    run_python(HARDENING)
+    top_level = {
+        alias.name.partition(".")[0] if isinstance(node, ast.Import) else node.module.partition(".")[0]
+        for name, tree in FILES.items()
+        if not name.startswith("report")  # plots alone
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert not top_level & {"opacus", "torchvision", "matplotlib", "sklearn", "ray", "dask"}
+
+
+@pytest.mark.slow
+def test_moved_modules_warn_where_they_are_imported_and_audit_stays_a_function():
     moved = list(_deprecated._MODULES)
-    done = run_python("\n".join(f"import {old}" for old in moved))
-    assert done.returncode == 0, done.stderr
+    done = run_python(
+        "\n".join(f"import {old}" for old in moved)
+        + "\nfrom lightning_cwrf.audit import AuditResult"
+        + "\nfrom lightning_cwrf import audit"
+        + "\nassert AuditResult is lightning_cwrf.AuditResult"
+        + "\ntry: audit()"
+        + "\nexcept TypeError as error: assert 'missing' in str(error), error"
+    )
     for line, old in enumerate(moved, 1):
         assert f"<string>:{line}: FutureWarning: {old} is now" in done.stderr
-
-
-def test_audit_stays_a_function_when_the_old_module_of_that_name_is_imported():
-    code = (
-        "import lightning_cwrf; from lightning_cwrf.audit import AuditResult\n"
-        "from lightning_cwrf import audit\n"
-        "assert AuditResult is lightning_cwrf.AuditResult\n"
-        "try: audit()\n"
-        "except TypeError as e: assert 'missing' in str(e), e\n"
-    )
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
 
 
 def test_files_do_not_import_each_other_in_a_circle():
