@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.auditing import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.auditing.run import check_side, unlike_shadows
-from lightning_cwrf.callbacks.common import OncePerModule, averaging_in, saved_state, training_data, unseen_share
+from lightning_cwrf.callbacks.common import OncePerModule, averaging_in, saved_state, training_data
+from lightning_cwrf.callbacks.coverage import check_coverage, undrawn
 from lightning_cwrf.checks import check_choice, check_confidence, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.overlap import OVERLAPS
@@ -104,7 +104,7 @@ class MIAAuditCallback(OncePerModule):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the attacks once before training, so that bad data is an error before any time is spent."""
         if self.members is None:
-            self._check_coverage(trainer)
+            self._expected = check_coverage(trainer)
         transfer = transfer_of(trainer)
         members = self.members if self.members is not None else training_data(trainer, self)
         for name, data in (("members", members), ("nonmembers", self.nonmembers)):
@@ -113,7 +113,7 @@ class MIAAuditCallback(OncePerModule):
         attack_scores(**sides, shadows=self.shadows, attacks=self.attacks)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        last = _is_last_epoch(trainer)
+        last = is_last_epoch(trainer)
         due = self.every_n_epochs > 0 and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if last and averaging_in(trainer):
             return  # these are not the final weights
@@ -165,7 +165,8 @@ class MIAAuditCallback(OncePerModule):
         if final:
             self._final_step = trainer.global_step
             self._audited = weights_digest(pl_module)
-            self.result.remarks.extend(self._undrawn(trainer))
+            if self.members is None:
+                self.result.remarks.extend(undrawn(trainer, self._expected))
             for remark in self.result.remarks:
                 rank_zero_warn(remark)
         for name, why in self.result.failures.items():
@@ -173,40 +174,6 @@ class MIAAuditCallback(OncePerModule):
         values = self.result.values()
         self.history.append({"epoch": float(trainer.current_epoch), **values})
         return values
-
-    def _check_coverage(self, trainer: Trainer) -> None:
-        """Raise or warn where training never draws some of the members: they make any attack look weak."""
-        if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
-            rank_zero_warn(
-                "the training loader is recreated every "
-                f"{trainer.reload_dataloaders_every_n_epochs} epochs, and the members are "  # type: ignore[attr-defined]
-                "those that the one in use at the audit can give. If an earlier one gives others, pass "
-                "MIAAuditCallback(members=...)."
-            )
-        self._expected = unseen = unseen_share(trainer)
-        if unseen <= 0.01:
-            return
-        problem = (
-            f"the training leaves out about {unseen:.0%} of the examples that its loader can give "
-            "(limit_train_batches, a sampler that draws at random, or drop_last), and which ones is unknown: "
-            "counted as members, they make attacks look weak"
-        )
-        if unseen > 0.1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                f"{problem}. Train on a Subset instead of setting a limit, or pass MIAAuditCallback(members=...)."
-            )
-        rank_zero_warn(f"{problem}. Pass MIAAuditCallback(members=...).")
-
-    def _undrawn(self, trainer: Trainer) -> list[str]:
-        """A remark where training ended before it had drawn the planned share of the examples."""
-        unseen = 0.0 if self.members is not None else unseen_share(trainer, so_far=True)
-        if unseen <= max(0.01, self._expected + 0.001):
-            return []
-        return [
-            f"the training ended before it had drawn about {unseen:.0%} of the examples that its loader can give, and "
-            "which ones is unknown: counted as members, they make attacks look weak. Pass "
-            "MIAAuditCallback(members=...), or train longer."
-        ]
 
     def _sides(self, trainer: Trainer, pl_module: LightningModule, *, final: bool) -> dict[str, Any]:
         """The model's outputs for members, non-members and population, and how to compare them."""
@@ -246,7 +213,8 @@ def _check_attacks(attacks: Sequence[str | Attack]) -> None:
             )
 
 
-def _is_last_epoch(trainer: Trainer) -> bool:
+def is_last_epoch(trainer: Trainer) -> bool:
+    """Whether training ends after the current epoch."""
     reached_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     reached_epochs = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
     return trainer.should_stop or reached_steps or reached_epochs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,11 +11,9 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cwrf.data import check_batches, first_batches
 from lightning_cwrf.data.poisson import PoissonBatches, users_loader
-from lightning_cwrf.data.sampling import support
 from lightning_cwrf.trainers import callbacks_of
 
 C = TypeVar("C", bound=Callback)
@@ -194,33 +191,6 @@ def training_data(trainer: Trainer, callback: Callback) -> Any:
     if isinstance(loader, PoissonBatches):
         return loader.loader
     return first_batches(loader, trainer.num_training_batches)
-
-
-def unseen_share(trainer: Trainer, *, so_far: bool = False) -> float:
-    """The share of the examples that the training loader can give, but that training is expected not to draw.
-
-    It is 0 for Poisson batches: with them, every example that can be drawn is a member.
-
-    Args:
-        trainer: in a fit.
-        so_far: count the batches so far, because training may be stopped early; else those that are planned.
-    """
-    loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return 0.0
-    batches = trainer.num_training_batches
-    if math.isinf(batches) or batches == 0:
-        return 0.0
-    epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
-    if trainer.max_steps != -1:
-        epochs = min(epochs, trainer.max_steps * trainer.accumulate_grad_batches / batches)
-    if so_far:
-        epochs = (trainer.fit_loop.epoch_loop.total_batch_idx + 1) / batches
-    given = support(loader, int(batches))
-    if epochs >= 1 or not given.places:
-        return given.unseen(epochs)
-    part = support(loader, max(1, math.ceil(epochs * batches)))
-    return 1 - len(part.places) * (1 - part.unseen(1)) / len(given.places)
 
 
 def _refuse_classes(trainer: Any) -> None:

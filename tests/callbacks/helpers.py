@@ -2,8 +2,10 @@
 
 import torch
 from lightning.pytorch import Callback
+from torch import nn
+from torch.nn import functional as F
 
-from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
+from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, WeightMask
 from tests.helpers import Classifier, loader, trainer
 
 
@@ -63,3 +65,47 @@ def run_with_resume(tmp_path, make, stop_epoch, epochs):
         run.fit(model, data, ckpt_path=(tmp_path / "half.ckpt") if broken else None)
         outcomes.append((model, callbacks))
     return outcomes
+
+
+MOVED = "something other than the optimizers' steps moved"
+
+
+def masked(model, share=0.3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return WeightMask({n: torch.rand(p.shape, generator=generator) < share for n, p in model.named_parameters()})
+
+
+def held(model, mask, values):
+    return all(torch.equal(p.detach()[mask.masks[n]], values[n][mask.masks[n]]) for n, p in model.named_parameters())
+
+
+class Manual(Classifier):
+    """Clips between the backward pass and the step, as only a manual loop can."""
+
+    def __init__(self, big=0.0, algorithm="norm", accumulate=1, **kwargs):
+        super().__init__(width=2, **kwargs)
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Dropout(0.0), nn.ReLU(), nn.Linear(4, 10)
+        )
+        self.automatic_optimization = False
+        self.big, self.algorithm, self.accumulate, self.norms = big, algorithm, accumulate, []
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        for x, y in zip(batch[0].chunk(self.accumulate), batch[1].chunk(self.accumulate), strict=True):
+            loss = F.cross_entropy(self(x), y)
+            # A part of the loss that reaches the frozen weights alone, with a huge gradient.
+            for p, m in zip(self.parameters(), self.frozen, strict=False):
+                loss = loss + self.big * (p * m).sum()
+            self.manual_backward(loss)
+        if self.algorithm == "norm":
+            self.norms.append(float(nn.utils.clip_grad_norm_(self.parameters(), 0.1)))
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1, weight_decay=0.1)
+
+    frozen = ()
