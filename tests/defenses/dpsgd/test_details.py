@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from opacus.optimizers import DPOptimizer
 from torch import nn
 
 from lightning_cwrf.data.poisson import PoissonBatches
@@ -14,7 +15,7 @@ from tests.helpers import Classifier, loader, part, trainer
 class Flat(Classifier):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
 
 
 def private(**settings):
@@ -59,12 +60,17 @@ def test_a_checkpoint_after_the_fit_continues_the_noise(tmp_path):
     assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
 
 
-def test_gradients_of_examples_have_the_precision_of_the_weights():
-    """Under autocast the activations are of half precision; without noise, nothing else would convert the sum."""
-    model = private(noise_multiplier=0.0)
-    before = model.net[1].weight.detach().clone()
-    trainer(max_epochs=1, precision="bf16-mixed").fit(model, loader(0, 64))
-    assert not torch.equal(model.net[1].weight, before)
+def test_gradients_of_examples_have_the_precision_of_the_weights(monkeypatch):
+    """Under autocast, activations and their gradients are of half precision."""
+    found, clip = set(), DPOptimizer.clip_and_accumulate
+
+    def spy(optimizer):
+        found.update(p.grad_sample.dtype for p in optimizer.params)
+        clip(optimizer)
+
+    monkeypatch.setattr(DPOptimizer, "clip_and_accumulate", spy)
+    trainer(max_epochs=1, precision="bf16-mixed").fit(private(), loader(0, 64))
+    assert found == {torch.float32}
 
 
 def test_examples_are_apart_in_a_step_that_trains_nothing():
