@@ -157,7 +157,7 @@ def test_data_without_the_overlap():
     audit(Classifier(), members=MEMBERS, nonmembers=clean)
     with pytest.raises(TypeError, match="map-style data set or a DataLoader of one, not list"):
         without_overlap([1], MEMBERS)
-    with pytest.raises(TypeError, match="the data must be read whole"):
+    with pytest.raises(TypeError, match="the data must be read completely"):
         without_overlap(MIXED, Numbers())
     with pytest.raises(ValueError, match="read differently each time"):
         without_overlap(Noisy(), MEMBERS)

@@ -98,7 +98,7 @@ def test_a_list_is_begun_again_and_a_generator_says_why_not():
     model = nn.Linear(4, 3)
     data = [(torch.randn(8, 4), torch.randint(3, (8,)))]
     learnability_scores(model, data, steps=5)
-    with pytest.raises(ValueError, match="cannot be begun again"):
+    with pytest.raises(ValueError, match="cannot be restarted"):
         learnability_scores(model, (batch for batch in data), steps=5)
 
 
