@@ -5,7 +5,6 @@ Nothing here imports Lightning, so that the layers which do not may use it.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import nn
@@ -29,9 +28,19 @@ def wrapped_sampler(dataset: Any) -> Any:
     return getattr(dataset, "_sampler", None)
 
 
-def set_logged_hparams(module: Any, hparams: Any) -> None:
-    """Set what loggers get as hyper-parameters at the start of a fit; ``save_hyperparameters`` sets it too."""
-    module._hparams_initial = copy.deepcopy(hparams)
+def initial_hparams(module: Any) -> Any:
+    """The hyper-parameters that loggers get at the start of a fit, themselves: ``hparams_initial`` is a copy."""
+    return getattr(module, "_hparams_initial", {})
+
+
+def set_initial_hparams(module: Any, hparams: Any) -> None:
+    """Replace the hyper-parameters that loggers get; ``save_hyperparameters`` would add to them."""
+    module._hparams_initial = hparams
+
+
+def compile_context(module: Any) -> Any:
+    """What Lightning keeps of ``torch.compile`` on a compiled module; None on others."""
+    return getattr(module, "_compiler_ctx", None)
 
 
 def drop_compiled_steps(module: nn.Module) -> bool:
@@ -39,10 +48,9 @@ def drop_compiled_steps(module: nn.Module) -> bool:
 
     They are attributes of the instance, bound to the module and the class that were compiled.
     """
-    own = vars(module)
-    if own.get("_compiler_ctx") is None:
+    if compile_context(module) is None:
         return False
-    own["_compiler_ctx"] = None
+    vars(module)["_compiler_ctx"] = None
     for name in COMPILED:
-        own.pop(name, None)
+        vars(module).pop(name, None)
     return True

@@ -26,7 +26,8 @@ CYCLES = {"defenses.dpsgd", "recipes.like", "recipes.recipe"}
 LONG_FILES = {"defenses.base", "defenses.dpsgd.mixin", "recipes.recipe", "recipes.like", "recipes.stacked",
               "metrics.membership", "auditing.run", "shadows.identity", "shadows.train"}  # fmt: skip
 LONG_FUNCTIONS = {"shadows.train.train_shadows"}
-LIGHTNING_PRIVATE = {"defenses.base", "defenses.bases", "defenses.dpsgd.mixin", "recipes.like"}
+LIGHTNING_PRIVATE = {"defenses.base", "defenses.bases", "defenses.dpsgd.mixin", "defenses.dpsgd.plan",
+                     "defenses.dpsgd.settings", "callbacks.defense", "recipes.like"}  # fmt: skip
 
 
 def name_of(path):

@@ -53,7 +53,8 @@ def cells():
             arguments = {key: value for key, value in wanted.items() if key in known}
             if (arguments, of_trainer) not in seen:
                 seen.append((arguments, of_trainer))
-                yield pytest.param(kind, arguments, of_trainer, id=f"{name}-{configuration}")
+                slow = [] if configuration == "plain" else [pytest.mark.slow]  # all together
+                yield pytest.param(kind, arguments, of_trainer, id=f"{name}-{configuration}", marks=slow)
 
 
 class Small(Classifier):
