@@ -29,7 +29,15 @@ SURVIVED, UNTESTED = 0, 33  # exit codes, as mutmut stores them
 GROUPS = {
     "metrics": (["metrics/functional/*"], ["metrics"]),
     "attacks": (["attacks/*"], ["attacks"]),
-    "weights": (["weights/*"], ["weights", "callbacks/test_holding.py"]),
+    "weights": (
+        ["weights/*"],
+        [
+            "weights",
+            "callbacks/test_gradient_mask.py",
+            "callbacks/test_optimizers.py",
+            "callbacks/test_manual_optimization.py",
+        ],
+    ),
     "callbacks": (["callbacks/*"], ["callbacks", "auditing/test_members.py", "auditing/test_audit.py"]),
     "defenses": (["defenses/*.py"], ["defenses"]),
     "dpsgd": (["defenses/dpsgd/*"], ["defenses/test_dpsgd.py", "defenses/test_independence.py"]),
@@ -46,7 +54,7 @@ DESELECTED = [
     "attacks/test_resampling.py::test_an_audit_has_intervals_over_shadow_models",
     "attacks/test_every_attack.py::test_every_attack_finds_a_signal_and_none_in_noise",
     # 150 optimizers and settings, one after another: too slow to ask of every mutant.
-    "callbacks/test_holding.py::test_every_optimizer_leaves_frozen_weights_bit_identical",
+    "callbacks/test_optimizers.py::test_every_optimizer_leaves_frozen_weights_bit_identical",
     # The same for all defenses with and without CWRF, in two precisions.
     "defenses/test_defense_losses.py::test_every_defense_trains_and_resumes_to_the_same_weights",
     # save_hyperparameters reads the locals of __init__, which mutmut puts into a function of another name.

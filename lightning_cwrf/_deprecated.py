@@ -25,7 +25,7 @@ _MODULES = {
     "lightning_cwrf.masks": "lightning_cwrf.weights.masks",
     "lightning_cwrf.overlap": "lightning_cwrf.data.overlap",
     "lightning_cwrf.poisson": "lightning_cwrf.data.poisson",
-    "lightning_cwrf.scores": "lightning_cwrf.weights.scores",
+    "lightning_cwrf.scores": "lightning_cwrf.weights",
     "lightning_cwrf.vanilla": "lightning_cwrf.weights.vanilla",
 }
 

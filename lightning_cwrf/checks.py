@@ -1,4 +1,4 @@
-"""Checks of arguments: one wording for a number of the wrong type, out of range, or an unknown choice."""
+"""Checks of arguments, with one wording for the wrong type, a value out of range, and an unknown choice."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def check_number(
 
     Args:
         name: of the argument, for the message.
-        value: what was given. Strings, bools, None and tensors are no numbers; NumPy's scalars are.
+        value: the argument. Strings, bools, None and tensors are not numbers; NumPy scalars are.
         low: smallest value.
         high: largest value.
         low_open: ``low`` itself is excluded.
         high_open: ``high`` itself is excluded.
-        hint: a sentence that ends the message.
+        hint: a sentence to end the message with.
 
     Raises:
         TypeError: not a number.
@@ -74,7 +74,7 @@ def check_integer(name: str, value: Any, *, low: int | None = None, high: int | 
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raise a TypeError unless ``value`` is True or False; the string "no" is not False.
+    """Raise a TypeError unless ``value`` is True or False (a string such as "no" is not).
 
     >>> check_flag("per_layer", "no")
     Traceback (most recent call last):

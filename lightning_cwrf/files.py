@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors files, written whole or not at all, that name their kind and are checked when read."""
+"""Tensors on disk: safetensors files, written in one step, with their kind and a digest that is checked on reading."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _KIND, _DIGEST = "format", "digest"
 
 
 class TensorFile(NamedTuple):
-    """What a file holds.
+    """The content of a file.
 
-    ``kind`` is what its writer called it, and None for a file that another program wrote; ``metadata`` is the rest of
-    what was saved beside the tensors.
+    ``kind`` is the format that its writer named, and None for a file of another program; ``metadata`` is the other text
+    saved with the tensors.
     """
 
     tensors: dict[str, Tensor]
@@ -33,32 +33,32 @@ class TensorFile(NamedTuple):
 def save_tensors(
     tensors: Mapping[str, Tensor], path: str | PathLike[str], kind: str, metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write tensors as safetensors, with a digest of all of it; an existing file is replaced in one step.
+    """Write tensors as safetensors with a digest of the content; an existing file is replaced in one step.
 
-    A crash or a full disk leaves the old file as it was. Missing folders are made.
+    After a crash or on a full disk, the old file is unchanged. Missing folders are created.
 
     Args:
-        tensors: by name; tied ones are written once each.
+        tensors: by name; tied ones are written under each name.
         path: of the file.
-        kind: what the file is, for example ``"lightning_cwrf.WeightMask/1"``; :func:`load_tensors` asks for it.
-        metadata: further text by name.
+        kind: the format, for example ``"lightning_cwrf.WeightMask/1"``, which :func:`load_tensors` checks.
+        metadata: other text, by name.
 
     Returns:
         The path.
     """
-    # One storage each: safetensors refuses tensors that share memory.
+    # A copy each: safetensors raises for tensors that share memory.
     whole = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    said = {**(metadata or {}), _KIND: kind}
+    text = {**(metadata or {}), _KIND: kind}
     with replacing(path) as part:
-        save_file(whole, part, metadata={**said, _DIGEST: digest(whole, said)})
+        save_file(whole, part, metadata={**text, _DIGEST: digest(whole, text)})
     return Path(path)
 
 
 @contextmanager
 def replacing(path: str | PathLike[str]) -> Iterator[Path]:
-    """The path of a file to write beside ``path``, which takes its place in one step when the block ends well.
+    """A path to write to, which replaces ``path`` in one step when the block ends without an error.
 
-    A crash or a full disk leaves the old file as it was. Missing folders are made.
+    After a crash or on a full disk, the old file is unchanged. Missing folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,40 +75,40 @@ def load_tensors(path: str | PathLike[str], kind: str | None = None, *, what: st
 
     Args:
         path: of the file.
-        kind: what it must be; None: any safetensors file, also one of another program, which has no digest.
-        what: what to call the file in messages, for example ``"weight mask"``.
+        kind: the required format; None: any safetensors file, also one of another program, which has no digest.
+        what: a name of the file for messages, for example ``"weight mask"``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no safetensors file, a truncated or changed one, or one of another kind.
+        ValueError: not a safetensors file, a truncated or changed one, or one of another kind.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {what} at {path}.")
     try:
         with safe_open(path, framework="pt") as file:
-            said = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            text = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise ValueError(f"{path} is no {what}: it is damaged, truncated or no safetensors file ({error}).") from error
-    found_digest = said.pop(_DIGEST, None)
-    found = said.get(_KIND)
+    found_digest = text.pop(_DIGEST, None)
+    found = text.get(_KIND)
     if kind is not None and found != kind:
         raise ValueError(f"{path} is no {what}: it holds {found or 'tensors of another program'}, not {kind}.")
     ours = (found or "").startswith("lightning_cwrf.")
-    wanted = digest(tensors, said) if found_digest is not None else None
+    wanted = digest(tensors, text) if found_digest is not None else None
     if found_digest != wanted or (ours and found_digest is None and kind is not None):
-        raise ValueError(f"{path} is damaged: its content is not what was written. Restore it or write it anew.")
-    return TensorFile(tensors, said.pop(_KIND, None), said)
+        raise ValueError(f"{path} is damaged: its content is not what was written. Restore it or write it again.")
+    return TensorFile(tensors, text.pop(_KIND, None), text)
 
 
-def digest(tensors: Mapping[str, Tensor], said: Mapping[str, str] | None = None) -> str:
-    """A digest of names, types, shapes and bytes of tensors, and of text beside them."""
-    made = hashlib.blake2b(repr(sorted((said or {}).items())).encode(), digest_size=16)
+def digest(tensors: Mapping[str, Tensor], text: Mapping[str, str] | None = None) -> str:
+    """A digest of names, types, shapes and bytes of tensors, and of the text saved with them."""
+    made = hashlib.blake2b(repr(sorted((text or {}).items())).encode(), digest_size=16)
     for name in sorted(tensors):
         value = tensors[name]
         made.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
         flat = value.detach().cpu().contiguous().reshape(-1)
-        content: Any = flat.view(torch.uint8).numpy()  # a buffer, which NumPy's types do not say
+        content: Any = flat.view(torch.uint8).numpy()  # a buffer, but NumPy's types lack that
         made.update(content)
     return made.hexdigest()

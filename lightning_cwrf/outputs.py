@@ -1,4 +1,4 @@
-"""A model's outputs over a data set: what every attack, audit and shadow store begins with."""
+"""A model's outputs over a data set, the input of every attack, audit and shadow store."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from lightning_cwrf.data.examples import ExampleId, example_keys
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """Logits ``(n, K)`` float32 and targets ``(n,)`` on the CPU, and what each example is known by.
+    """Logits ``(n, K)`` float32 and targets ``(n,)`` on the CPU, and the identity of each example.
 
     Attributes:
         logits: of the model.
         targets: class indices.
         digests: of the inputs' content, one per example.
-        keys: the user's own ids; None: examples are known by content.
-        scale: mean and standard deviation of the inputs' floats; None: they have none.
-        random: the model gave other logits when it was asked a second time.
+        keys: the user's own ids; None: examples are identified by content.
+        scale: mean and standard deviation of the inputs' floats; None: there are none.
+        random: the model gave other logits for the same batch a second time.
     """
 
     logits: Tensor
@@ -49,13 +49,13 @@ class ModelOutputs:
 
     @property
     def ids(self) -> list[ExampleId]:
-        """What each example is known by: its content and label, or its key."""
+        """The identity of each example: its content and label, or its key."""
         if self.keys is not None:
             return [(key, None) for key in self.keys]
         return list(zip(self.digests, self.targets.tolist(), strict=True))
 
     def at(self, places: list[int]) -> ModelOutputs:
-        """The outputs at these places."""
+        """The outputs at these indices."""
         return replace(
             self,
             logits=self.logits[places],
@@ -72,7 +72,7 @@ class ModelOutputs:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every submodule gets its own mode back, and the caller's random state is kept."""
+    """Eval mode without gradients; at the end, modes and the caller's random state are restored."""
     modes = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), None)
     try:
@@ -80,8 +80,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             model.eval()
             yield
     finally:
-        # In older versions of torch (its issue 112583) autocast would hand the casted weights of this pass, which know
-        # of no gradient, to the next one.
+        # In older versions of PyTorch (its issue 112583), autocast reuses the converted weights of this pass, which
+        # have no gradient, in the next one.
         torch.clear_autocast_cache()
         for module, training in modes:
             module.training = training
@@ -95,26 +95,25 @@ def collect_outputs(
     transfer: Callable[[Any], Any] | None = None,
     key: Key | None = None,
 ) -> ModelOutputs:
-    """Run ``model`` over every example of ``data``, in order, in eval mode; the model is left as it was.
+    """Run ``model`` over every example of ``data``, in order, in eval mode; the model is not changed.
 
     Args:
         model: a classifier.
-        data: a loader (iterated anew, over the examples that its sampler can give, in their order), a dataset or an
-            iterable of batches.
-        name: what to call the data in an error.
-        transfer: moves a batch to the model; None moves its tensors to the model's device and floats to its dtype.
-        key: gives the id of one example, as it stands in its batch.
+        data: a loader (its examples are read by a new one, in order), a dataset or an iterable of batches.
+        name: of the data, for errors.
+        transfer: applied to each batch before its tensors go to the model's device and precision.
+        key: gives the id of one example, in the form of its batch.
 
     Raises:
         TypeError: ``data`` is none of the three.
-        ValueError: there is no batch; labels out of range; logits that are not finite, or are probabilities.
+        ValueError: no batch; labels out of range; logits that are not finite, or are probabilities.
 
     >>> outputs = collect_outputs(nn.Linear(4, 3), [(torch.randn(2, 4), torch.tensor([0, 1]))])
     >>> outputs.logits.shape, len(outputs)
     (torch.Size([2, 3]), 2)
     """
     check_batches(data, name)
-    bring = transfer or bring_to(model)
+    bring = bring_to(model, transfer)
     logits: list[Tensor] = []
     targets, digests = [], []
     keys: list[Hashable] | None = None if key is None else []
@@ -129,7 +128,7 @@ def collect_outputs(
             z, y = classification_step(model, bring(batch))
             if not logits:
                 again, _ = classification_step(model, bring(batch))
-                # Kernels may sum in another order; noise that hides members is far larger.
+                # Kernels may sum in another order; noise that could hide members is much larger.
                 random = z.shape == again.shape and not torch.allclose(z.float(), again.float(), rtol=1e-2, atol=1e-3)
             logits.append(z.float().cpu())
             targets.append(y.cpu())
@@ -147,7 +146,7 @@ def collect_outputs(
 
 
 class _Scale:
-    """Mean and standard deviation of the floats among inputs, batch by batch."""
+    """Mean and standard deviation of the floats in the inputs, batch by batch."""
 
     def __init__(self) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64)
@@ -155,7 +154,7 @@ class _Scale:
     def see(self, batch: Any) -> None:
         try:
             leaves = tensors_of(split_batch(batch)[0])
-        except TypeError:  # only the user's own step can take it apart
+        except TypeError:  # only the user's own step can interpret it
             return
         for leaf in leaves:
             if leaf.is_floating_point():
@@ -171,7 +170,7 @@ class _Scale:
 
 
 def collect_view_logits(model: nn.Module, data: Batches, views: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-    """Logits of ``model`` on each view of each example: float32 ``(q, n, K)``; the model is left as it was.
+    """Logits of ``model`` on each view of each example: float32 ``(q, n, K)``; the model is not changed.
 
     Args:
         model: a classifier.
@@ -193,7 +192,7 @@ def collect_view_logits(model: nn.Module, data: Batches, views: Sequence[Callabl
 
 
 def collect_inputs(data: Batches) -> Tensor:
-    """The examples' inputs, flat: float32 ``(n, d)``, for attacks that look at them."""
+    """The examples' flattened inputs, float32 ``(n, d)``, for attacks that use them."""
     rows = []
     with isolated_rng():
         for batch in as_loader(data, shuffle=False):

@@ -1,23 +1,33 @@
-"""Every example of the pages runs, with the names that the pages assume."""
+"""Every Python and YAML example of README and docs runs, with the names that the pages assume."""
 
 import functools
+import inspect
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+import yaml
+from lightning.pytorch import LightningModule
 from torch.nn import functional as F
 
-from lightning_cwrf import ShadowRecipe, train_shadows
+import lightning_cwrf
+from lightning_cwrf import (
+    CriticalRewindCallback,
+    GradientMaskCallback,
+    MIAAuditCallback,
+    PrivacyScoringCallback,
+    RelaxLossMixin,
+    VanillaSnapshotCallback,
+)
 from lightning_cwrf.attacks.base import ATTACKS
-from lightning_cwrf.auditing import audit
 from lightning_cwrf.defenses import available_defenses
 from lightning_cwrf.defenses.registry import _DEFENSES
 from tests.helpers import Classifier, loader, part, trainer
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = DOCS / "defenses"
 
 
@@ -31,10 +41,18 @@ class MyLitClassifier(Classifier):
         self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
 
 
+def blocks(page, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
 def examples():
-    for page in [*sorted(PAGES.glob("*.md")), *(DOCS / f"{name}.md" for name in ("audit", "guide", "shadows"))]:
-        for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)):
-            yield pytest.param(code, id=f"{page.stem}-{i}")
+    for page in [*sorted(PAGES.glob("*.md")), DOCS / "audit.md", DOCS / "shadows.md", DOCS / "guide.md"]:
+        for i, code in enumerate(blocks(page)):
+            slow = [pytest.mark.slow] if "train_shadows(" in code else []
+            yield pytest.param(code, id=f"{page.stem}-{i}", marks=slow)
+    yield pytest.param(
+        "\n".join(blocks(ROOT / "README.md")), id="README", marks=pytest.mark.slow
+    )  # its second example uses the first
 
 
 def test_every_page_is_that_of_a_defense():
@@ -44,28 +62,49 @@ def test_every_page_is_that_of_a_defense():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The files that a first training leaves."""
+    """The finished model and the initial weights that README and guide load."""
     folder = tmp_path_factory.mktemp("files")
-    model, run = MyLitClassifier(), trainer(max_epochs=1)
-    save_file(model.state_dict(), folder / "init.safetensors")
-    run.fit(model, loader(0, 64))
+    torch.manual_seed(0)
+    run = trainer(folder, max_epochs=1, callbacks=[VanillaSnapshotCallback(folder / "init.safetensors")])
+    run.fit(MyLitClassifier(), loader(0, 64))
     run.save_checkpoint(folder / "finished.ckpt")
     return folder
 
 
+@pytest.fixture(scope="module")
+def after_a_run(files):
+    """What the guide's examples take from earlier ones: two fitted models with their Trainers and callbacks."""
+    finished = MyLitClassifier.load_from_checkpoint(files / "finished.ckpt")
+    plain_audit, hardened_audit = MIAAuditCallback(loader(64, 128)), MIAAuditCallback(loader(64, 128))
+    first_trainer = trainer(max_epochs=1, callbacks=[plain_audit])
+    first_trainer.fit(finished, loader(0, 64))
+    hardened = MyLitClassifier.load_from_checkpoint(files / "finished.ckpt")
+    scoring = PrivacyScoringCallback(loader(200, 260), files / "init.safetensors", steps=2)
+    rewind = CriticalRewindCallback(rate=0.03)
+    run = trainer(max_epochs=1, callbacks=[scoring, rewind, GradientMaskCallback(), hardened_audit])
+    run.fit(RelaxLossMixin.attach(hardened, alpha=1.0), loader(0, 64))
+    for audited in (plain_audit, hardened_audit):  # the guide plots LiRA, for which no shadow models are trained here
+        audited.result.scores["lira"] = audited.result.scores["loss"]
+        audited.result.estimates["lira"] = audited.result.estimates["loss"]
+    return {
+        "finished": finished, "first_trainer": first_trainer, "hardened": hardened, "trainer": run, "scoring": scoring,
+        "rewind": rewind, "plain_audit": plain_audit, "hardened_audit": hardened_audit,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("code", list(examples()))
-def test_examples_run(code, files, monkeypatch, tmp_path):
+def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lightning_cwrf.defenses.registry._DEFENSES", dict(_DEFENSES))
     torch.manual_seed(0)
-    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    model = MyLitClassifier()
     names = {
-        "audit": audit,
-        "model": MyLitClassifier(),
-        "finished": MyLitClassifier(),
-        "hardened": MyLitClassifier(),
+        **{name: getattr(lightning_cwrf, name) for name in dir(lightning_cwrf)},
+        "LightningModule": LightningModule,
+        "model": model,
         "MyLitClassifier": MyLitClassifier,
-        "trainer": trainer(max_epochs=1),
+        **(after_a_run if "hardened" in code or "scoring." in code else {"trainer": trainer(max_epochs=1)}),
         "train_loader": loader(0, 64),
         "test_loader": loader(64, 128),
         "reference_loader": loader(200, 260),
@@ -73,9 +112,12 @@ def test_examples_run(code, files, monkeypatch, tmp_path):
         "test_set": part(64, 128),
         "pool": part(0, 128),
         "population": part(300, 400),
+        "members": loader(0, 64),
+        "reference": loader(200, 260),
+        "loader": loader(0, 64),
+        "loss": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+        "optimizer": torch.optim.Adam(model.parameters()),
         "functools": functools,
-        "ShadowRecipe": ShadowRecipe,
-        "train_shadows": train_shadows,
     }
     with ATTACKS.temporary():
         exec(shortened(code), names)
@@ -84,3 +126,14 @@ def test_examples_run(code, files, monkeypatch, tmp_path):
 def shortened(code):
     """The same with one epoch and four shadow models."""
     return re.sub(r"\bn=\d+", "n=4", re.sub(r"\bmax_epochs=\d+", "max_epochs=1", code))
+
+
+def test_the_yaml_example_names_what_exists():
+    (example,) = blocks(DOCS / "guide.md", "yaml")
+    config = yaml.safe_load(example)
+    assert set(config) == {"model", "trainer"}
+    for callback in config["trainer"]["callbacks"]:
+        package, name = callback["class_path"].split(".")
+        assert package == "lightning_cwrf"
+        known = inspect.signature(getattr(lightning_cwrf, name)).parameters
+        assert set(callback.get("init_args", {})) <= set(known)

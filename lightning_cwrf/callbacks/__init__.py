@@ -1,4 +1,4 @@
-"""Lightning callbacks: glue over scores, masks, vanilla weights and attacks; no formula lives here."""
+"""Lightning callbacks: glue over scores, masks, vanilla weights and audits; no formula is in this subpackage."""
 
 from lightning_cwrf.callbacks.audit import MIAAuditCallback
 from lightning_cwrf.callbacks.defense import DefenseCallback

@@ -1,8 +1,7 @@
-"""What the callbacks share: finding one another, knowing when their work is done, and refusing what cannot work."""
+"""What the callbacks share: finding each other, doing their work once, and errors for set-ups that cannot work."""
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,29 +11,28 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cwrf.data import check_batches, first_batches
 from lightning_cwrf.data.poisson import PoissonBatches, users_loader
-from lightning_cwrf.data.sampling import support
 from lightning_cwrf.defenses.state import saved_defense
+from lightning_cwrf.trainers import callbacks_of
 
 C = TypeVar("C", bound=Callback)
 _START_ANEW = (
-    "what was scored and rewound then is kept by a run that goes on. Pass the old settings; or, to harden anew, load "
-    "the finished weights (load_from_checkpoint) and fit them without ckpt_path, with new callbacks."
+    "a resumed run keeps what was scored and rewound then. Pass the old settings; or, to harden again, load the "
+    "finished weights (load_from_checkpoint) and fit them without ckpt_path, with new callbacks."
 )
 
 
 class CheckedCallback(Callback):
-    """A callback that tells, in words, when it cannot work where it was put."""
+    """A callback that checks in ``setup`` whether it can work in its Trainer."""
 
     def setup(self, *given: Any, **stage: Any) -> None:
-        """Refuse a class instead of an instance, a second callback of this class, and sharding; then :meth:`prepare`.
+        """Raise for a class instead of an instance and for sharding strategies; then :meth:`prepare`.
 
         Lightning calls it with the trainer, the module and ``stage=``.
         """
-        first: Any = self  # where the class was put in place of an instance, the trainer
+        first: Any = self  # the trainer, where the Trainer was given the class instead of an instance
         _refuse_classes(given[0] if isinstance(first, Callback) else first)
         self._set_up(*given, **stage)
 
@@ -46,26 +44,25 @@ class CheckedCallback(Callback):
         """What a callback does in ``setup``."""
 
     def on_exception(self, *given: Any) -> None:
-        """Nothing; but an error of ``setup`` is not hidden by another where a class was put in place of a callback."""
+        """Do nothing, with any arguments: called on a class, it must not hide the error of ``setup``."""
 
 
 class OncePerModule(CheckedCallback):
     """A callback that does its work once for a module, however often that module is fitted or resumed.
 
-    Another module in the same callback begins anew. Subclasses define :meth:`reset`; what they set afterwards
-    (``state_dict``) tells a resumed run that the work is done. Those whose work depends on settings define
-    :meth:`settings`, set :attr:`done_with` to them when it is done, and have them in their state: a later run with
-    other settings is an error, because the work would be kept as it is.
+    With another module, the same callback starts over. Subclasses define :meth:`reset`; their ``state_dict`` says in a
+    resumed run that the work is done. Those whose work depends on settings define :meth:`settings`, set
+    :attr:`done_with` to them when the work is done, and save them in their state: a later run with other settings is an
+    error, because it would keep the old work.
     """
 
     several = ""
-    """How a Trainer can have more than one of them; where it can."""
+    """The end of the error about two of them in one Trainer: how to have more than one, where that is possible."""
     done_with: dict[str, Any] | None = None
     _module: weakref.ref[LightningModule] | None = None
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        twins = sum(type(other) is type(self) and other.state_key == self.state_key for other in callbacks)
+        twins = sum(other.state_key == self.state_key for other in callbacks_of(trainer, OncePerModule))
         if twins > 1:
             raise MisconfigurationException(
                 f"there are {twins} {type(self).__name__}s in this Trainer; keep one{self.several}."
@@ -82,18 +79,16 @@ class OncePerModule(CheckedCallback):
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """What the work depends on, as plain values; None is not compared."""
+        """What the work depends on, as plain values. None is not compared."""
         return {}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        holder = "GradientMaskCallback"
-        here = {type(other).__name__ for other in trainer.callbacks}  # type: ignore[attr-defined]
-        if holder in checkpoint.get("callbacks", {}) and holder not in here:
+        if HOLDER in checkpoint.get("callbacks", {}) and not callbacks_of(trainer, HoldsWeights):
             raise MisconfigurationException(
-                f"this run was made with {holder}, which is not in this Trainer: nothing would hold the rewound "
-                "weights. Put it in; or load the weights (load_from_checkpoint) instead of resuming."
+                f"this run was made with {HOLDER}, which is not in this Trainer: nothing would hold the rewound "
+                "weights. Add it; or load the weights (load_from_checkpoint) instead of resuming."
             )
         defense = saved_defense(checkpoint)
         if defense is not None and not hasattr(pl_module, "defense_settings"):
@@ -118,26 +113,41 @@ class OncePerModule(CheckedCallback):
         return {**self.__dict__, "_module": None}  # a weak reference cannot be copied or sent to another process
 
 
-def saved_state(method: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
-    """Mark a ``state_dict`` of which a Trainer may meet two.
+class RewindsWeights(OncePerModule):
+    """What :class:`CriticalRewindCallback` is to callbacks that it imports."""
 
-    Lightning answers two stateful callbacks of one class by advice about ``state_key``, as soon as the Trainer is
-    made. A method that says it wraps ``Callback.state_dict`` passes, and ``OncePerModule`` says what is wrong.
+
+class HoldsWeights(OncePerModule):
+    """What :class:`GradientMaskCallback` is to callbacks that it imports. Subclasses have its state in a checkpoint."""
+
+    @property
+    def state_key(self) -> str:
+        return HOLDER
+
+
+HOLDER = "GradientMaskCallback"
+
+
+def saved_state(method: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """Mark a ``state_dict`` so that Lightning leaves the error about two callbacks of one class to this package.
+
+    Lightning raises as soon as the Trainer is made, with advice about ``state_key`` that is of no use here. It passes
+    methods that wrap ``Callback.state_dict``; :class:`OncePerModule` raises in ``setup`` instead.
     """
     method.__wrapped__ = Callback.state_dict  # type: ignore[attr-defined]
     return method
 
 
 def earlier(trainer: Trainer, callback: Callback, kind: type[C], needs: str) -> C | None:
-    """The callback of ``kind`` in the trainer, which must stand before ``callback``; None where there is none."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    found = [other for other in callbacks if isinstance(other, kind)]
+    """The callback of ``kind`` in the trainer, which must come before ``callback``; None where there is none."""
+    found = callbacks_of(trainer, kind)
     if len(found) > 1:
         raise MisconfigurationException(f"there are {len(found)} {kind.__name__}s in this Trainer; keep one.")
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if found and callbacks.index(found[0]) > callbacks.index(callback):
         name = type(callback).__name__
         raise MisconfigurationException(
-            f"{name} takes {needs} from {kind.__name__}, which stands after it; put {kind.__name__} before {name}."
+            f"{name} takes {needs} from {kind.__name__}, which comes after it; put {kind.__name__} before {name}."
         )
     return found[0] if found else None
 
@@ -151,18 +161,24 @@ def refuse_sharding(trainer: Trainer, callback: Callback) -> None:
         )
 
 
+def averaging_in(trainer: Trainer) -> Callback | None:
+    """The callback that replaces the last weights by an average over the training, where there is one."""
+    found: list[Callback] = callbacks_of(trainer, StochasticWeightAveraging, WeightAveraging)
+    return found[0] if found else None
+
+
 def refuse_averaging(trainer: Trainer, callback: Callback) -> None:
     """Raise where weights are averaged over time: an average is not bit-identical to the vanilla weights."""
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(other, (StochasticWeightAveraging, WeightAveraging)):
-            raise MisconfigurationException(
-                f"{type(callback).__name__} does not work with {type(other).__name__}: an average over training moves "
-                "the frozen weights away from their vanilla values. Take one of the two out of the Trainer."
-            )
+    averaging = averaging_in(trainer)
+    if averaging is not None:
+        raise MisconfigurationException(
+            f"{type(callback).__name__} does not work with {type(averaging).__name__}: an average over training moves "
+            "the frozen weights away from their vanilla values. Remove one of the two from the Trainer."
+        )
 
 
 def training_data(trainer: Trainer, callback: Callback) -> Any:
-    """What the trainer's own loader gives in the batches that are used; callbacks read a fresh copy (``as_loader``)."""
+    """What the trainer's own loader gives in the batches that are used. Callbacks read a fresh copy (``as_loader``)."""
     loader = trainer.train_dataloader
     name = type(callback).__name__
     if loader is None:
@@ -171,38 +187,11 @@ def training_data(trainer: Trainer, callback: Callback) -> Any:
         check_batches(users_loader(loader))
     except TypeError as error:
         raise MisconfigurationException(
-            f"{name} cannot read the training data, {error} Pass {name}(members=...), one loader or data set."
+            f"{name} cannot read the training data: {error} Pass {name}(members=...), one loader or data set."
         ) from error
     if isinstance(loader, PoissonBatches):
         return loader.loader
     return first_batches(loader, trainer.num_training_batches)
-
-
-def unseen_share(trainer: Trainer, *, so_far: bool = False) -> float:
-    """The share of what the training loader can give that the whole training is expected to leave out.
-
-    Poisson batches leave none out: with them, a member is what can be drawn.
-
-    Args:
-        trainer: in a fit.
-        so_far: by the batches that there were, instead of those that there will be: a training may be stopped.
-    """
-    loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return 0.0
-    batches = trainer.num_training_batches
-    if math.isinf(batches) or batches == 0:
-        return 0.0
-    epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
-    if trainer.max_steps != -1:
-        epochs = min(epochs, trainer.max_steps * trainer.accumulate_grad_batches / batches)
-    if so_far:
-        epochs = (trainer.fit_loop.epoch_loop.total_batch_idx + 1) / batches
-    given = support(loader, int(batches))
-    if epochs >= 1 or not given.places:
-        return given.unseen(epochs)
-    part = support(loader, max(1, math.ceil(epochs * batches)))
-    return 1 - len(part.places) * (1 - part.unseen(1)) / len(given.places)
 
 
 def _refuse_classes(trainer: Any) -> None:

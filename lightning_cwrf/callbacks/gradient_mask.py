@@ -1,4 +1,4 @@
-"""Holding the rewound weights still through fine-tuning."""
+"""Keeping the rewound weights fixed through fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging, saved_state
+from lightning_cwrf.callbacks.common import HoldsWeights, earlier, refuse_averaging, saved_state
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback, check_mask, mask_identity
 from lightning_cwrf.checks import check_choice
 from lightning_cwrf.weights.masks import WeightMask
 
-_LOOKS = 10  # each comparison takes as long as holding the weights does
+_CHECK_EVERY = 10  # steps; a comparison takes as long as holding the weights does
 
 
-class GradientMaskCallback(OncePerModule):
+class GradientMaskCallback(HoldsWeights):
     """Keeps the masked weights bit-identical through every optimizer step (Eq. 7, Algorithm 1, line 20).
 
-    Their gradients are zero before clipping sees them, so the clipped norm is that of the live weights; and after each
+    Their gradients are set to zero before clipping, so the clipped norm is that of the trained weights; and after each
     optimizer's step their values are written back, so that weight decay, momentum, Adam's moments or added noise do
     not move them. It works with every torch optimizer, with schedule-free ones, with several of them, and with manual
-    optimization, where gradients are cleared as every backward pass accumulates them.
+    optimization, where gradients are cleared as soon as a backward pass accumulates them.
 
-    Code that writes to the parameters by itself is found out: the weights are compared with the held values before
-    each of the first ten steps and every tenth later on, whenever the module's ``state_dict`` is taken (so before every
-    checkpoint), and after the last hook of the fit. What was moved is put back, at the latest after the next step, and
-    a warning at the next of these or at the epoch's end says how much.
+    Other code that writes to the parameters is detected: the weights are compared with the held values before each of
+    the first ten steps and every tenth step after that, whenever the module's ``state_dict`` is taken (so before every
+    checkpoint), and after the last hook of the fit. Moved weights are put back, at the latest after the next step, and
+    a warning says how many there were.
 
     Args:
-        mask: a mask, or a file of one; its weights are held at the values they have when training starts. None: the
-            mask of the :class:`CriticalRewindCallback` before.
-        tune: ``"rest"``: the masked weights are held and all others tuned (CWRF). ``"masked"``: the masked weights
-            alone are tuned and all others of the model held (ablation A2 of §4.4).
+        mask: a mask, or a file of one; its weights are held at the values they have when training starts. Default: the
+            mask of the :class:`CriticalRewindCallback` before this one.
+        tune: ``"rest"``: hold the masked weights and tune all others (CWRF). ``"masked"``: tune only the masked weights
+            and hold all others (ablation A2 of §4.4).
 
     Raises:
         TypeError: ``mask`` is neither a mask nor a path.
-        ValueError: another word for ``tune``.
+        ValueError: an unknown ``tune``.
 
     >>> callback = GradientMaskCallback()
     """
@@ -66,8 +66,8 @@ class GradientMaskCallback(OncePerModule):
         self._trained: set[str] = set()
         self._unhooked = False
         self._gradients_are_used = False
-        # What was moved between steps and put back, as the most at one time; on the weights' device.
-        self._strayed: dict[str, Tensor] = {}
+        # The most weights found moved before any one step, by parameter; on the weights' device.
+        self._moved: dict[str, Tensor] = {}
 
     def settings(self) -> dict[str, Any]:
         return {"tune": self.tune, "mask": None if self.given_mask is None else mask_identity(self.given_mask)}
@@ -85,13 +85,13 @@ class GradientMaskCallback(OncePerModule):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.mask is None:
-            self.mask = self._find(trainer, pl_module)
+            self.mask = self._make_mask(trainer, pl_module)
             self.done_with = self.settings()
         mask = self.mask
-        tell = getattr(pl_module, "on_weights_frozen", None)
-        if tell is not None:
-            tell(mask)
-        self._release()
+        on_weights_frozen = getattr(pl_module, "on_weights_frozen", None)
+        if on_weights_frozen is not None:
+            on_weights_frozen(mask)
+        self._remove_hooks()
         self._check(trainer, pl_module, "before the training went on")
         self._trained = _trained(pl_module)
         users = [pl_module, *trainer.callbacks]  # type: ignore[attr-defined]
@@ -104,19 +104,19 @@ class GradientMaskCallback(OncePerModule):
 
         steps = itertools.count()
 
-        def look(optimizer: Any, *_: Any) -> None:
+        def count_moved(optimizer: Any, *_: Any) -> None:
             step = next(steps)
-            if step >= _LOOKS and step % _LOOKS:  # the values are written back after the step in any case
+            if step >= _CHECK_EVERY and step % _CHECK_EVERY:  # the values are written back after the step in any case
                 return
             for name, count in mask.moved_counts(pl_module).items():
-                self._strayed[name] = torch.maximum(self._strayed.get(name, count), count)
+                self._moved[name] = torch.maximum(self._moved.get(name, count), count)
 
         for optimizer in trainer.optimizers:
             # Opacus' DPOptimizer takes no hooks itself; the optimizer inside it does.
             inner = getattr(optimizer, "original_optimizer", optimizer)
             hold(inner)  # a resumed optimizer's state may hold copies of the weights
             if hasattr(inner, "register_step_post_hook"):
-                self._hooks += [inner.register_step_pre_hook(look), inner.register_step_post_hook(hold)]
+                self._hooks += [inner.register_step_pre_hook(count_moved), inner.register_step_post_hook(hold)]
             else:
                 self._unhooked = True
         if not pl_module.automatic_optimization:
@@ -125,7 +125,7 @@ class GradientMaskCallback(OncePerModule):
         self._hooks.append(pl_module.register_state_dict_pre_hook(before_saving))  # type: ignore[no-untyped-call]
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the module's own hook of this name, where some clip gradients."""
+        """Clear the gradients before the module's own ``on_after_backward``, which may clip them."""
         if self.mask is not None and self._gradients_are_used:
             self.mask.zero_grad_(pl_module)
 
@@ -147,7 +147,7 @@ class GradientMaskCallback(OncePerModule):
             if unknown:
                 rank_zero_warn(
                     f"{total:,} weights became trainable after the mask was chosen (in {', '.join(sorted(unknown)[:3])}"
-                    "): they are neither rewound nor held. To include them, let them be trained from the start."
+                    "): they are neither rewound nor held. To include them, have them trainable from the start."
                 )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,27 +157,27 @@ class GradientMaskCallback(OncePerModule):
         self._check(trainer, pl_module, "when the training ended")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have the last check come after the module's own ``teardown``, which is the last hook of all."""
+        """Schedule the last check for after the module's own ``teardown``, the last hook of a fit."""
         own = vars(pl_module).get("teardown")
         teardown = pl_module.teardown
 
-        def put_back() -> None:
+        def reset_teardown() -> None:
             if own is None:
                 vars(pl_module).pop("teardown", None)
             else:
                 vars(pl_module)["teardown"] = own
 
         def then_check(stage: str) -> None:
-            put_back()
+            reset_teardown()
             teardown(stage)
             self._check(trainer, pl_module, "at the end of the fit")
-            self._release()
+            self._remove_hooks()
 
         vars(pl_module)["teardown"] = then_check
-        self._hooks.append(_Undo(put_back))
+        self._hooks.append(_Undo(reset_teardown))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look at the weights that are saved: other callbacks may have exchanged them, and a fit may be over."""
+        """Check the weights that are saved: other callbacks may have swapped them, and the fit may be over."""
         if self.mask is None:
             return
         moved = self.mask.restore_in_(checkpoint["state_dict"])
@@ -185,15 +185,15 @@ class GradientMaskCallback(OncePerModule):
             _warn(moved, "in a checkpoint")
 
     def on_exception(self, *given: Any) -> None:
-        holder: Any = self  # where the class was put in place of an instance, the trainer
+        holder: Any = self  # the trainer, where the Trainer was given the class instead of an instance
         if isinstance(holder, GradientMaskCallback):
             trainer, pl_module, _ = given
             self._check(trainer, pl_module, "when the fit was interrupted")
-            self._release()
+            self._remove_hooks()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
-            self._release()
+            self._remove_hooks()
 
     @saved_state
     def state_dict(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class GradientMaskCallback(OncePerModule):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_hooks": []}
 
-    def _find(self, trainer: Trainer, pl_module: LightningModule) -> WeightMask:
+    def _make_mask(self, trainer: Trainer, pl_module: LightningModule) -> WeightMask:
         if self.given_mask is None:
             rewind = earlier(trainer, self, CriticalRewindCallback, "the mask")
             if rewind is None or rewind.mask is None:
@@ -222,32 +222,32 @@ class GradientMaskCallback(OncePerModule):
             mask = rewind.mask.rest_of(pl_module)
         else:
             given = self.given_mask if isinstance(self.given_mask, WeightMask) else WeightMask.load(self.given_mask)
-            # A mask of its own: the caller's one is not changed.
+            # A new object: the caller's mask is not changed.
             mask = WeightMask(given.masks) if self.tune == "rest" else given.rest_of(pl_module)
         mask.freeze(pl_module)
         return mask
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
-        """Put back what was moved by something else than the optimizers' steps, and say so."""
+        """Put back weights that anything but the optimizers' steps has moved, with a warning."""
         if self.mask is None or not self.mask.is_frozen:
             return
-        strayed = {name: int(count) for name, count in self._strayed.items() if count}
-        self._strayed = {}
-        moved = dict(Counter(strayed) | Counter(self.mask.moved(pl_module)))
+        between_steps = {name: int(count) for name, count in self._moved.items() if count}
+        self._moved = {}
+        moved = dict(Counter(between_steps) | Counter(self.mask.moved(pl_module)))
         if moved:
             self.mask.restore_(pl_module)
             for optimizer in trainer.optimizers:
                 self.mask.restore_(pl_module, optimizer)
             _warn(moved, when)
 
-    def _release(self) -> None:
+    def _remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
 
 class _BeforeSaving:
-    """Has a callback check the weights before a module's state dict is taken; copies of the module do nothing."""
+    """A hook that checks the weights before a module's state dict is taken. On copies of the module it does nothing."""
 
     def __init__(
         self,
@@ -256,13 +256,13 @@ class _BeforeSaving:
         pl_module: LightningModule | None = None,
     ) -> None:
         self._callback = callback
-        self._trainer = trainer
+        self._of = trainer
         self._module = None if pl_module is None else weakref.ref(pl_module)
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
-        if self._callback is None or self._trainer is None or self._module is None or self._module() is not module:
+        if self._callback is None or self._of is None or self._module is None or self._module() is not module:
             return
-        self._callback._check(self._trainer, self._trainer.lightning_module, "before the weights were read")
+        self._callback._check(self._of, self._of.lightning_module, "before the weights were read")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _BeforeSaving:
         return _BeforeSaving()
@@ -272,7 +272,7 @@ class _BeforeSaving:
 
 
 class _Undo:
-    """A hook's handle by another name."""
+    """A function with the interface of a hook's handle."""
 
     def __init__(self, remove: Any) -> None:
         self.remove = remove

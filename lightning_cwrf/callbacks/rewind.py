@@ -13,30 +13,34 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_cwrf.callbacks.common import OncePerModule, earlier, refuse_averaging, saved_state
+from lightning_cwrf.callbacks.common import HoldsWeights, RewindsWeights, earlier, refuse_averaging, saved_state
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.checks import check_choice, check_flag
 from lightning_cwrf.files import digest
-from lightning_cwrf.weights.masks import WeightMask, check_rate
-from lightning_cwrf.weights.scores import load_scores, trainable_parameters
+from lightning_cwrf.trainers import callbacks_of
+from lightning_cwrf.weights.descent import trainable_parameters
+from lightning_cwrf.weights.masks import WeightMask
+from lightning_cwrf.weights.score_files import load_scores
+from lightning_cwrf.weights.selection import check_rate
 from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, load_vanilla
 
 
-class CriticalRewindCallback(OncePerModule):
+class CriticalRewindCallback(RewindsWeights):
     """Rewinds the most vulnerable weights to their vanilla values when training starts (Eq. 5 and 6).
 
-    The mask is in :attr:`mask` afterwards and in every checkpoint; a resumed run does not rewind again, and is refused
-    with other settings. Rewinding alone does not hold the weights: put :class:`GradientMaskCallback` after it.
+    The mask is in :attr:`mask` afterwards and in every checkpoint. A resumed run does not rewind again; with other
+    settings it is an error. Rewinding does not hold the weights: put :class:`GradientMaskCallback` after it.
 
-    Only parameters are rewound: BatchNorm's running statistics stay those of the finished model, and go on from there.
+    Only parameters are rewound: BatchNorm's running statistics stay those of the finished model.
 
     Args:
         rate: r, the fraction of all weights to rewind. Published: searched in [0.01, 0.10].
         per_layer: take that fraction of each layer instead.
-        scores: a file of scores, or a dict by parameter name; None: from the :class:`PrivacyScoringCallback` before.
+        scores: a file of scores, or a dict by parameter name. Default: those of the :class:`PrivacyScoringCallback`
+            before this one.
         mask: a mask, or a file of one; then neither rate nor scores are used.
-        vanilla: θ_vn; None: from the :class:`PrivacyScoringCallback` before.
-        to: ``"vanilla"``, or ``"zero"`` to remove the chosen weights instead (ablation A1 of §4.4).
+        vanilla: θ_vn. Default: that of the :class:`PrivacyScoringCallback` before this one.
+        to: ``"vanilla"``, or ``"zero"`` to set the chosen weights to zero instead (ablation A1 of §4.4).
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -92,8 +96,7 @@ class CriticalRewindCallback(OncePerModule):
         if stage != "fit":
             return
         refuse_averaging(trainer, self)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(type(other).__name__ == "GradientMaskCallback" for other in callbacks):
+        if not callbacks_of(trainer, HoldsWeights):
             rank_zero_warn("nothing holds the rewound weights: put GradientMaskCallback after CriticalRewindCallback.")
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         if scoring is None and self.vanilla is None and self.to == "vanilla":
@@ -113,7 +116,7 @@ class CriticalRewindCallback(OncePerModule):
         mask = self._choose(pl_module, scoring)
         if mask.count == 0 and self.rate > 0:
             rank_zero_warn(f"rate {self.rate} of {mask.total} weights is less than one: nothing is rewound.")
-        _tell_of_finetuning(trainer, pl_module, mask)
+        _warn_of_finetuning(trainer, pl_module, mask)
         mask.rewind_(pl_module, self._vanilla_weights(trainer, pl_module, scoring))
         self.mask = mask
         self.done_with = self.settings()
@@ -139,7 +142,7 @@ class CriticalRewindCallback(OncePerModule):
             )
         self._check_scores(pl_module, scores)
         if not any(bool(score.any()) for score in scores.values()):
-            rank_zero_warn("all scores are 0: which weights are rewound is their order in the model alone.")
+            rank_zero_warn("all scores are 0: the weights to rewind are chosen by their order in the model alone.")
         return WeightMask.top(scores, self.rate, per_layer=self.per_layer)
 
     def _check_scores(self, pl_module: LightningModule, scores: Mapping[str, Tensor]) -> None:
@@ -147,11 +150,11 @@ class CriticalRewindCallback(OncePerModule):
         odd = sorted(name for name in scores if name not in weights or scores[name].shape != weights[name].shape)
         if odd:
             raise ValueError(
-                f"the scores are not of the model's trainable parameters: {', '.join(odd[:5])} stand on one side only, "
-                "or in another shape."
+                f"the scores are not of the model's trainable parameters: {', '.join(odd[:5])} are no such parameters, "
+                "or have another shape."
             )
         lacking = sorted(set(weights) - set(scores))
-        if lacking and self.scores is not None:  # the scoring itself has told of those that the loss does not reach
+        if lacking and self.scores is not None:  # the scoring has already warned of those that the loss does not reach
             rank_zero_warn(
                 f"the scores lack {len(lacking)} of {len(weights)} trainable parameters ({', '.join(lacking[:5])}): "
                 "those are neither rewound nor held, and do not count among the weights that the rate is of."
@@ -176,7 +179,7 @@ class CriticalRewindCallback(OncePerModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
-        # A checkpoint of an early version has no settings: its mask tells the rate, roughly.
+        # A checkpoint of an early version has no settings; the rate follows from the mask, roughly.
         self.done_with = state.pop("settings", None) or {}
         self.mask = WeightMask.from_state_dict(state)
         chosen = self.given_mask is None and "rate" not in self.done_with
@@ -191,7 +194,7 @@ def check_mask(mask: Any) -> None:
 
 
 def mask_identity(mask: str | PathLike[str] | WeightMask) -> str | None:
-    """What a given mask can be told by in a resumed run; None where its file is gone."""
+    """A digest of a given mask, by which a resumed run compares it; None where its file is gone."""
     try:
         return digest((mask if isinstance(mask, WeightMask) else WeightMask.load(mask)).masks)
     except FileNotFoundError:
@@ -205,15 +208,14 @@ def _scores_identity(scores: str | PathLike[str] | Mapping[str, Tensor] | None) 
         return None
 
 
-def _tell_of_finetuning(trainer: Trainer, pl_module: LightningModule, mask: WeightMask) -> None:
-    """Warn where a callback may unfreeze weights later, of which the mask knows nothing."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    names = [type(other).__name__ for other in callbacks if isinstance(other, BaseFinetuning)]
+def _warn_of_finetuning(trainer: Trainer, pl_module: LightningModule, mask: WeightMask) -> None:
+    """Warn where a callback may unfreeze weights later that the mask does not cover."""
+    names = [type(other).__name__ for other in callbacks_of(trainer, BaseFinetuning)]
     total = sum(p.numel() for p in pl_module.parameters())
     frozen = sum(p.numel() for p in pl_module.parameters() if not p.requires_grad)
     if names and frozen:
         rank_zero_warn(
             f"{names[0]} has {frozen:,} of {total:,} weights frozen now and may train them later: the mask covers the "
-            f"other {mask.total:,} alone, so those are neither scored nor rewound nor held. To include them, let all "
-            "weights be trained from the start."
+            f"other {mask.total:,} alone, so those are neither scored nor rewound nor held. To include them, have all "
+            "weights trainable from the start."
         )

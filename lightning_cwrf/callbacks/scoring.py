@@ -11,12 +11,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_cwrf.callbacks.common import OncePerModule, saved_state, training_data
+from lightning_cwrf.callbacks.common import OncePerModule, RewindsWeights, saved_state, training_data
 from lightning_cwrf.checks import check_choice, check_integer
-from lightning_cwrf.data import Batches, all_ids, bring_to, check_batches, isolated_rng
+from lightning_cwrf.data import Batches, all_ids, check_batches, isolated_rng
 from lightning_cwrf.data.seen import SCORED, record_seen
-from lightning_cwrf.trainers import transfer_of
-from lightning_cwrf.weights.scores import check_scoring, learnability_scores, privacy_vulnerability_scores, save_scores
+from lightning_cwrf.trainers import callbacks_of, transfer_of
+from lightning_cwrf.weights.score_files import save_scores
+from lightning_cwrf.weights.scores import check_scoring, learnability_scores, privacy_vulnerability_scores
 from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
 
 
@@ -24,24 +25,24 @@ class PrivacyScoringCallback(OncePerModule):
     """Scores every weight's privacy vulnerability when training starts (CWRF, Algorithm 1, lines 1-10).
 
     The scores are in :attr:`scores` afterwards, and the vanilla weights in :attr:`vanilla_weights` until the fit ends;
-    :class:`CriticalRewindCallback` takes both from there. The model itself is not changed. Scores are computed in the
-    weights' own precision, without autocast, whatever the Trainer's mixed precision is.
+    :class:`CriticalRewindCallback` reads both there. The model itself is not changed. Scores are computed in the
+    precision of the weights, without autocast, whatever the Trainer's mixed precision is.
 
-    Checkpoints hold the scores only where no :class:`CriticalRewindCallback` has made a mask of them: they are as large
+    Checkpoints contain the scores only where no :class:`CriticalRewindCallback` makes a mask of them: they are as large
     as the weights. A resumed run does not score again.
 
     Args:
-        nonmembers: reference data D_re the model never saw, disjoint from test data: a loader or a dataset.
+        nonmembers: reference data D_re that the model never saw, disjoint from test data: a loader or a dataset.
         vanilla: θ_vn: a path, a state dict, an untrained module, a factory, or ``"redraw"``
             (:func:`~lightning_cwrf.weights.vanilla.load_vanilla`).
         lam: λ of Eq. 4. Published: 0.7 (CIFAR-10, CINIC-10), 0.9 (CIFAR-100).
         steps: T, the number of batches. Published: 30.
-        lr: η_e, the rate of the steps on the copy.
-        members: training data; None: the trainer's own.
-        kind: ``"privacy"`` (Eq. 4); ``"learnability"`` (Eq. 2 on the members' loss alone) or ``"random"`` are controls:
-            they tell what the choice of weights adds.
-        batch_size: examples in a batch of members, and in one of reference data. Published: 256. Ready batches, of an
-            iterable or of a batch sampler of your own, are taken as they are.
+        lr: η_e, the learning rate of the steps on the copy.
+        members: training data. Default: the trainer's own.
+        kind: ``"privacy"`` (Eq. 4); ``"learnability"`` (Eq. 2 on the members' loss alone) and ``"random"`` are controls
+            that show what the choice of weights adds.
+        batch_size: examples in a batch of members, and in one of reference data. Published: 256. Batches of an iterable
+            or of your own batch sampler keep their size.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -95,11 +96,10 @@ class PrivacyScoringCallback(OncePerModule):
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().prepare(trainer, pl_module, stage)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        self._rewinds = any(type(other).__name__ == "CriticalRewindCallback" for other in callbacks)
+        self._rewinds = bool(callbacks_of(trainer, RewindsWeights))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note on the module which reference data it has seen, for audits."""
+        """Record on the module which reference data it has seen, for audits."""
         super().on_fit_start(trainer, pl_module)
         if self.kind == "privacy":
             record_seen(pl_module, SCORED, all_ids(self.nonmembers) or ())
@@ -107,14 +107,14 @@ class PrivacyScoringCallback(OncePerModule):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.done_with is not None or self.scores is not None:
             return
-        # A file is read again after the scoring, which needs the memory; what is drawn or built is kept.
+        # A file is read again after the scoring, which needs the memory; drawn or built weights are kept.
         vanilla: Any = load_vanilla(self.vanilla, pl_module)
         if is_file(self.vanilla):
             vanilla = self.vanilla
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
         with tqdm(total=self.steps, desc="scoring weights", leave=False, disable=not shown) as bar:
             scores = self._score(trainer, pl_module, vanilla, lambda _: bar.update())
-        # Every rank scored by itself; the mask must be one and the same on all.
+        # Each rank has scored by itself, and the mask must be the same on all.
         self.scores = trainer.strategy.broadcast({name: score.cpu() for name, score in scores.items()})
         vanilla = load_vanilla(vanilla, pl_module) if is_file(self.vanilla) else vanilla
         self.vanilla_weights = trainer.strategy.broadcast(vanilla)
@@ -128,14 +128,9 @@ class PrivacyScoringCallback(OncePerModule):
         on_step: Callable[[int], Any],
     ) -> dict[str, Tensor]:
         members = self.members if self.members is not None else training_data(trainer, self)
-        by_trainer, to_weights = transfer_of(trainer), bring_to(pl_module)
-
-        def transfer(batch: Any) -> Any:
-            return to_weights(by_trainer(batch))
-
-        common: dict[str, Any] = {"lr": self.lr, "transfer": transfer, "batch_size": self.batch_size}
+        common: dict[str, Any] = {"lr": self.lr, "transfer": transfer_of(trainer), "batch_size": self.batch_size}
         if self.kind == "random":
-            # One step tells which parameters the loss reaches, which are all that count as weights.
+            # One step shows which parameters the loss reaches; only those count as weights.
             reached = learnability_scores(pl_module, members, steps=1, **common)
             with isolated_rng():
                 return {name: torch.rand(score.shape, dtype=torch.float32) for name, score in reached.items()}
@@ -151,8 +146,8 @@ class PrivacyScoringCallback(OncePerModule):
         """Save the scores as safetensors, for ``CriticalRewindCallback(scores=path)``."""
         if self.scores is None:
             raise RuntimeError(
-                "there are no scores: they come when a first training starts, and a resumed run does not bring them "
-                "back where a CriticalRewindCallback has made a mask of them. Save them in the run that scores."
+                "there are no scores: they are computed when a first training starts, and a resumed run does not load "
+                "them where a CriticalRewindCallback has made a mask of them. Save them in the run that scores."
             )
         save_scores(self.scores, path)
 

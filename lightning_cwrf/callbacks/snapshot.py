@@ -22,8 +22,8 @@ class VanillaSnapshotCallback(CheckedCallback):
 
     Args:
         path: of the file; its format is safetensors, whatever the name ends with.
-        overwrite: replace a file of other weights; else that is an error, because the old run could no longer be
-            hardened.
+        overwrite: replace a file of other weights. Otherwise that is an error, because the earlier run could no longer
+            be hardened.
 
     >>> VanillaSnapshotCallback("runs/init.safetensors").path.name
     'init.safetensors'
@@ -43,7 +43,7 @@ class VanillaSnapshotCallback(CheckedCallback):
             if not self.path.is_file():
                 raise MisconfigurationException(
                     f"this run has done {trainer.global_step} steps already and there is no {self.path}: its initial "
-                    "weights are lost. Take VanillaSnapshotCallback out, or start the training anew."
+                    "weights are lost. Remove VanillaSnapshotCallback, or start the training again."
                 )
             return
         fault = None
@@ -63,7 +63,7 @@ class VanillaSnapshotCallback(CheckedCallback):
             if old.keys() != state.keys() or not all(torch.equal(old[name], state[name]) for name in state):
                 return (
                     f"{self.path} holds the vanilla weights of another run; give each first training its own "
-                    "path, or pass overwrite=True. In a hardening run, take this callback out."
+                    "path, or pass overwrite=True. In a hardening run, remove this callback."
                 )
             return None
         save_vanilla(state, self.path)

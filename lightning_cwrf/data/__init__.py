@@ -1,4 +1,4 @@
-"""Data: how batches are begun again, how an example is recognised, and which stand on two sides."""
+"""Data: reading batches again, recognising examples, and finding those that are in two data sets."""
 
 from lightning_cwrf.data.examples import (
     Key,

@@ -1,4 +1,4 @@
-"""How an example is recognised: by the content of its inputs and its label, or by an id of the user's own."""
+"""The identity of an example: the content of its inputs and its label, or the user's own id."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lightning_cwrf.data.loading import Batches, as_loader, some_batches
 from lightning_cwrf.data.rng import isolated_rng
 
 Key: TypeAlias = Callable[[Any], Hashable]
-"""An id of one example, which comes as it stands in its batch: ``(x[i], y[i])``, ``{"ids": ids[i], "label": y[i]}``."""
+"""Gives the id of one example, in the form of its batch: ``(x[i], y[i])`` or ``{"ids": ids[i], "label": y[i]}``."""
 
 ExampleId: TypeAlias = tuple[Hashable, int | None]
-"""What an example is known by: a digest of its inputs with its label, or a key with None."""
+"""The identity of an example: a digest of its inputs and its label, or a key and None."""
 
 _MASK = "attention_mask"
 _NUMBERS = {"idx", "index", "indices", "id", "ids", "uid", "guid"}
-"""Keys (also as the last part of one, ``sample_idx``) under which a batch numbers its examples."""
+"""Keys of a batch (also as the last part, ``sample_idx``) that number its examples."""
 
 
 def tensors_of(inputs: Any) -> list[Tensor]:
@@ -37,15 +37,15 @@ def tensors_of(inputs: Any) -> list[Tensor]:
         return [leaf for key in sorted(inputs) for leaf in tensors_of(inputs[key])]
     if isinstance(inputs, (tuple, list)):
         return [leaf for value in inputs for leaf in tensors_of(value)]
-    raise TypeError(f"cannot tell examples apart by content in inputs of type {type(inputs).__name__}; pass key=.")
+    raise TypeError(f"cannot recognise examples by content in inputs of type {type(inputs).__name__}; pass key=.")
 
 
 def fingerprints(inputs: Any) -> list[bytes]:
     """One 16-byte digest of content per example of a batch of inputs (a tensor, or a nest of tensors).
 
     Two examples have the same digest when their values, shape and dtype are the same, whatever their position. The
-    padding of a batch is no content: what an ``attention_mask`` ``(n, length)`` leaves out of the inputs beside it does
-    not count, at either end, nor do zeros at the end of sequences of integers.
+    padding of a batch does not count: neither what an ``attention_mask`` ``(n, length)`` masks in the other inputs, at
+    either end, nor zeros at the end of integer sequences.
 
     >>> a, b, c = fingerprints(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
     >>> a == c, a == b
@@ -64,14 +64,14 @@ def fingerprints(inputs: Any) -> list[bytes]:
     for example in zip(*(rows for _, rows in columns), strict=True):
         digest = hashlib.blake2b(head, digest_size=16)
         for row in example:
-            # Of rows that differ in length, one must not run on into the next.
+            # With the lengths, rows of different lengths cannot be confused when joined.
             digest.update(len(row).to_bytes(8, "little") + row)
         digests.append(digest.digest())
     return digests
 
 
 def _columns(inputs: Any, mask: Tensor | None) -> list[tuple[Any, list[bytes]]]:
-    """Each leaf of a nest of inputs: what kind it is, and the bytes of each example."""
+    """Each leaf of a nest of inputs: its kind, and the bytes of each example."""
     if isinstance(inputs, Mapping):
         return [column for key in sorted(inputs) for column in _columns(inputs[key], mask)]
     if isinstance(inputs, (tuple, list)):
@@ -92,7 +92,7 @@ def _is_sequence(leaf: Tensor) -> bool:
 
 
 def _masked(leaf: Tensor, mask: Tensor) -> list[bytes]:
-    """The bytes of what a mask leaves of each example, wherever in its row that stands."""
+    """The bytes of the unmasked part of each example, wherever in its row that is."""
     kept = leaf[mask].reshape(-1).view(torch.uint8).numpy()
     size = len(kept) // max(1, int(mask.sum()))
     ends = [0, *(mask.sum(1).cumsum(0) * size).tolist()]
@@ -104,22 +104,22 @@ def _bytes(rows: Tensor) -> list[bytes]:
 
 
 def _rows(leaf: Tensor) -> list[bytes]:
-    """The bytes of each example, of integer sequences without the zeros at their end."""
+    """The bytes of each example; integer sequences without the zeros at their end."""
     if not _is_sequence(leaf):
         return _bytes(leaf.reshape(len(leaf), -1))
     width = leaf.shape[1]
-    # The last place that is not zero; a row of zeros alone has none.
+    # After the last value that is not zero; a row of zeros has none.
     ends = width - leaf.ne(0).flip(1).int().argmax(1) if width else torch.zeros(len(leaf), dtype=torch.long)
     ends[~leaf.ne(0).any(1)] = 0
     return [row[:end].tobytes() for row, end in zip(leaf.numpy(), ends.tolist(), strict=True)]
 
 
 def example_digests(batch: Any) -> list[bytes]:
-    """:func:`fingerprints` of a batch's inputs, without the numbers that a batch gives its examples.
+    """:func:`fingerprints` of a batch's inputs, without the running numbers of the examples.
 
-    Those are no content: the same example has another one in another data set. They are known by their key
-    (``"idx"``, ``"sample_id"``). A batch that only the user's own step can take apart counts without all that is one
-    integer per example (its labels, an index), where there is more than that.
+    These are not content: the same example has another number in another data set. They are recognised by their key
+    (``"idx"``, ``"sample_id"``). In a batch that only the user's own step can interpret, everything that is one integer
+    per example (labels, an index) is left out, unless there is nothing else.
 
     >>> a, b = example_digests({"x": torch.zeros(2, 3), "idx": torch.tensor([0, 1]), "label": torch.tensor([0, 0])})
     >>> a == b
@@ -150,7 +150,7 @@ def _numbers(value: Any) -> bool:
 
 
 def example_ids(batch: Any, key: Key | None = None) -> list[ExampleId]:
-    """What each example of a batch is known by: the content of its inputs and its label, or its key.
+    """The identity of each example of a batch: the content of its inputs and its label, or its key.
 
     >>> (first, label), _ = example_ids((torch.zeros(2, 3), torch.tensor([4, 5])))
     >>> len(first), label
@@ -164,7 +164,7 @@ def example_ids(batch: Any, key: Key | None = None) -> list[ExampleId]:
         _, targets = split_batch(batch)
         labels = torch.as_tensor(targets).tolist()
         labels = list(map(int, labels))
-    except (TypeError, ValueError, RuntimeError):  # only the user's own step can tell them
+    except (TypeError, ValueError, RuntimeError):  # only the user's own step can find them
         labels = []
     digests = example_digests(batch)
     if len(labels) != len(digests):
@@ -176,7 +176,7 @@ def example_keys(batch: Any, key: Key) -> list[Hashable]:
     """The key of each example of a batch.
 
     Raises:
-        TypeError: ``key`` is no function, or gives something that cannot be compared.
+        TypeError: ``key`` is not a function, or gives something that cannot be compared.
     """
     if not callable(key):
         raise TypeError(f"key must be a function of one example that gives its id, not {type(key).__name__}.")
@@ -187,7 +187,7 @@ def example_keys(batch: Any, key: Key) -> list[Hashable]:
             known = known.tolist()
         if known is None or not isinstance(known, Hashable) or known != known:
             raise TypeError(
-                f"key must give an id of its example, such as a number or a text, not a {type(known).__name__}."
+                f"key must give an id of its example, such as a number or a string, not a {type(known).__name__}."
             )
         found.append(known)
     return found
@@ -213,9 +213,9 @@ def _example(batch: Any, i: int) -> Any:
 
 
 def reads_alike(data: Batches) -> bool:
-    """Whether some batches, labels too, are the same when they are read again; random augmentation changes them.
+    """Whether some batches, with labels, are the same when read again; random augmentation changes them.
 
-    They are read the other way round then: workers that begin with the same random state in every pass would augment
+    The second time they are read in reverse: workers that start with the same random state in every pass would augment
     the same examples in the same way.
     """
 
@@ -228,16 +228,16 @@ def reads_alike(data: Batches) -> bool:
 
 
 def check_reads_alike(data: Batches, name: str, transfer: Callable[[Any], Any] | None = None) -> None:
-    """Raise a ValueError where the data read differently each time, so that no example could be told by its content.
+    """Raise a ValueError where the data read differently each time, so that examples have no fixed content.
 
     Args:
-        data: of which a few hundred examples are read twice.
-        name: of the data, and of the argument that takes plain ones.
-        transfer: what brings a batch to the model, with the user's own hooks; it must not augment either.
+        data: a few hundred of its examples are read twice.
+        name: of the data, and of the argument to pass plain data by.
+        transfer: the Trainer's transfer of a batch, with the user's own hooks; it must not augment either.
     """
     if not reads_alike(data):
         raise ValueError(
-            f"{name} read differently each time (random augmentation, or a stream that goes on): an audit needs the "
+            f"{name} read differently each time (random augmentation, or a stream that continues): an audit needs the "
             f"plain examples. Pass {name}= a data set or a loader without random transforms."
         )
     if transfer is None:
@@ -247,15 +247,15 @@ def check_reads_alike(data: Batches, name: str, transfer: Callable[[Any], Any] |
             if fingerprints(transfer(batch)) != fingerprints(transfer(batch)):
                 raise ValueError(
                     f"the module's batch transfer hooks change {name} at random (on_after_batch_transfer): an audit "
-                    "needs the plain examples. Audit the finished model by lightning_cwrf.audit, or let the hook "
-                    "augment in training_step."
+                    "needs the plain examples. Audit the finished model with lightning_cwrf.audit, or move the "
+                    "augmentation into training_step."
                 )
 
 
 def all_ids(data: Batches, key: Key | None = None) -> list[ExampleId] | None:
-    """What every example is known by, read in order; None where the data cannot be read whole and again.
+    """The identity of every example, in order; None where the data cannot be read completely and repeatedly.
 
-    A list of batches can, and so can a map-style dataset or a loader of one.
+    Lists of batches, map-style datasets and loaders of these can.
     """
     source = data.dataset if isinstance(data, DataLoader) else data
     whole = not isinstance(source, IterableDataset) if isinstance(source, Dataset) else isinstance(source, Sequence)
@@ -266,7 +266,7 @@ def all_ids(data: Batches, key: Key | None = None) -> list[ExampleId] | None:
 
 
 def all_digests(data: Batches) -> set[bytes] | None:
-    """Digests of every example's inputs; None where the data cannot be read whole and again."""
+    """Digests of every example's inputs; None where the data cannot be read completely and repeatedly."""
     ids = all_ids(data)
     return None if ids is None else {digest for digest, _ in ids if isinstance(digest, bytes)}
 

@@ -1,8 +1,7 @@
-"""Batches: begun again without their owner's iterator, moved to a model, and the caller's random state kept."""
+"""Batches: read again without the owner's iterator, and moved to a model."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, SubsetRandomSampler
 
@@ -23,22 +23,29 @@ else:  # from a YAML file, jsonargparse would make a plain Dataset of a subclass
 
 
 def move(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """Move every tensor of a nested batch to ``device``, those of floats to ``dtype``; everything else stays."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None)
-    if isinstance(batch, Mapping):
-        return {key: move(value, device, dtype) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device, dtype) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(move(value, device, dtype) for value in batch)
-    return batch
+    """Move every tensor of a nested batch to ``device`` and convert floats to ``dtype``; the rest is unchanged."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    return apply_to_collection(batch, Tensor, moved, allow_frozen=True)
 
 
-def bring_to(model: nn.Module) -> Callable[[Any], Any]:
-    """Moves a batch to where the model is; a model of half or double precision (``bf16-true``) wants such inputs."""
+def bring_to(model: nn.Module, transfer: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:
+    """A function that brings a batch to a model: the one way in which scoring, defenses and audits do it.
+
+    Args:
+        model: to whose device tensors are moved; floats are converted for a model of half or double precision.
+        transfer: applied to each batch before that, for example the user's own transfer hooks
+            (:func:`~lightning_cwrf.trainers.transfer_of`).
+    """
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return functools.partial(move, device=first.device, dtype=None if first.dtype == torch.float32 else first.dtype)
+    dtype = None if first.dtype == torch.float32 else first.dtype
+
+    def bring(batch: Any) -> Any:
+        return move(batch if transfer is None else transfer(batch), first.device, dtype)
+
+    return bring
 
 
 def as_loader(
@@ -46,20 +53,20 @@ def as_loader(
 ) -> Iterable[Any]:
     """A fresh pass over ``data`` that shares no iterator, sampler or worker with its owner.
 
-    A running ``DataLoader`` with persistent workers has one iterator only, so iterating it from a callback would take
-    batches from the training loop. Hence the loader is built anew over the examples that its sampler can give
+    A running ``DataLoader`` with persistent workers has only one iterator, so iterating it from a callback would take
+    batches from the training loop. Hence a new loader is built over the examples that the sampler can give
     (:func:`~lightning_cwrf.data.sampling.support`), each once.
 
     Args:
         data: a ``DataLoader``, a ``Dataset`` (of single examples), or any iterable of batches, which is returned as is.
-        shuffle: give the examples in random order, else in the loader's own or the dataset's.
-        batch_size: None: the loader's; 256 for a bare ``Dataset``. Ready batches are taken as they are: an iterable's,
-            those of a data set that gives whole batches, and those of a batch sampler of the user's own.
-        generator: of the order; None: torch's global one.
+        shuffle: random order, instead of the order of the loader or dataset.
+        batch_size: default: the loader's, or 256 for a bare ``Dataset``. It has no effect on the batches of an
+            iterable, of a dataset that gives whole batches, or of the user's own batch sampler.
+        generator: for the order; default: PyTorch's global one.
 
     Raises:
         TypeError: something else, such as a dict or a list of loaders.
-        ValueError: a sampler of which it cannot be told what it gives.
+        ValueError: a sampler whose examples cannot be determined.
     """
     check_batches(data)
     loader = _loader(data, batch_size)
@@ -85,9 +92,9 @@ def as_loader(
 
 
 def some_batches(data: Batches, examples: int = 256, batches: int = 3, *, backwards: bool = False) -> Iterable[Any]:
-    """Few of the batches that :func:`as_loader` gives in order, spread over the data; of a stream the first.
+    """A few of the batches that :func:`as_loader` gives in order, spread over the data; for a stream the first ones.
 
-    ``backwards`` gives them, and the examples in each, the other way round where the data have places.
+    ``backwards`` reverses them, and the examples in each, where the data are not a stream.
     """
     loader = _loader(data, None)
     if loader is None or isinstance(loader.dataset, IterableDataset):
@@ -109,14 +116,14 @@ def some_batches(data: Batches, examples: int = 256, batches: int = 3, *, backwa
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """So many numbers below ``length``, the first and the last among them."""
+    """``count`` numbers below ``length``, evenly spread from the first to the last."""
     return sorted({round(i * (length - 1) / max(1, count - 1)) for i in range(count)}) if length else []
 
 
 def first_batches(data: Batches, batches: float) -> Any:
-    """What can be among the first batches of a pass, where only so many are used (``limit_train_batches``).
+    """The examples that can be in the first batches of a pass, where only these are used (``limit_train_batches``).
 
-    In a fixed order these are the very examples; where every pass draws others, all that can be drawn.
+    With a fixed order these are exactly the examples used; where each pass draws others, all that can be drawn.
 
     >>> first_batches(DataLoader(range(10), batch_size=2), 2).dataset[3]
     3
@@ -147,29 +154,31 @@ class _FirstBatches:
 
 
 def check_batches(data: Any, name: str = "") -> None:
-    """Raise a TypeError for what is neither a loader, a data set, nor an iterable of batches."""
+    """Raise a TypeError unless ``data`` is a loader, a data set or an iterable of batches."""
     where = f"{name}: " if name else ""
     wanted = f"{where}expected a DataLoader, a Dataset or an iterable of batches, not"
     if isinstance(data, Mapping) and not isinstance(data, Dataset):
-        raise TypeError(f"{wanted} a {type(data).__name__}; of several loaders pass one, or one over a ConcatDataset.")
+        raise TypeError(
+            f"{wanted} a {type(data).__name__}; instead of several loaders pass one, or one over a ConcatDataset."
+        )
     if isinstance(data, (str, bytes, Tensor, np.ndarray)) or not isinstance(data, (Dataset, DataLoader, Iterable)):
         what = "; make it a TensorDataset" if isinstance(data, (Tensor, np.ndarray)) else ""
         raise TypeError(f"{wanted} {type(data).__name__}{what}.")
     first = data[0] if isinstance(data, (list, tuple)) and data else None
     if isinstance(first, (Tensor, np.ndarray)):
         raise TypeError(
-            f"{wanted} a {type(data).__name__} of {type(first).__name__}s; of inputs and targets make a "
-            "TensorDataset(inputs, targets), of one batch a list that holds it."
+            f"{wanted} a {type(data).__name__} of {type(first).__name__}s; pass inputs and targets as a "
+            "TensorDataset(inputs, targets), and a single batch in a list."
         )
     if isinstance(first, (DataLoader, Dataset)):
         raise TypeError(
-            f"{wanted} a {type(data).__name__} of {type(first).__name__}s; of several loaders pass one, or one over a "
-            "ConcatDataset."
+            f"{wanted} a {type(data).__name__} of {type(first).__name__}s; instead of several loaders pass one, or one "
+            "over a ConcatDataset."
         )
 
 
 def iterates_itself(data: Any) -> bool:
-    """Whether a loader's class has an iteration of its own, which a loader that is built anew goes without.
+    """Whether a loader's class overrides the iteration, which a newly built loader would not have.
 
     >>> iterates_itself(DataLoader(range(3)))
     False
@@ -187,12 +196,12 @@ def _loader(data: Batches, batch_size: int | None) -> DataLoader[Any] | None:
     if not isinstance(data, Dataset):
         return None
     if not isinstance(data, IterableDataset) and hasattr(data, "__len__") and len(data) == 0:
-        return DataLoader(data, batch_sampler=[])  # a RandomSampler would refuse it, with a message about itself
+        return DataLoader(data, batch_sampler=[])  # a RandomSampler would raise, with a message about itself
     return DataLoader(data, batch_size=batch_size or 256)
 
 
 def _like(loader: DataLoader[Any], generator: torch.Generator | None, **settings: Any) -> DataLoader[Any]:
-    """Another loader with the workers and the collate function of this one."""
+    """A new loader with the workers and collate function of this one."""
     kept: dict[str, Any] = {
         "dataset": loader.dataset,
         "num_workers": loader.num_workers,
@@ -212,17 +221,17 @@ def rebuilt(loader: DataLoader[Any], data: Dataset[Any]) -> DataLoader[Any]:
 
 
 def _grouped(loader: DataLoader[Any], groups: Sequence[Any], generator: torch.Generator | None) -> DataLoader[Any]:
-    """A loader of these batches of places."""
-    if loader.batch_sampler is None:  # its data set takes them whole
+    """A loader of these batches of indices."""
+    if loader.batch_sampler is None:  # its data set takes whole batches
         return _like(loader, generator, batch_size=None, sampler=groups)
     return _like(loader, generator, batch_sampler=groups)
 
 
 def cycle(batches: Iterable[Any], name: str) -> Iterator[Any]:
-    """Yield batches for ever, beginning again when they run out.
+    """Yield batches endlessly, starting over when they run out.
 
     Raises:
-        ValueError: there is no batch at all, or a one-shot iterator ran out and cannot be begun again.
+        ValueError: there is no batch at all, or a one-shot iterator ran out and cannot be restarted.
     """
     seen = 0
     while True:
@@ -234,13 +243,13 @@ def cycle(batches: Iterable[Any], name: str) -> Iterator[Any]:
             raise ValueError(f"{name} holds no batch: an empty loader cannot be scored or audited.")
         if seen == before:
             raise ValueError(
-                f"{name} ran out after {seen} batches and cannot be begun again; pass a list or a DataLoader "
+                f"{name} ran out after {seen} batches and cannot be restarted; pass a list or a DataLoader "
                 "instead of a generator."
             )
 
 
 class SeededOrder(Sampler[int]):
-    """Another order of n examples each epoch, a function of seed and epoch alone; Lightning sets the epoch."""
+    """A different order of n examples each epoch, a function of seed and epoch alone; Lightning sets the epoch."""
 
     def __init__(self, examples: int, seed: int) -> None:
         self.examples = examples

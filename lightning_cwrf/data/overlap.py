@@ -1,4 +1,4 @@
-"""Examples that stand on two sides: found, told, left out or let be."""
+"""Examples that are in two data sets: an error, left out, or allowed."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from lightning_cwrf.data.loading import Batches, rebuilt
 from lightning_cwrf.data.sampling import support
 
 Overlap: TypeAlias = Literal["error", "drop", "allow"]
-"""What to do with an example that stands on two sides: raise an error, leave it out of the second side, or keep it."""
+"""What to do with an example that is in two data sets: raise an error, leave it out of the second, or keep it."""
 
 OVERLAPS = ("error", "drop", "allow")
 REMEDY = (
-    'Leave them out: lightning_cwrf.without_overlap gives the data without them, and overlap="drop" does it here. '
+    'Leave them out: lightning_cwrf.without_overlap returns the data without them, and overlap="drop" does so here. '
     'Where different examples may share all their content (categorical data), pass key=, or overlap="allow".'
 )
 
 
 def places_among(ids: Sequence[Hashable], others: Collection[Hashable]) -> list[int]:
-    """The places of ``ids`` that are among the others."""
+    """The indices of those ``ids`` that are among the others."""
     return [place for place, known in enumerate(ids) if known in others]
 
 
 def told(places: Sequence[int], total: int, name: str, what: str, by: str = "the same inputs and label") -> str:
-    """How many examples of the data called ``name`` are something else too, and where.
+    """A message: how many examples of the data called ``name`` are something else too, and where.
 
     >>> told([0, 4], 9, "nonmembers", "members")
     '2 of the 9 examples of nonmembers are members (the same inputs and label), at places 0, 4'
@@ -74,7 +74,7 @@ def without_overlap(data: Dataset[Any], *others: Batches, key: Key | None = None
 @overload
 def without_overlap(data: DataLoader[Any], *others: Batches, key: Key | None = None) -> DataLoader[Any]: ...
 def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
-    """The data without the examples that stand in the others too, by inputs and label or by ``key``.
+    """The data without the examples that are also in the others, by inputs and label or by ``key``.
 
     >>> import torch
     >>> from torch.utils.data import TensorDataset
@@ -85,16 +85,16 @@ def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
 
     Args:
         data: a map-style data set, or a DataLoader of one.
-        others: data to be apart from: loaders, data sets or lists of batches, read whole.
-        key: gives the id of one example, which comes as it stands in its batch: ``(x[i], y[i])`` or
-            ``{"ids": ids[i], "label": y[i]}``. None: inputs and label tell.
+        others: loaders, data sets or lists of batches, which are read completely.
+        key: gives the id of one example, in the form of its batch: ``(x[i], y[i])`` or
+            ``{"ids": ids[i], "label": y[i]}``. Default: examples are compared by inputs and label.
 
     Returns:
-        A ``Subset`` of a data set; a DataLoader over one, in order, with the same batch size, workers and collate
+        A ``Subset`` of a data set; or a DataLoader over one, in order, with the same batch size, workers and collate
         function.
 
     Raises:
-        TypeError: data without places, or others that cannot be read whole.
+        TypeError: not map-style data, or others that cannot be read completely.
         ValueError: data that read differently each time.
     """
     if not isinstance(data, (Dataset, DataLoader)) or isinstance(getattr(data, "dataset", data), IterableDataset):
@@ -105,12 +105,14 @@ def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
     for each in (data, *others):
         if key is None and not reads_alike(each):
             raise ValueError(
-                "the data read differently each time (random augmentation), so their examples cannot be told by "
+                "the data read differently each time (random augmentation), so their examples cannot be compared by "
                 "content; pass plain data, or key=."
             )
         ids = all_ids(each, key)
         if ids is None:
-            raise TypeError("the data must be read whole: pass data sets, DataLoaders of them, or lists of batches.")
+            raise TypeError(
+                "the data must be read completely: pass data sets, DataLoaders of them, or lists of batches."
+            )
         if each is data:
             own = ids
         else:
@@ -123,22 +125,22 @@ def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
 
 
 class OverlapCheck:
-    """Compares members with other data by their inputs: whole, or batch by batch where one cannot be read whole.
+    """Compares members with other data by their inputs: all at once, or batch by batch where that is impossible.
 
-    Content tells no example where many members share theirs (categorical data); then an overlap is a warning. So it is
-    where data read differently each time, because nothing can be compared then.
+    Where many members share their content (categorical data), content does not identify an example, and an overlap is a
+    warning. Where data read differently each time, nothing can be compared, which is a warning too.
 
     Args:
-        members: training data; None: only what :meth:`see` is shown.
-        others: data that must be apart from them.
+        members: training data; None: only the batches given to :meth:`see`.
+        others: data that must not contain them.
         name: of the others, for the error.
-        what: members are called there.
+        what: a name of the members, for the error.
 
     Attributes:
-        others: what each of the others is known by; None where they cannot be read whole, or change.
+        others: the identity of each of the others; None where they cannot be read completely, or change.
 
     Raises:
-        ValueError: an example stands on both sides.
+        ValueError: an example is in both.
     """
 
     def __init__(self, members: Batches | None, others: Batches, name: str, what: str = "members") -> None:
@@ -152,7 +154,7 @@ class OverlapCheck:
             self._done = True
             warnings.warn(
                 f"{' and '.join(changing)} read differently each time (random augmentation), so whether {name} hold "
-                "training examples cannot be told by content: make sure they do not.",
+                "training examples cannot be checked by content: make sure they do not.",
                 stacklevel=3,
             )
             return
@@ -163,7 +165,7 @@ class OverlapCheck:
             self._compare(inside, outside)
 
     def see(self, member_batch: Any, batch: Any) -> None:
-        """Compare one more batch of each side with all that were seen, unless everything was compared already."""
+        """Compare one more batch of each with all batches so far, unless everything was compared at once."""
         if self._done:
             return
         for seen, shown in zip(self._seen, (member_batch, batch), strict=True):
@@ -171,13 +173,13 @@ class OverlapCheck:
         self._compare(*self._seen, whole=False)
 
     def _compare(self, inside: list[ExampleId], outside: list[ExampleId], whole: bool = True) -> None:
-        # Labels do not count: those of reference data need not be true ones.
+        # Labels do not count: those of reference data need not be true.
         members, others = ([digest for digest, _ in ids] for ids in (inside, outside))
         check_disjoint(members, others, self.name, self.what, whole=whole)
 
 
 def is_ambiguous(ids: Sequence[Hashable]) -> bool:
-    """Whether examples of one data set share their content so often that it tells none: one in ten has a double.
+    """Whether so many examples of a data set share their content that it identifies none: more than one in ten.
 
     >>> is_ambiguous([("a", 0), ("b", 0)]), is_ambiguous([("a", 0), ("a", 0), ("b", 0)])
     (False, True)
@@ -187,7 +189,7 @@ def is_ambiguous(ids: Sequence[Hashable]) -> bool:
 
 
 def _alike(data: Batches | None) -> bool:
-    """Whether data that can be read whole read alike; a one-shot iterator is not touched."""
+    """Whether map-style data read alike; others are not read."""
     source = data.dataset if isinstance(data, DataLoader) else data
     if not isinstance(source, Dataset) or isinstance(source, IterableDataset):
         return True

@@ -1,4 +1,4 @@
-"""Poisson sampling: the batches whose randomness the accounting of DP-SGD counts on."""
+"""Poisson sampling, which the accounting of DP-SGD assumes."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from lightning_cwrf.data import SeededOrder
 
 
 class PoissonBatches:
-    """Batches in which every example stands with the same probability, independently of all others.
+    """Batches that contain each example with the same probability, independently of all others.
 
-    Each of the ``steps`` logical batches of a pass takes every example with probability ``sample_rate``
-    (``1 / steps``) and is handed out in ``parts`` physical batches of almost equal size. Which examples it takes is a
-    function of ``seed`` and the number of the step alone: workers may read ahead, a resumed run goes on where it
-    stopped, and all processes of a run draw the same logical batch, of which each takes its share.
+    Each of the ``steps`` logical batches of a pass contains every example with probability ``sample_rate``
+    (``1 / steps``) and is divided into ``parts`` physical batches of almost equal size. Its examples are a function of
+    ``seed`` and the number of the step alone: workers may read ahead, a resumed run continues where it stopped, and all
+    processes of a run draw the same logical batch, of which each takes its share.
 
     Args:
         loader: the user's loader: its dataset, ``collate_fn``, workers and memory pinning are kept, its order is not.
         steps: logical batches of a pass.
         parts: physical batches of a logical batch.
-        seed: of the draws; keep it secret where the privacy of the examples hangs on it.
-        first_step: the number of the step at which a pass begins.
-        rank, world_size: this process, of how many.
+        seed: of the draws; keep it secret where the privacy of the examples depends on it.
+        first_step: the number of the step at which a pass starts.
+        rank, world_size: of this process.
 
     Raises:
-        TypeError: no DataLoader, or one over a stream.
-        ValueError: a loader whose order is a choice of examples, which Poisson sampling would undo.
+        TypeError: not a DataLoader, or one over a stream.
+        ValueError: a loader whose sampler chooses examples, which Poisson sampling would undo.
 
     >>> import torch
     >>> batches = PoissonBatches(DataLoader(torch.arange(100), batch_size=25), steps=4)
@@ -69,7 +69,7 @@ class PoissonBatches:
 
     @property
     def sample_rate(self) -> float:
-        """The probability of an example to stand in a logical batch."""
+        """The probability that a logical batch contains an example."""
         return 1 / self.steps
 
     @property
@@ -88,7 +88,7 @@ class PoissonBatches:
     def __iter__(self) -> Iterator[Any]:
         first = self.first_step()
         loader = self.loader
-        # One loader a pass: its workers end with it.
+        # A new loader for each pass: its workers end with it.
         yield from DataLoader(
             loader.dataset,
             batch_sampler=self._indices(first),
@@ -102,11 +102,11 @@ class PoissonBatches:
         )
 
     def state_dict(self) -> dict[str, int]:
-        """The number of the coming step. It tells Lightning that a run can go on from the middle of a pass."""
+        """The number of the next step. With this method, Lightning can resume in the middle of a pass."""
         return {"step": self.first_step()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing to do: ``first_step`` knows where a resumed run stands."""
+        """Nothing to do: ``first_step`` gives the step of a resumed run."""
 
     def _indices(self, first: int) -> Iterator[list[int]]:
         for step in range(first, first + self.steps):
@@ -117,12 +117,12 @@ class PoissonBatches:
     def _collate(self, examples: list[Any]) -> Any:
         if examples:
             return self.loader.collate_fn(examples)
-        # Nobody was drawn: a batch of the same form, of no examples.
+        # No example was drawn: an empty batch of the same form.
         return apply_to_collection(self.loader.collate_fn([self.loader.dataset[0]]), Tensor, lambda tensor: tensor[:0])
 
 
 def check_poisson(loader: Any) -> None:
-    """Raise unless ``loader`` is a DataLoader that takes a whole dataset, so that its batches can be redrawn."""
+    """Raise unless ``loader`` is a DataLoader over a whole dataset, so that its batches can be redrawn."""
     if not isinstance(loader, DataLoader):
         raise TypeError(f"DP-SGD draws its own Poisson batches, from one DataLoader; got a {type(loader).__name__}.")
     if isinstance(loader.dataset, IterableDataset):
@@ -137,12 +137,12 @@ def check_poisson(loader: Any) -> None:
 
 
 def users_loader(loader: Any) -> Any:
-    """The loader that the user gave, where Poisson batches stand in its place."""
+    """The user's loader, where Poisson batches replace it."""
     return loader.loader if isinstance(loader, PoissonBatches) else loader
 
 
 def whole_order(loader: Any) -> Literal["shuffled", "in order"] | None:
-    """How a DataLoader goes through its whole dataset; None where it does not, or is no DataLoader of one.
+    """How a DataLoader goes through its whole dataset; None where it does not, or is not a DataLoader of one.
 
     >>> whole_order(DataLoader(range(4), shuffle=True)), whole_order(DataLoader(range(4)))
     ('shuffled', 'in order')
@@ -151,7 +151,7 @@ def whole_order(loader: Any) -> Literal["shuffled", "in order"] | None:
         return None
     if type(loader.batch_sampler) is not BatchSampler:
         return None
-    order: Any = loader.batch_sampler.sampler  # which a loader that was given its batch sampler does not know
+    order: Any = loader.batch_sampler.sampler  # a loader with a given batch sampler does not have it
     if isinstance(order, SequentialSampler):
         return "in order"
     if isinstance(order, SeededOrder):

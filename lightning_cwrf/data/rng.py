@@ -1,4 +1,4 @@
-"""The caller's random state, kept."""
+"""Code that does not change the caller's random state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
-    """Give the caller's random state (Python, NumPy, torch on CPU and on ``device``) back as it was."""
+    """Restore the caller's random state (Python, NumPy, PyTorch on the CPU and on ``device``) at the end."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what is kept
     devices = [device] if device is not None and device.type not in ("cpu", "meta") else []
     kind = devices[0].type if devices else "cuda"

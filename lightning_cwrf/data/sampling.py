@@ -1,7 +1,7 @@
-"""Which examples a DataLoader can give: known from its sampler, or read off a copy of it, never off the loader itself.
+"""The examples that a DataLoader can give, determined from its sampler or a copy of it, never from the loader itself.
 
-A running loader with persistent workers has one iterator only, so nothing here iterates a loader; nor does anything
-draw from a sampler or a generator that belongs to the caller.
+A running loader with persistent workers has only one iterator, so nothing here iterates a loader or draws from the
+caller's samplers and generators.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from torch.utils.data import (
 )
 
 from lightning_cwrf.data.rng import isolated_rng
+from lightning_cwrf.lightning_private import wrapped_sampler
 
 _PASSES = 16
-"""How often a sampler of unknown kind is gone through, at most, until a pass brings nothing new."""
+"""The most passes over a sampler of unknown kind until one gives nothing new."""
 
 
 @dataclass(frozen=True)
 class Support:
-    """The places of a data set that a loader can give.
+    """The indices of a data set that a loader can give.
 
     Attributes:
-        places: each once: in the loader's order where all passes have the same, else in the order of first sight.
-        batches: the places by batch, where a batch sampler of the user's own puts the batches together; else None.
-        misses: float64, one for all places or one each: the probability that one pass leaves a place out.
+        places: each index once: in the loader's order where all passes have the same, else in order of appearance.
+        batches: the indices by batch, where the user's own batch sampler makes the batches; else None.
+        misses: float64, one for all indices or one each: the probability that a pass does not give an index.
     """
 
     places: Sequence[Any]
@@ -46,7 +47,7 @@ class Support:
     misses: Tensor
 
     def unseen(self, passes: float) -> float:
-        """The share of the places that this many passes are expected to leave out.
+        """The share of the indices that this many passes are expected not to give.
 
         >>> support(DataLoader(range(10), batch_size=5, shuffle=True), batches=1).unseen(passes=2)
         0.25
@@ -56,9 +57,9 @@ class Support:
 
 @dataclass(frozen=True)
 class _Order:
-    """One sampler: what it gives, how much in a pass, and whether every pass is the same.
+    """One sampler: the indices it gives, the length of a pass, and whether all passes are the same.
 
-    ``weights`` are the chances of a single draw where places are drawn with replacement.
+    ``weights`` are the probabilities of a single draw where indices are drawn with replacement.
     """
 
     places: Sequence[Any]
@@ -68,7 +69,7 @@ class _Order:
     replicas: int = 1
 
     def support(self, length: int) -> Support:
-        """What passes give that end after ``length`` places."""
+        """What passes of ``length`` indices give."""
         if self.fixed:
             given = self.places[:length]
             return Support(
@@ -81,22 +82,22 @@ class _Order:
 
 
 def support(loader: DataLoader[Any], batches: int | None = None) -> Support:
-    """The places of its map-style data set that a loader can give, in passes of at most so many batches.
+    """The indices of its map-style data set that a loader can give, in passes of at most ``batches`` batches.
 
     ======================================= ========================================================================
-    in order, or a fixed order of one's own what a pass gives; with ``drop_last`` without the last, incomplete batch
+    in order, or another fixed order        what a pass gives; with ``drop_last`` without the last, incomplete batch
     shuffled, DistributedSampler            the whole data set
     SubsetRandomSampler                     its indices
-    WeightedRandomSampler                   the places whose weight is not zero
-    other samplers and batch samplers       what passes over a deep copy give, until a pass brings nothing new
+    WeightedRandomSampler                   the indices whose weight is not zero
+    other samplers and batch samplers       what passes over a deep copy give, until a pass gives nothing new
     ======================================= ========================================================================
 
     Args:
         loader: of a map-style data set.
-        batches: how many batches of each pass are used; None: all.
+        batches: the number of batches of each pass that are used; default: all.
 
     Raises:
-        ValueError: a sampler that cannot be copied, does not end, or goes on giving other places in every pass.
+        ValueError: a sampler that cannot be copied, does not end, or gives other indices in every pass.
 
     >>> from torch.utils.data import SubsetRandomSampler
     >>> support(DataLoader(range(100), sampler=SubsetRandomSampler([3, 1, 2]))).places
@@ -107,7 +108,7 @@ def support(loader: DataLoader[Any], batches: int | None = None) -> Support:
 
 
 def batch_size_of(loader: DataLoader[Any]) -> int | None:
-    """Of a loader that makes batches of single places; None where its data set or its batch sampler makes them.
+    """The batch size of a loader that makes its batches; None where its data set or own batch sampler makes them.
 
     >>> batch_size_of(DataLoader(range(9), batch_sampler=BatchSampler(range(9), 4, drop_last=False)))
     4
@@ -119,7 +120,7 @@ def batch_size_of(loader: DataLoader[Any]) -> int | None:
 
 
 def _support(loader: DataLoader[Any], batches: int | None) -> Support:
-    # A loader that was given its batch sampler says nothing of size and order itself.
+    # A loader with a given batch sampler has no batch size and sampler of its own.
     own: Any = loader.batch_sampler
     if own is None:
         if _gives_lists(loader):
@@ -149,7 +150,7 @@ def _order(sampler: Any, loader: DataLoader[Any]) -> _Order:
         places = weights.nonzero().flatten().tolist()
         return _Order(places, sampler.num_samples, fixed=False, weights=weights[places])
     if isinstance(sampler, DistributedSampler):
-        inner = getattr(sampler.dataset, "_sampler", None)  # Lightning's wrapper of another sampler
+        inner = wrapped_sampler(sampler.dataset)
         if inner is None:
             order = _Order(range(len(sampler.dataset)), len(sampler.dataset), fixed=not sampler.shuffle)  # type: ignore[arg-type]
         else:
@@ -165,7 +166,7 @@ def _order(sampler: Any, loader: DataLoader[Any]) -> _Order:
 
 
 def _grouped(batch_sampler: Any, loader: DataLoader[Any], batches: int | None) -> Support:
-    """Of a sampler that gives lists of places."""
+    """The support of a sampler that gives lists of indices."""
     passes = [[list(map(_place, batch)) for batch in each] for each in _passes(batch_sampler, loader)]
     fixed = all(each == passes[0] for each in passes)
     seen: set[Any] = set()
@@ -181,10 +182,10 @@ def _grouped(batch_sampler: Any, loader: DataLoader[Any], batches: int | None) -
 
 
 def _passes(sampler: Any, loader: DataLoader[Any]) -> list[list[Any]]:
-    """Whole passes over a copy of a sampler: two at least, and until one brings no place that is new."""
+    """Whole passes over a copy of a sampler: at least two, until one gives no new index."""
     name = type(sampler).__name__
     mine = _copied(sampler, loader)
-    # Some samplers go round for ever; a pass may hold repetitions, but not that many.
+    # Some samplers never end. A pass may contain repetitions, but not that many.
     most = 1000 + 100 * len(loader.dataset) if hasattr(loader.dataset, "__len__") else 10**7
     passes: list[list[Any]] = []
     seen: set[Any] = set()
@@ -194,16 +195,16 @@ def _passes(sampler: Any, loader: DataLoader[Any]) -> list[list[Any]]:
         passes.append([_place(item) for item in itertools.islice(mine, most + 1)])
         if len(passes[-1]) > most:
             raise ValueError(
-                f"which examples the {name} gives cannot be told: it does not end. Pass the examples themselves, a "
-                "data set (for members: members=...)."
+                f"which examples the {name} gives cannot be determined: it does not end. Pass the examples themselves "
+                "as a data set (for members: members=...)."
             )
         new = set(itertools.chain.from_iterable(map(_flat, passes[-1]))) - seen
         seen |= new
         if number > 0 and not new:
             return passes
     raise ValueError(
-        f"which examples the {name} gives cannot be told: each of {_PASSES} passes over a copy gave others. Pass the "
-        "examples themselves, a data set (for members: members=...)."
+        f"which examples the {name} gives cannot be determined: each of {_PASSES} passes over a copy gave others. Pass "
+        "the examples themselves as a data set (for members: members=...)."
     )
 
 
@@ -212,18 +213,18 @@ def _copied(sampler: Any, loader: DataLoader[Any]) -> Any:
         return copy.deepcopy(sampler, _shared(loader.dataset))
     except Exception as error:
         raise ValueError(
-            f"which examples the {type(sampler).__name__} gives cannot be told: it cannot be copied ({error}). Pass "
-            "the examples themselves, a data set (for members: members=...)."
+            f"which examples the {type(sampler).__name__} gives cannot be determined: it cannot be copied ({error}). "
+            "Pass the examples themselves as a data set (for members: members=...)."
         ) from error
 
 
 def _gives_lists(loader: DataLoader[Any]) -> bool:
-    """Whether the sampler gives a batch's places at once, which the data set takes as they are."""
+    """Whether the sampler gives the indices of a whole batch, which the data set takes as a list."""
     return isinstance(_place(next(iter(_copied(loader.sampler, loader)), None)), list)
 
 
 def _shared(data: Any) -> dict[int, Any]:
-    """The memory of a deep copy that leaves a data set, and those inside it, as they are."""
+    """The memo of a deep copy that shares a data set and those inside it."""
     shared: dict[int, Any] = {}
     while data is not None and id(data) not in shared:
         shared[id(data)] = data
@@ -232,7 +233,7 @@ def _shared(data: Any) -> dict[int, Any]:
 
 
 def _runs(sampler: Any, kind: type) -> bool:
-    """Whether it is of this kind and goes through its data as that does."""
+    """Whether it is of this class and does not override the iteration."""
     return isinstance(sampler, kind) and type(sampler).__iter__ is kind.__iter__  # type: ignore[attr-defined]
 
 

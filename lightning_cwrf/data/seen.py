@@ -1,7 +1,7 @@
 """What a module has seen besides its training data: the non-members of its defense, the reference data of its scoring.
 
-An audit whose non-members stand there tests on data that shaped the model. The record is an attribute of the module,
-no part of its state dict; a checkpoint of a module with a defense brings it back.
+An audit with such examples as non-members would test on data that shaped the model. The record is an attribute of the
+module, not part of its state dict; it is saved in the checkpoints of modules with a defense.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from lightning_cwrf.data.examples import ExampleId
 
 SCORED = "reference data of the scoring"
-"""What a module has seen that CWRF has scored."""
+"""What a module has seen whose weights CWRF has scored."""
 
 _ATTRIBUTE = "_lightning_cwrf_seen"
 
 
 def record_seen(module: nn.Module, what: str, ids: Iterable[ExampleId]) -> None:
-    """Note on the module that it has seen these examples.
+    """Record on the module that it has seen these examples.
 
     >>> record_seen(model := nn.Linear(2, 2), "reference data of the scoring", [(b"a", 0)])
     >>> seen_by(nn.Sequential(model))
@@ -37,7 +37,7 @@ def record_seen(module: nn.Module, what: str, ids: Iterable[ExampleId]) -> None:
 
 
 def seen_by(model: nn.Module) -> dict[str, set[ExampleId]]:
-    """What a model and the modules inside it have seen, by its kind."""
+    """What a model and the modules inside it have seen, by kind."""
     found: dict[str, set[ExampleId]] = {}
     for module in model.modules():
         for what, ids in vars(module).get(_ATTRIBUTE, {}).items():
@@ -46,7 +46,7 @@ def seen_by(model: nn.Module) -> dict[str, set[ExampleId]]:
 
 
 def is_seen(known: ExampleId, seen: Collection[ExampleId]) -> bool:
-    """Whether an example is among those seen, whose labels may not have been known."""
+    """Whether an example is among those seen, some of which have no label."""
     return known in seen or (known[0], None) in seen
 
 
@@ -64,7 +64,7 @@ def seen_state(module: nn.Module) -> dict[str, Any]:
 
 
 def load_seen_state(module: nn.Module, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Add what a checkpoint says was seen."""
+    """Add the record of a checkpoint."""
     for what, content in state.items():
         raw, labels = content["digests"].numpy().tobytes(), content["labels"].tolist()
         pieces = [raw[16 * i : 16 * (i + 1)] for i in range(len(labels))]

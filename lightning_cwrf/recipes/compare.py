@@ -14,7 +14,7 @@ from lightning_cwrf.defenses import DefenseMixin
 from lightning_cwrf.recipes.defended import in_words
 
 
-def differences(built: LightningModule, model: nn.Module, *, with_cwrf: bool) -> list[str]:
+def differences(built: LightningModule, model: LightningModule, *, with_cwrf: bool) -> list[str]:
     """How ``model`` was visibly not trained by the recipe that built the other (:meth:`ShadowRecipe.differences`)."""
     found = []
     if _shapes(built) != _shapes(model):

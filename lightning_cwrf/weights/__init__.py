@@ -1,16 +1,13 @@
 """Weights: score them (Eq. 2, 4), choose and freeze the critical ones (Eq. 5 to 7), and their vanilla values."""
 
+from lightning_cwrf.weights.copies import capture
+from lightning_cwrf.weights.correlation import score_correlation, weight_kinds
+from lightning_cwrf.weights.descent import trainable_parameters
 from lightning_cwrf.weights.masks import WeightMask
-from lightning_cwrf.weights.scores import (
-    learnability_scores,
-    load_scores,
-    privacy_vulnerability_scores,
-    pve_loss,
-    save_scores,
-    score_correlation,
-    weight_kinds,
-)
-from lightning_cwrf.weights.vanilla import capture, load_vanilla, redraw, save_vanilla
+from lightning_cwrf.weights.redraw import redraw
+from lightning_cwrf.weights.score_files import load_scores, save_scores
+from lightning_cwrf.weights.scores import learnability_scores, privacy_vulnerability_scores, pve_loss
+from lightning_cwrf.weights.vanilla import load_vanilla, save_vanilla
 
 __all__ = [
     "WeightMask",
@@ -24,5 +21,6 @@ __all__ = [
     "save_scores",
     "save_vanilla",
     "score_correlation",
+    "trainable_parameters",
     "weight_kinds",
 ]

@@ -1,4 +1,4 @@
-"""Deep copies of modules, on which weights are scored and drawn anew."""
+"""Copies of modules and of their weights. Weights are scored and redrawn on copies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
-"""What Lightning replaces on a module that is fitted as ``torch.compile(module)``, by attributes of the instance."""
+from lightning_cwrf.lightning_private import COMPILED as COMPILED
+from lightning_cwrf.lightning_private import drop_compiled_steps
+
+
+def capture(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the tensors of the model's state dict (parameters and buffers) on the CPU."""
+    return {name: value.to("cpu", copy=True).contiguous() for name, value in tensors_of(model).items()}
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without what modules save beside tensors (``get_extra_state``)."""
+    return {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any:
@@ -18,16 +28,16 @@ def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any
 
     Args:
         model: the module.
-        weights: a state dict; the copy has its values, and shares the memory of the parameters with it where device
-            and precision are the same. The copy must not be trained then.
+        weights: a state dict whose values the copy gets. It shares memory with the copy's parameters where device and
+            precision are the same, so do not train such a copy.
 
     Raises:
-        TypeError: the module, or something that it holds, cannot be copied.
+        TypeError: the module, or one of its attributes, cannot be copied.
     """
     memo = _computed(model)
     own = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    # A module may save its weights in a form of its own; then only its load_state_dict knows what to do with them.
+    # A module may save its weights in its own form, which only its load_state_dict can read.
     plain = own.keys() <= {*parameters, *(name for name, _ in model.named_buffers())}
     if weights is not None and plain:
         for name in own.keys() & parameters.keys():
@@ -39,7 +49,7 @@ def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any
     except Exception as error:  # a __deepcopy__ may raise anything
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({_uncopyable(model)}: {error}), and its weights are scored and "
-            "redrawn on a copy. Take that attribute off the module before, or give its class a __deepcopy__."
+            "redrawn on a copy. Remove that attribute from the module first, or give its class a __deepcopy__."
         ) from error
     if weights is not None and plain:
         with torch.no_grad():
@@ -48,30 +58,22 @@ def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any
                     buffer.copy_(weights[name])
     elif weights is not None:
         made.load_state_dict(weights)
-    _uncompiled(made)
+    for module in made.modules():
+        drop_compiled_steps(module)
     return made
 
 
 def _computed(model: nn.Module) -> dict[int, Any]:
-    """Detached copies of tensors that a forward pass left on the modules, by id: ``deepcopy`` refuses them.
+    """Detached copies of the non-leaf tensors on the modules, by id; ``deepcopy`` raises for such tensors.
 
-    ``weight_norm``, ``spectral_norm`` and pruning keep the weight so, and compute it anew in every pass.
+    ``weight_norm``, ``spectral_norm`` and pruning store the weight like this, and compute it again in every pass.
     """
     held = (value for module in model.modules() for value in vars(module).values())
     return {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
 
 
-def _uncompiled(made: nn.Module) -> None:
-    """Take Lightning's compiled steps off a copy: they are bound to the module that was compiled."""
-    for module in made.modules():
-        if vars(module).get("_compiler_ctx") is not None:
-            vars(module)["_compiler_ctx"] = None
-            for name in COMPILED:
-                vars(module).pop(name, None)
-
-
 def _uncopyable(model: nn.Module) -> str:
-    """Where in a module the thing is that cannot be copied."""
+    """The attribute of a module that cannot be copied."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if name in ("_parameters", "_buffers", "_modules"):

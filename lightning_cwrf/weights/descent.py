@@ -12,23 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_cwrf.classification import classification_step, split_batch
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.weights.copies import copied
 
-_CHUNK = 1 << 20  # weights scored at a time, so that their products need no memory of the size of a layer
+_CHUNK = 1 << 20  # weights scored at a time, so that their products need less memory than a layer
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that count as weights: trainable, each shared one once, under its first name."""
+    """The parameters that count as weights: trainable, each tied one once, under its first name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Check the model; keep the caller's random state out, and leave the modes that surround the call."""
+def scoring_context(model: Any) -> Iterator[None]:
+    """Check the model, keep the caller's random state, and switch off no_grad, inference mode and autocast."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, not {_named(model)}.")
+        what = f"the class {model.__name__}; pass an instance" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model must be a torch.nn.Module, not {what}.")
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise ValueError(
@@ -45,92 +45,39 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _named(thing: Any) -> str:
-    return f"the class {thing.__name__}; pass an instance" if isinstance(thing, type) else type(thing).__name__
-
-
 def accumulate(
     model: nn.Module,
-    begin: Callable[[], Callable[[nn.Module], Tensor]],
+    make_objective: Callable[[], Callable[[nn.Module], Tensor]],
     steps: int,
     lr: float,
     on_step: Callable[[int], Any] | None,
 ) -> dict[str, Tensor]:
     """Eq. 2 along plain SGD on a copy: φ += |g ⊙ θ'|, then θ' -= η_e·g (Algorithm 1, lines 7-9).
 
-    Each gradient is used and freed as soon as the backward pass has it, so that they never stand in memory together.
-    A model that still needs a weight's old value afterwards (because it uses the weight detached somewhere) makes
-    autograd say so, as does one with reentrant checkpoints, whose gradients come in parts; then it begins anew, and all
-    gradients of a step are kept until its backward pass is over.
+    A hook on each weight does both as soon as the backward pass has its gradient, and frees it, so that the gradients
+    are never all in memory together. Autograd raises for a model that needs a weight's old value later in the backward
+    pass (because it also uses the weight detached) and for one with reentrant checkpoints, whose gradients come in
+    parts. Then the descent starts over, and the weights are updated after each backward pass.
 
     Args:
         model: it is copied.
-        begin: gives an objective, a function of the copy that takes the next batches. Called once more where the
-            descent begins anew.
+        make_objective: makes a function of the copy that takes the next batches and returns the loss. It is called
+            again where the descent starts over.
         steps: T.
         lr: η_e.
         on_step: called with the number of steps done.
     """
     try:
-        return _descend(model, begin(), steps, lr, on_step, at_once=True)
-    except _GradientsKept:
-        return _descend(model, begin(), steps, lr, on_step, at_once=False)
+        return _descend(model, make_objective(), steps, lr, on_step, in_backward=True)
+    except _CannotUpdateInBackward:
+        return _descend(model, make_objective(), steps, lr, on_step, in_backward=False)
 
 
-class TwoBatches:
-    """Runs two batches through a model, as one where that gives the same.
-
-    In one forward pass autograd has each weight's gradient whole. In two, the gradients of one pass wait in memory,
-    as large as the weights, for those of the other. Whether a model takes both batches as one is tried the first time.
-    """
-
-    def __init__(self) -> None:
-        self._as_one: bool | None = None
-
-    def __call__(self, model: nn.Module, first: Any, second: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The first batch's logits and targets, and the second one's logits."""
-        joined = _joined(model, first, second) if self._as_one is not False else None
-        if joined is not None and self._as_one is None:
-            self._as_one = _alike(model, joined, first, second)
-        if joined is not None and self._as_one:
-            logits, targets = classification_step(model, joined)
-            size = len(split_batch(first)[1])
-            return logits[:size], targets[:size], logits[size:]
-        logits, targets = classification_step(model, first)
-        return logits, targets, classification_step(model, second)[0]
+class _CannotUpdateInBackward(Exception):
+    pass
 
 
-def _joined(model: nn.Module, *batches: Any) -> tuple[Tensor, Tensor] | None:
-    """The batches as one; None where they are no pairs of plain tensors that fit, or the module has its own step."""
-    if hasattr(model, "classification_step"):
-        return None
-    pairs = [split_batch(batch) for batch in batches]
-    for parts in zip(*pairs, strict=True):
-        if not all(isinstance(part, Tensor) and part.ndim > 0 and part.layout == torch.strided for part in parts):
-            return None
-        if len({(part.dtype, part.device, part.shape[1:]) for part in parts}) > 1:
-            return None
-    if any(len(inputs) != len(targets) for inputs, targets in pairs):
-        return None
-    inputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return inputs, targets
-
-
-@torch.no_grad()
-def _alike(model: nn.Module, joined: Any, first: Any, second: Any) -> bool:
-    apart = torch.cat([classification_step(model, batch)[0] for batch in (first, second)])
-    try:
-        together = classification_step(model, joined)[0]
-    except Exception:  # a model may take batches of one size alone
-        return False
-    return bool(torch.allclose(together, apart, rtol=1e-3, atol=1e-4 * float(apart.abs().max())))
-
-
-class _GradientsKept(Exception):
-    """The backward pass needs a weight's value after its gradient is known, or gives the gradient in parts."""
-
-
-_WHY_KEPT = ("modified by an inplace operation", "use_reentrant=True")
+_REASONS = ("modified by an inplace operation", "use_reentrant=True")
 
 
 def _descend(
@@ -140,35 +87,35 @@ def _descend(
     lr: float,
     on_step: Callable[[int], Any] | None,
     *,
-    at_once: bool,
+    in_backward: bool,
 ) -> dict[str, Tensor]:
     work = copied(model).eval()
     weights = trainable_parameters(work)
     if not weights:
         raise ValueError("the model has no trainable parameter (requires_grad is False everywhere): nothing to score.")
     scores: dict[str, Tensor] = {}
-    if at_once:
+    updates = {name: partial(_score_and_step, name, scores, lr) for name in weights}
+    if in_backward:
         for name, weight in weights.items():
-            weight.register_post_accumulate_grad_hook(partial(_take, name, scores, lr))  # type: ignore[no-untyped-call]
-    for step in range(steps):
+            weight.register_post_accumulate_grad_hook(updates[name])  # type: ignore[no-untyped-call]
+    for step in range(1, steps + 1):
         loss = objective(work)
         if not torch.isfinite(loss):
-            raise ValueError(f"the scoring loss is {loss.item()} at step {step + 1}; lower lr (now {lr}).")
-        if step == 0:
+            raise ValueError(f"the scoring loss is {loss.item()} at step {step}; lower lr (now {lr}).")
+        if step == 1:
             _check_copy(loss, model)
         if loss.requires_grad:
             try:
-                loss.backward(inputs=list(weights.values()) if at_once else None)  # type: ignore[no-untyped-call]
+                loss.backward(inputs=list(weights.values()) if in_backward else None)  # type: ignore[no-untyped-call]
             except RuntimeError as error:
-                if at_once and any(why in str(error) for why in _WHY_KEPT):
-                    raise _GradientsKept from error
+                if in_backward and any(reason in str(error) for reason in _REASONS):
+                    raise _CannotUpdateInBackward from error
                 raise
         for name, weight in weights.items():
-            if weight.grad is not None:
-                _take(name, scores, lr, weight)
+            updates[name](weight)
         if on_step is not None:
-            on_step(step + 1)
-    _tell_unreached([name for name in weights if name not in scores], len(weights))
+            on_step(step)
+    _warn_unreached([name for name in weights if name not in scores], len(weights))
     return {name: scores[name] for name in weights if name in scores}
 
 
@@ -186,14 +133,14 @@ def _check_copy(loss: Tensor, model: nn.Module) -> None:
         if name is not None:
             raise ValueError(
                 f"a copy of this {type(model).__name__} still computes with the {name!r} of the model itself, so its "
-                "weights cannot be scored: look for a lambda or an inner function on the module that names self, and "
+                "weights cannot be scored: look for a lambda or an inner function on the module that uses self, and "
                 "make it a method."
             )
 
 
 @torch.no_grad()
-def _take(name: str, scores: dict[str, Tensor], lr: float, weight: Tensor) -> None:
-    """Add a weight's |g ⊙ θ'| to its score, take the SGD step, and free the gradient."""
+def _score_and_step(name: str, scores: dict[str, Tensor], lr: float, weight: Tensor) -> None:
+    """Add a weight's |g ⊙ θ'| to its score, take the SGD step, and free the gradient; nothing without a gradient."""
     gradient = weight.grad
     if gradient is None:
         return
@@ -201,27 +148,27 @@ def _take(name: str, scores: dict[str, Tensor], lr: float, weight: Tensor) -> No
     weight.grad = None
     if name not in scores:
         scores[name] = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
-    whole = (scores[name], gradient, weight)
+    score = scores[name]
     if weight.is_complex():  # the first-order change of the loss where the weight is set to zero
-        scores[name] += (gradient.conj() * weight).real.float().abs_()
-        weight.sub_(gradient, alpha=lr)
-        return
-    flat = all(tensor.is_contiguous() for tensor in whole)
-    parts = zip(*(torch.split(t.view(-1), _CHUNK) for t in whole), strict=True) if flat else [whole]
-    for score, g, w in parts:
-        score += (g.float() * w.float()).abs_()
+        score += (gradient.conj() * weight).real.float().abs_()
+    elif all(tensor.is_contiguous() for tensor in (score, gradient, weight)):
+        chunks = (torch.split(tensor.view(-1), _CHUNK) for tensor in (score, gradient, weight))
+        for part, g, w in zip(*chunks, strict=True):
+            part += (g.float() * w.float()).abs_()
+    else:
+        score += (gradient.float() * weight.float()).abs_()
     weight.sub_(gradient, alpha=lr)
 
 
-def _tell_unreached(names: list[str], total: int) -> None:
+def _warn_unreached(names: list[str], total: int) -> None:
     if len(names) == total:
         raise ValueError("the loss depends on no trainable parameter of the model: nothing to score.")
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         warnings.warn(
             f"the loss does not reach {len(names)} of {total} trainable parameters ({', '.join(names[:5])}{more}): "
-            "they have no score and do not count among the weights that a rate is of. Averaged copies and unused "
-            "heads are such; if a weight of the model is named, look for a detach() in its way.",
+            "they have no score, and a rate is a share of the other weights. This is expected for averaged copies and "
+            "unused heads; for any other weight, look for a detach() in its way.",
             UserWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""The masked weights of one parameter: where they are, and the values they are held at."""
+"""The masked weights of one parameter: their positions and the values they are held at."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor
 
 @dataclass
 class Frozen:
-    """Flat positions in a parameter, and the values that it holds there."""
+    """Flat positions in a parameter, and the values to hold there."""
 
     index: Tensor
     value: Tensor
 
     def mask(self, parameter: Tensor) -> Tensor:
-        """The positions as a mask of the parameter's shape, for layouts that have no flat view."""
+        """The positions as a mask of the parameter's shape, for layouts without a flat view."""
         flat = torch.zeros(parameter.numel(), dtype=torch.bool, device=parameter.device)
         return flat.index_fill_(0, self.index, True).view(parameter.shape)
 
     def like(self, tensor: Tensor) -> Frozen:
-        """The same on the device and in the precision of ``tensor``."""
+        """A copy on the device and in the precision of ``tensor``."""
         return Frozen(self.index.to(tensor.device), self.value.to(tensor.device, tensor.dtype))
 
     def follow(self, tensor: Tensor) -> None:
-        """Go to the device and precision of ``tensor``."""
+        """Move to the device and precision of ``tensor``."""
         if self.index.device != tensor.device or self.value.dtype != tensor.dtype:
             there = self.like(tensor)
             self.index, self.value = there.index, there.value
 
     def moved(self, tensor: Tensor) -> Tensor:
-        """How many of the values in ``tensor`` are others than those held, bit for bit. On its device."""
+        """The number of values in ``tensor`` that differ in any bit from those held, as a tensor on its device."""
         return (_bits(tensor.detach().take(self.index)) != _bits(self.value)).sum()
 
     def write(self, tensor: Tensor) -> None:
@@ -57,7 +57,7 @@ class Frozen:
 
 
 def _bits(values: Tensor) -> Tensor:
-    """Floats as integers: one comparison, in which NaN is itself."""
+    """Floats as integers, so that NaN equals itself."""
     values = torch.view_as_real(values) if values.is_complex() else values
     return values.view(_INTEGERS[values.element_size()])
 

@@ -1,4 +1,4 @@
-"""The mask of critical weights: choose it (Eq. 5), rewind it (Eq. 6), and hold it still (Eq. 7)."""
+"""The mask of critical weights: choose it (Eq. 5), rewind it (Eq. 6), and keep it frozen (Eq. 7)."""
 
 from __future__ import annotations
 
@@ -7,33 +7,30 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_cwrf.checks import check_flag, check_number
-from lightning_cwrf.files import load_tensors, save_tensors
+from lightning_cwrf.weights import mask_files
 from lightning_cwrf.weights.frozen import Frozen
-from lightning_cwrf.weights.selection import apportion, largest
+from lightning_cwrf.weights.selection import top_share
 
-_FORMAT = "lightning_cwrf.WeightMask/1"
-# What schedule-free optimizers call their further copies of the weights.
+# What schedule-free optimizers call their extra copies of the weights.
 _COPIES = ("x", "y", "z")
 
 
 class WeightMask:
     """Which weights of a model are critical: one bool tensor per parameter, True where a weight is rewound and frozen.
 
-    A mask comes from scores (:meth:`top`), from a file (:meth:`load`) or from given tensors. :meth:`rewind_` sets the
-    chosen weights to their vanilla values; from then on :meth:`zero_grad_` before an optimizer's step and
-    :meth:`restore_` after it keep them there bit for bit, whatever weight decay, momentum or noise would do.
+    A mask is made from scores (:meth:`top`), a file (:meth:`load`) or tensors. :meth:`rewind_` sets the chosen weights
+    to their vanilla values; then :meth:`zero_grad_` before each optimizer step and :meth:`restore_` after it keep
+    them there bit for bit, despite weight decay, momentum or noise.
 
     Args:
         masks: bool tensors by parameter name.
 
     Raises:
-        TypeError: ``masks`` is no mapping of names to bool tensors.
+        TypeError: ``masks`` is not a mapping of names to bool tensors.
 
     >>> model = nn.Linear(4, 1, bias=False)
     >>> vanilla = {"weight": torch.zeros(1, 4)}
@@ -46,12 +43,7 @@ class WeightMask:
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        if not isinstance(masks, Mapping):
-            raise TypeError(f"masks must be bool tensors by parameter name, not a {type(masks).__name__}.")
-        for name, mask in masks.items():
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-                raise TypeError(f"the mask of {name!r} must be a bool tensor, not {found}.")
+        mask_files.check_masks(masks)
         self.masks: dict[str, Tensor] = {name: mask.detach().cpu() for name, mask in masks.items()}
         self.count = sum(int(torch.count_nonzero(mask)) for mask in self.masks.values())
         self.total = sum(mask.numel() for mask in self.masks.values())
@@ -61,17 +53,17 @@ class WeightMask:
         return f"WeightMask({self.count:,} of {self.total:,} weights in {len(self.masks)} parameters)"
 
     def __invert__(self) -> WeightMask:
-        """The mask of all other weights of the same parameters; it holds no values yet."""
+        """The mask of all other weights of the same parameters, without held values."""
         return WeightMask({name: ~mask for name, mask in self.masks.items()})
 
     def rest_of(self, model: nn.Module) -> WeightMask:
-        """The mask of all other trainable weights of ``model``, those of parameters without a mask too.
+        """The mask of all other trainable weights of ``model``, including parameters without a mask.
 
         >>> model = nn.Linear(2, 1)
         >>> WeightMask({"bias": torch.tensor([True])}).rest_of(model)
         WeightMask(2 of 3 weights in 2 parameters)
         """
-        masked = set(self._parameters(model).values())  # a tied one may stand here under its other name
+        masked = set(self._parameters(model).values())  # a tied one may be here under its other name
         rest = {
             name: torch.ones(p.shape, dtype=torch.bool)
             for name, p in model.named_parameters()
@@ -81,54 +73,39 @@ class WeightMask:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the values to hold are known: after :meth:`rewind_`, :meth:`freeze`, or a load of both."""
+        """Whether the mask has values to hold: after :meth:`rewind_` or :meth:`freeze`, or loaded with them."""
         return bool(self._frozen) or self.count == 0
 
     @classmethod
     def top(cls, scores: Mapping[str, Tensor], rate: float, *, per_layer: bool = False) -> WeightMask:
         """Choose exactly ``round(rate · N)`` weights: the highest scores over all N weights together (Eq. 5).
 
-        Equal scores at the threshold are taken in order of parameter and position. The threshold is found by two
-        counting passes over the bits of the scores, so nothing is sorted or copied as a whole.
+        Ties at the threshold are broken by the order of parameters and positions. The threshold is found by two
+        counting passes over the bits of the scores, so they are neither sorted nor copied as a whole.
 
         Args:
             scores: non-negative float32 tensors by parameter name.
             rate: r in [0, 1]. The paper searches 0.01 to 0.10.
-            per_layer: choose the share ``rate`` inside each layer (a module's weight and bias together) instead. Where
-                the shares are not whole, the largest remainders round up, so the total is still ``round(rate · N)``.
+            per_layer: choose the share ``rate`` of each layer (a module's weight and bias together) instead. Where the
+                shares are not whole, the largest remainders round up, so the total is still ``round(rate · N)``.
 
         Raises:
-            TypeError: a rate that is no number, scores of another type.
+            TypeError: a rate that is not a number, or scores of another type.
             ValueError: a rate outside [0, 1]; scores that are negative, NaN or infinite, or no scores at all.
 
         >>> WeightMask.top({"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([1.0])}, rate=1 / 3).masks
         {'a': tensor([ True, False]), 'b': tensor([False])}
         """
-        check_rate(rate)
-        check_flag("per_layer", per_layer)
-        total = sum(score.numel() for score in scores.values())
-        if total == 0:
-            raise ValueError("there are no scores to choose weights by.")
-        wanted = round(rate * total)
-        if not per_layer:
-            return cls(largest(scores, wanted))
-        layers: dict[str, dict[str, Tensor]] = {}
-        for name, score in scores.items():
-            layers.setdefault(name.rpartition(".")[0], {})[name] = score
-        sizes = [sum(score.numel() for score in layer.values()) for layer in layers.values()]
-        masks: dict[str, Tensor] = {}
-        for layer, share in zip(layers.values(), apportion(sizes, wanted), strict=True):
-            masks.update(largest(layer, share))
-        return cls({name: masks[name] for name in scores})
+        return cls(top_share(scores, rate, per_layer=per_layer))
 
     def rewind_(self, model: nn.Module, vanilla: Mapping[str, Tensor]) -> None:
-        """Set the masked weights to their vanilla values, in place, and hold them from now on (Eq. 6).
+        """Set the masked weights to their vanilla values, in place, and take these as the values to hold (Eq. 6).
 
         Only parameters are rewound. Buffers, such as BatchNorm's running statistics, stay as they are.
 
         Args:
             model: the finished model.
-            vanilla: θ_vn, as :func:`~lightning_cwrf.weights.vanilla.load_vanilla` gives it.
+            vanilla: θ_vn, as :func:`~lightning_cwrf.weights.vanilla.load_vanilla` returns it.
 
         Raises:
             ValueError: vanilla values are missing, of another shape, NaN or infinite; or the mask is of another model.
@@ -149,7 +126,7 @@ class WeightMask:
         self.freeze(model)
 
     def freeze(self, model: nn.Module) -> None:
-        """Take the masked weights' present values as the ones that :meth:`restore_` writes back."""
+        """Take the masked weights' current values as those that :meth:`restore_` writes back."""
         frozen = {}
         for name, parameter in self._parameters(model).items():
             index = self.masks[name].flatten().nonzero().flatten().to(parameter.device)
@@ -165,13 +142,13 @@ class WeightMask:
             frozen.clear_gradient(parameter)
 
     def clear_gradients_of(self, model: nn.Module) -> list[RemovableHandle]:
-        """Have every backward pass set the masked weights' gradients to zero as soon as they are accumulated.
+        """Register hooks that set the masked weights' gradients to zero as soon as a backward pass accumulates them.
 
         For loops that clip gradients before :meth:`zero_grad_` can be called. Gradients that are written to ``.grad``
-        by hand, or taken by ``torch.autograd.grad``, are not seen.
+        by hand, or computed by ``torch.autograd.grad``, are not changed.
 
         Returns:
-            The hooks; ``remove()`` each of them at the end. Deep copies of the model do not have them.
+            The hooks; call ``remove()`` on each at the end. Deep copies of the model do not have them.
         """
 
         def clearing(frozen: Frozen) -> Callable[[Tensor], None]:
@@ -193,8 +170,8 @@ class WeightMask:
 
         Args:
             model: the model.
-            optimizer: one whose state may hold copies of the weights, as schedule-free optimizers do under ``"z"``:
-                they exchange them with the weights in ``optimizer.eval()``, so those are written as well.
+            optimizer: one whose state may hold copies of the weights, as schedule-free optimizers do under ``"z"``.
+                They swap them with the weights in ``optimizer.eval()``, so the copies are written as well.
         """
         swaps = callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
         for parameter, frozen in self._held(model):
@@ -205,12 +182,12 @@ class WeightMask:
                     frozen.like(copied).write(copied)
 
     def moved(self, model: nn.Module) -> dict[str, int]:
-        """How many masked weights differ from their held values now, by parameter name, where there are any."""
+        """The number of masked weights that differ from their held values, by parameter name, without zeros."""
         counts = {name: int(count) for name, count in self.moved_counts(model).items()}
         return {name: count for name, count in counts.items() if count}
 
     def moved_counts(self, model: nn.Module) -> dict[str, Tensor]:
-        """As :meth:`moved`, for every parameter and as tensors on its device: nothing waits for a GPU."""
+        """As :meth:`moved`, for every parameter and as tensors on its device, without a synchronisation."""
         return {
             name: frozen.moved(parameter)
             for (parameter, frozen), name in zip(self._held(model), self._frozen, strict=True)
@@ -218,10 +195,10 @@ class WeightMask:
 
     @torch.no_grad()
     def restore_in_(self, state: dict[str, Tensor]) -> dict[str, int]:
-        """Put the held values into a state dict of the model, by new tensors where others stand there.
+        """Put the held values into a state dict of the model; tensors that have other values are replaced by new ones.
 
         Returns:
-            How many values were others, by parameter name, where there were any.
+            The number of values that differed, by parameter name, without zeros.
         """
         found = {}
         for name, frozen in self._frozen.items():
@@ -237,44 +214,23 @@ class WeightMask:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The masks, as packed bits with their shapes, and the held values if known; tensors only."""
-        return {
-            "bits": {name: torch.from_numpy(np.packbits(mask.numpy())) for name, mask in self.masks.items()},
-            "shapes": {name: torch.tensor(mask.shape, dtype=torch.int64) for name, mask in self.masks.items()},
-            "values": {name: frozen.value.cpu() for name, frozen in self._frozen.items()},
-        }
+        return mask_files.pack(self.masks, self._values())
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Mapping[str, Tensor]]) -> WeightMask:
-        """The inverse of :meth:`state_dict`; it also takes bool tensors under ``"masks"`` in place of the bits.
+        """The inverse of :meth:`state_dict`; it also takes bool tensors under ``"masks"`` instead of the bits.
 
         Raises:
-            ValueError: the state is not that of a mask: values without a mask, or another number of them.
+            ValueError: not the state of a mask: values without a mask, or the wrong number of them.
         """
-        masks = dict(state.get("masks", {}))
-        for name, bits in state.get("bits", {}).items():
-            shape = torch.Size(state["shapes"][name].tolist())
-            flat = np.unpackbits(bits.cpu().numpy(), count=shape.numel())
-            masks[name] = torch.from_numpy(flat).bool().view(shape)
+        masks, values = mask_files.unpack(state)
         mask = cls(masks)
-        for name, value in state.get("values", {}).items():
-            if name not in mask.masks:
-                raise ValueError(f"a damaged weight mask: it has values for {name!r}, and no mask.")
-            index = mask.masks[name].flatten().nonzero().flatten()
-            if value.shape != index.shape:
-                raise ValueError(
-                    f"a damaged weight mask: it has {value.numel()} values for the {len(index)} masked weights "
-                    f"of {name!r}."
-                )
-            mask._frozen[name] = Frozen(index, value)
-        if mask._frozen and mask._frozen.keys() != mask.masks.keys():
-            without = sorted(mask.masks.keys() - mask._frozen.keys())
-            raise ValueError(f"a damaged weight mask: it lacks the values for {', '.join(map(repr, without[:5]))}.")
+        mask._frozen = {name: Frozen(mask.masks[name].flatten().nonzero().flatten(), v) for name, v in values.items()}
         return mask
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Save the masks and, if known, the held values as safetensors."""
-        values = {f"values/{name}": frozen.value for name, frozen in self._frozen.items()}
-        return save_tensors({**{f"masks/{name}": mask for name, mask in self.masks.items()}, **values}, path, _FORMAT)
+        return mask_files.save(self.masks, self._values(), path)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> WeightMask:
@@ -284,22 +240,14 @@ class WeightMask:
             FileNotFoundError: there is no such file.
             ValueError: the file is not a saved mask, or it is damaged.
         """
-        tensors, kind, _ = load_tensors(path, what="weight mask")  # early versions wrote no digest
-        if kind != _FORMAT:
-            raise ValueError(
-                f"{path} is not a weight mask, it holds {kind or 'tensors of another program'}; "
-                "WeightMask.save writes one."
-            )
-        state: dict[str, dict[str, Tensor]] = {"masks": {}, "values": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition("/")
-            if part not in state or not name:
-                raise ValueError(f"{path} is a damaged weight mask: it has an unknown entry {key!r}.")
-            state[part][name] = value
+        state = mask_files.load(path)
         try:
             return cls.from_state_dict(state)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be used: {error}") from error
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: frozen.value for name, frozen in self._frozen.items()}
 
     def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         own = dict(model.named_parameters(remove_duplicate=False))
@@ -321,8 +269,3 @@ class WeightMask:
             frozen.follow(parameter)
             pairs.append((parameter, frozen))
         return pairs
-
-
-def check_rate(rate: Any) -> None:
-    """Raise unless ``rate`` is a rewinding rate: a number in [0, 1]."""
-    check_number("rate", rate, low=0, high=1, hint="It is the fraction of weights to rewind.")

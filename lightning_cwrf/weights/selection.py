@@ -1,4 +1,4 @@
-"""The k largest of many scores (Eq. 5), found by counting the bits of the scores instead of sorting them."""
+"""Eq. 5: the weights with the largest scores, found by counting the bits of the scores instead of sorting them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_cwrf.checks import check_flag, check_number
+
 _CHUNK = 1 << 18  # scores per counting step: its temporaries stay in the cache
 
 
+def check_rate(rate: Any) -> None:
+    """Raise unless ``rate`` is a rewinding rate: a number in [0, 1]."""
+    check_number("rate", rate, low=0, high=1, hint="It is the fraction of weights to rewind.")
+
+
+def top_share(scores: Mapping[str, Tensor], rate: float, *, per_layer: bool = False) -> dict[str, Tensor]:
+    """Masks of the ``round(rate · N)`` largest of all N scores (Eq. 5); see :meth:`WeightMask.top`."""
+    check_rate(rate)
+    check_flag("per_layer", per_layer)
+    total = sum(score.numel() for score in scores.values())
+    if total == 0:
+        raise ValueError("there are no scores to choose weights by.")
+    wanted = round(rate * total)
+    if not per_layer:
+        return largest(scores, wanted)
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, score in scores.items():
+        layers.setdefault(name.rpartition(".")[0], {})[name] = score
+    sizes = [sum(score.numel() for score in layer.values()) for layer in layers.values()]
+    masks: dict[str, Tensor] = {}
+    for layer, share in zip(layers.values(), apportion(sizes, wanted), strict=True):
+        masks.update(largest(layer, share))
+    return {name: masks[name] for name in scores}
+
+
 def apportion(sizes: list[int], wanted: int) -> list[int]:
-    """Share ``wanted`` out in proportion to ``sizes``: floors, then the largest remainders, earlier ones first.
+    """Divide ``wanted`` in proportion to ``sizes``: floors, then the largest remainders, earlier ones first.
 
     >>> apportion([8, 2, 10], 5)
     [2, 1, 2]
@@ -28,10 +55,10 @@ def apportion(sizes: list[int], wanted: int) -> list[int]:
 
 
 def largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Masks of the k largest scores. The bits of non-negative floats, read as integers, are in the floats' order.
+    """Masks of the k largest scores. The bits of non-negative floats, read as integers, have the order of the floats.
 
-    In NumPy, whose loops run on one thread: with torch's, two cores meet several hundred times in such short
-    passes, and waiting for one another costs more than they save as soon as anything else runs on the machine.
+    It uses NumPy, whose loops run on one thread: PyTorch's threads would synchronise several hundred times in such
+    short passes, which costs more than it saves as soon as anything else runs on the machine.
     """
     if k == 0:
         return {name: torch.zeros(score.shape, dtype=torch.bool) for name, score in scores.items()}
@@ -68,7 +95,7 @@ def _bucket_of(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
 
 
 def _order_keys(name: str, score: Tensor) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """The scores' bits, and how many scores have each upper half. That count also shows every bad score."""
+    """The scores' bits, and how many scores have each upper half. That count also reveals every invalid score."""
     if score.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"the scores of {name!r} must be float32, not {score.dtype}; pass them through .float().")
     flat = score.detach().cpu().float().reshape(-1).numpy()

@@ -1,9 +1,8 @@
-"""θ_vn, the vanilla weights: the model as it was at initialisation, before it saw any training data."""
+"""θ_vn, the vanilla weights: those of the model at initialisation, before it saw any training data."""
 
 from __future__ import annotations
 
 import inspect
-import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,34 +12,25 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.files import digest, load_tensors, save_tensors
-from lightning_cwrf.weights.copies import copied
+from lightning_cwrf.weights.copies import capture as capture
+from lightning_cwrf.weights.copies import tensors_of
+from lightning_cwrf.weights.redraw import redraw as redraw
 
 VanillaSource: TypeAlias = "str | PathLike[str] | Mapping[str, Tensor] | nn.Module | Callable[[], nn.Module]"
 """A path (safetensors, Lightning checkpoint, or state dict), a state dict, a module, a factory, or ``"redraw"``."""
 
 _KIND = "lightning_cwrf.Vanilla/1"
-# How files that torch.save wrote begin: a zip archive, or the pickle of old versions.
+# The first bytes of files that torch.save writes: a zip archive, or the pickle of old versions.
 _TORCH_FILES = (b"PK\x03\x04", b"\x80")
 
 
-def capture(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the tensors of the model's state dict (parameters and buffers) on the CPU."""
-    return {name: value.to("cpu", copy=True).contiguous() for name, value in _tensors_of(model).items()}
-
-
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without what modules save beside tensors (``get_extra_state``)."""
-    return {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-
-
 def save_vanilla(source: nn.Module | Mapping[str, Tensor], path: str | PathLike[str]) -> Path:
-    """Save a model's weights as they are now, or a state dict; an existing file is replaced at once.
+    """Save a model's current weights, or a state dict; an existing file is replaced in one step.
 
-    The file is in the safetensors format, whatever its name ends with, and has a digest of its content.
+    The file has the safetensors format, whatever its suffix, and a digest of its content.
 
     >>> from tempfile import mkdtemp
     >>> model = nn.Linear(2, 2)
@@ -48,18 +38,18 @@ def save_vanilla(source: nn.Module | Mapping[str, Tensor], path: str | PathLike[
     >>> sorted(load_vanilla(path, nn.Linear(2, 2)))
     ['bias', 'weight']
     """
-    return save_tensors(_tensors_of(source) if isinstance(source, nn.Module) else source, path, _KIND)
+    return save_tensors(tensors_of(source) if isinstance(source, nn.Module) else source, path, _KIND)
 
 
 def load_vanilla(source: VanillaSource, model: nn.Module) -> dict[str, Tensor]:
     """Load θ_vn from any source and check that it fits ``model``.
 
-    That weights are from before the training cannot be known in general. What says that it is trained is refused.
+    Whether weights are untrained cannot be checked in general. A checkpoint from after training steps is an error.
 
     Args:
-        source: a path to a safetensors file, a Lightning checkpoint or a saved state dict (told apart by content, and
-            read without pickle); a state dict; a module that was never trained; a factory that makes one; or
-            ``"redraw"`` (:func:`redraw`).
+        source: a path to a safetensors file, a Lightning checkpoint or a saved state dict (distinguished by content,
+            and read without pickle); a state dict; a module that was never trained; a factory that makes one; or
+            ``"redraw"`` (:func:`~lightning_cwrf.weights.redraw.redraw`).
         model: the finished model; it is not changed.
 
     Returns:
@@ -70,9 +60,9 @@ def load_vanilla(source: VanillaSource, model: nn.Module) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         TypeError: the source is none of these, or the factory needs arguments.
         ValueError: the file cannot be read, is damaged, is a checkpoint from after training steps, or holds something
-            else, such as scores; names or shapes differ (it says which); or values are NaN or infinite.
+            else, such as scores; names or shapes differ; or values are NaN or infinite.
 
-    Weights that are the model's own present ones are taken with a warning.
+    The model's own current weights are accepted with a warning.
     """
     check_source(source)
     if isinstance(source, str) and source == "redraw":
@@ -109,7 +99,7 @@ def is_file(source: VanillaSource) -> bool:
 
 
 def identity(source: VanillaSource) -> str | None:
-    """What weights can be told by later, in a resumed run; None where nothing tells, as of a file that is gone.
+    """A digest by which a resumed run compares vanilla weights; None where there is none, as for a missing file.
 
     >>> identity({"weight": torch.zeros(2)}) == identity({"weight": torch.ones(2)})
     False
@@ -121,61 +111,6 @@ def identity(source: VanillaSource) -> str | None:
     if isinstance(source, (str, PathLike)) and Path(source).is_file():
         return f"weights {digest(_read(Path(source)))}"
     return None
-
-
-def redraw(model: nn.Module) -> dict[str, Tensor]:
-    """Draw new initial weights by ``reset_parameters`` of every layer, on a copy; the caller's RNG is not advanced.
-
-    Parameters that are not trained (``requires_grad`` is False), such as those of a frozen backbone, keep the model's
-    values, and so do the buffers of layers all of whose parameters are frozen. Running statistics of other BatchNorm
-    layers begin anew, as they did before the training.
-
-    These are not the weights that training began from; the paper (§4.4) holds that the place of a critical weight
-    matters rather than its value. Hence a warning, not an error.
-
-    Raises:
-        ValueError: a module owns parameters but has no ``reset_parameters``, or one that does not set all of them, as
-            under ``spectral_norm``: nothing tells how to draw them.
-    """
-    work = copied(model)
-    stuck = []
-    kept = {name: p.detach().clone() for name, p in work.named_parameters() if not p.requires_grad}
-    device = next((p.device for p in work.parameters()), None)
-    with isolated_rng(device):
-        for name, module in work.named_modules():
-            own = list(module.parameters(recurse=False))
-            if own and not any(p.requires_grad for p in own):
-                continue
-            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-            if callable(reset):
-                left = f": {', '.join(names)}" if (names := _left_by(reset, module)) else None
-            else:
-                left = "" if own else None
-            if left is not None:
-                stuck.append(f"{name or 'the model itself'} ({type(module).__name__}{left})")
-    if stuck:
-        raise ValueError(
-            f"vanilla='redraw' cannot draw the parameters of {', '.join(stuck)}: no reset_parameters method, or one "
-            "that does not set them. Add one, "
-            "or pass the initial weights (VanillaSnapshotCallback saves them), or a factory of untrained modules."
-        )
-    warnings.warn(
-        "vanilla='redraw': the initial weights are drawn anew by each layer's reset_parameters. They are not the ones "
-        "that training began from, and an initialisation of your own (for example in __init__) is not repeated.",
-        UserWarning,
-        stacklevel=2,
-    )
-    return {**capture(work), **{name: value.cpu() for name, value in kept.items()}}
-
-
-@torch.no_grad()
-def _left_by(reset: Callable[[], Any], module: nn.Module) -> list[str]:
-    """Draw a module's own parameters anew; the names of those that its ``reset_parameters`` does not set."""
-    own = [(name, p) for name, p in module.named_parameters(recurse=False) if not is_lazy(p)]
-    for _, p in own:
-        p.fill_(math.nan)
-    reset()
-    return [name for name, p in own if p.isnan().any()]  # a lazy one has no values; scoring says so
 
 
 def _made_by(factory: Callable[[], nn.Module]) -> dict[str, Tensor]:
@@ -213,18 +148,18 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"cannot read vanilla weights from {path}: {error}") from error
     if kind is not None and kind.startswith("lightning_cwrf.") and kind != _KIND:
         raise ValueError(
-            f"{path} holds no vanilla weights but {kind}. VanillaSnapshotCallback, or save_vanilla(model, path) before "
-            "the training, writes them."
+            f"{path} holds {kind} instead of vanilla weights. VanillaSnapshotCallback, or save_vanilla(model, path) "
+            "before the training, writes them."
         )
     return tensors
 
 
 def _unpickled(path: Path) -> Any:
     try:
-        with path.open("rb") as file:  # of a path, PyTorch judges by its end
+        with path.open("rb") as file:  # given a path, PyTorch goes by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader fail in many ways
-        # PyTorch's own message advises to run what the file says; that is no advice for a file of weights.
+        # PyTorch's own message advises to load the file with pickle, which a file of weights never needs.
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         why = f"it holds a {found[1]}" if found else "it is damaged, or holds objects of other types"
         raise ValueError(
@@ -234,7 +169,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _state_in(loaded: Any, where: str) -> dict[str, Tensor]:
-    """The state dict in what a file or the user gave: itself, or the one of a checkpoint from before the training."""
+    """The state dict in ``loaded``, which is one itself or a checkpoint from before the training."""
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{where} holds no state dict; save the weights with save_vanilla(model, path).")
@@ -242,7 +177,7 @@ def _state_in(loaded: Any, where: str) -> dict[str, Tensor]:
         for name in ("global_step", "epoch"):
             if loaded.get(name):
                 raise ValueError(
-                    f"{where} is a checkpoint from after training ({name} is {loaded[name]}), and vanilla weights are "
+                    f"{where} is a checkpoint from after training ({name} is {loaded[name]}), but vanilla weights are "
                     "those from before any training data was seen. If it was trained on other data than the members, "
                     'pass its state dict: torch.load(path, weights_only=True)["state_dict"]. Else pass '
                     'vanilla="redraw".'
@@ -255,7 +190,7 @@ def _is_float(value: Tensor) -> bool:
 
 
 def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
-    own = _tensors_of(model)
+    own = tensors_of(model)
     faults = [f"lack {name!r} (shape {tuple(value.shape)})" for name, value in own.items() if name not in state]
     faults += [f"have an unknown {name!r}" for name in state if name not in own]
     faults += [
@@ -280,7 +215,7 @@ def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
         tied = other != name and {name, other} <= state.keys()
         if tied and not torch.equal(state[name], state[other]):
             raise ValueError(
-                f"the vanilla weights {other!r} and {name!r} differ, and in the model they are one and the same (tied) "
+                f"the vanilla weights {other!r} and {name!r} differ, but in the model they are the same (tied) "
                 "parameter. Save them from a model in which they are tied."
             )
     # A buffer may hold NaN or -inf on purpose.
@@ -293,8 +228,8 @@ def _check_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if trainable and all(torch.equal(state[name].to(p.dtype), p.detach().cpu()) for name, p in trainable):
         warnings.warn(
-            "the vanilla weights are the model's own present weights: rewinding to them changes nothing. If the model "
-            'is trained already, pass the weights from before training, or vanilla="redraw".',
+            "the vanilla weights are the model's own current weights: rewinding to them changes nothing. If the model "
+            'is already trained, pass the weights from before training, or vanilla="redraw".',
             UserWarning,
             stacklevel=3,
         )

@@ -29,7 +29,7 @@ def test_the_callback_runs_the_given_attacks(shadows):
     assert list(callback.result.estimates) == ["bavaria", "lira"]
     with pytest.raises(TypeError, match=r"a list of names, such as \['lira'\]"):
         MIAAuditCallback(NONMEMBERS, attacks="lira")
-    with pytest.raises(ValueError, match="the quantile_regression attack needs inputs; run it by"):
+    with pytest.raises(ValueError, match="the quantile_regression attack needs inputs; run it with"):
         MIAAuditCallback(NONMEMBERS, attacks=["quantile_regression"])
 
 

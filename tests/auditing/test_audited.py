@@ -80,7 +80,7 @@ def test_augmentation_of_the_last_examples_alone_is_found(model):
     mixed = ConcatDataset([part(0, 900), Augmented(part(900, 1200))])
     with pytest.raises(ValueError, match="members read differently"):
         audit(model, members=DataLoader(mixed, batch_size=32), nonmembers=part(1200, 1300))
-    with pytest.raises(ValueError, match=r"members read differently each time .*or a stream that goes on"):
+    with pytest.raises(ValueError, match=r"members read differently each time .*or a stream that continues"):
         audit(model, members=DataLoader(Stream(), batch_size=8), nonmembers=OTHERS)
 
 

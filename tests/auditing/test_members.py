@@ -186,7 +186,7 @@ def test_a_training_that_is_stopped_early(settings, batches, share):
 def test_a_whole_epoch_leaves_out_nothing():
     callback = MIAAuditCallback(OTHERS, every_n_epochs=0)
     run = trainer(max_epochs=40, callbacks=[Stop(10), callback], reload_dataloaders_every_n_epochs=1)
-    with pytest.warns(UserWarning, match="made anew every 1 epochs"):
+    with pytest.warns(UserWarning, match="recreated every 1 epochs"):
         run.fit(Classifier(), DataLoader(POOL, batch_size=20, shuffle=True))
     assert not any("ended before" in note for note in callback.result.notes())
 

@@ -43,7 +43,7 @@ class Wide(nn.Module):
             "nonmembers: a generator can be read only once",
         ),
         ({"nonmembers": TensorDataset(X[:0], Y[:0])}, ValueError, "nonmembers holds no batch"),
-        ({"members": {"a": loader(0, 60)}}, TypeError, "members: expected .* of several loaders pass one"),
+        ({"members": {"a": loader(0, 60)}}, TypeError, "members: expected .* instead of several loaders pass one"),
         (
             {"nonmembers": [loader(100, 130), loader(130, 160)]},
             TypeError,
@@ -184,7 +184,7 @@ def test_swapped_sides_warn(memorised):
 
 
 def test_swapped_sides_warn_in_scoring(memorised):
-    with pytest.warns(UserWarning, match=r"loss is .* on the members and .* on the reference data: it was trained on"):
+    with pytest.warns(UserWarning, match=r"loss is .* on the members and .* on the reference data: it was probably"):
         privacy_vulnerability_scores(memorised, Classifier(width=16), OTHERS, MEMBERS, steps=1)
     scoring = PrivacyScoringCallback(MEMBERS, Classifier(width=16), steps=1)
     with warnings.catch_warnings():
@@ -232,7 +232,7 @@ def test_settings_of_the_callback(wrong, error):
     with pytest.raises(error, match="every_n_epochs must be an integer"):
         MIAAuditCallback(OTHERS, every_n_epochs=wrong)
     for name in ("", 3, None):
-        with pytest.raises(TypeError, match="name must be a text"):
+        with pytest.raises(TypeError, match="name must be a non-empty string"):
             MIAAuditCallback(OTHERS, name=name)
 
 

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from lightning_cwrf.auditing import attack_metrics
 from lightning_cwrf.metrics import LossGap
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_processes_agree_on_the_mask_and_hold_it(tmp_path):
     root = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from lightning_cwrf import (
     RelaxLossMixin,
     WeightMask,
 )
-from lightning_cwrf.weights.scores import save_scores
+from lightning_cwrf.weights import save_scores
 from lightning_cwrf.weights.vanilla import capture, save_vanilla
 from tests.helpers import Classifier, loader, trainer
 
@@ -74,7 +74,7 @@ def go_on(half, callbacks, attach=True):
 def test_changed_settings_are_an_error_that_names_old_and_new_and_the_way_out(half, changed, message):
     with pytest.raises(MisconfigurationException, match=message) as error:
         go_on(half, cwrf(half[0] / "vanilla.safetensors", **changed))
-    assert "Pass the old settings; or, to harden anew, load the finished weights" in str(error.value)
+    assert "Pass the old settings; or, to harden again, load the finished weights" in str(error.value)
 
 
 def test_other_vanilla_weights_are_an_error_wherever_they_are_given(half, tmp_path):

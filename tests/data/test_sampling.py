@@ -170,7 +170,7 @@ def test_batches_of_ones_own_stay_together():
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
-        (Endless(), "Endless gives cannot be told: it does not end"),
+        (Endless(), "Endless gives cannot be determined: it does not end"),
         (Fresh(), "each of 16 passes"),
         (Locked(), "copied"),
     ],
@@ -272,8 +272,8 @@ def test_batches_are_of_the_size_asked_for_where_they_are_not_ready():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"a": DataLoader(DATA)}, "not a dict; of several loaders pass one"),
-        ([DataLoader(DATA), DataLoader(DATA)], "not a list of DataLoaders; of several"),
+        ({"a": DataLoader(DATA)}, "not a dict; instead of several loaders pass one"),
+        ([DataLoader(DATA), DataLoader(DATA)], "not a list of DataLoaders; instead of several"),
         ((DATA, DATA), "not a tuple of TensorDatasets"),
         ((torch.zeros(3, 2), torch.zeros(3)), r"not a tuple of Tensors; .* TensorDataset\(inputs, targets\)"),
         (torch.zeros(3, 2), "not Tensor; make it a TensorDataset"),

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_cwrf.weights.descent import TwoBatches, _joined, accumulate
-from lightning_cwrf.weights.scores import _bytes, learnability_scores
+from lightning_cwrf.weights.descent import accumulate
+from lightning_cwrf.weights.joining import TwoBatches, join
+from lightning_cwrf.weights.scores import learnability_scores, memory_of
 from lightning_cwrf.weights.vanilla import identity, is_file, save_vanilla
 
 
@@ -17,7 +18,7 @@ def pair(n=3, width=4, dtype=torch.float32):
 
 def test_batches_that_fit_are_joined_in_order():
     first, second = pair(2), pair(5)
-    inputs, targets = _joined(nn.Linear(4, 3), first, second)
+    inputs, targets = join(nn.Linear(4, 3), first, second)
     assert torch.equal(inputs, torch.cat([first[0], second[0]]))
     assert targets.shape == (7,)
 
@@ -43,8 +44,8 @@ class Own(nn.Linear):
     ids=["own step", "width", "dtype", "label dtype", "lengths", "sparse", "no batch", "several inputs", "list"],
 )
 def test_batches_that_do_not_fit_are_not(model, second):
-    assert _joined(model, pair(), second) is None
-    assert _joined(model, second, pair()) is None
+    assert join(model, pair(), second) is None
+    assert join(model, second, pair()) is None
 
 
 def test_a_batch_that_does_not_fit_is_run_apart_and_the_next_one_joined_again():
@@ -115,9 +116,9 @@ def test_one_unreached_parameter_and_many_are_told():
 
 def test_memory_of_a_nest():
     x = torch.zeros(3, 4)
-    assert _bytes(x) == 48
-    assert _bytes({"a": [x, (x.double(), None)], "b": 3, "c": "text"}) == 48 + 96
-    assert _bytes([x, object()]) == float("inf")
+    assert memory_of(x) == 48
+    assert memory_of({"a": [x, (x.double(), None)], "b": 3, "c": "text"}) == 48 + 96
+    assert memory_of([x, object()]) == float("inf")
 
 
 def test_what_weights_are_told_by(tmp_path):

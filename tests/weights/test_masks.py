@@ -1,114 +1,15 @@
-import math
+"""Eq. 6 and 7: rewinding the masked weights and keeping them frozen."""
+
 import re
 
-import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, VanillaSnapshotCallback
-from lightning_cwrf.files import load_tensors, save_tensors
 from lightning_cwrf.weights.frozen import Frozen
 from lightning_cwrf.weights.masks import WeightMask
-from lightning_cwrf.weights.selection import apportion
-from tests.oracles.formulas import top_by_sorting
-
-floats = st.floats(0, width=32, allow_nan=False, allow_infinity=False)
-few = st.sampled_from([0.0, 1e-45, 0.25, 0.5, 1.0, 3e38])  # many ties, a subnormal, a huge one
-
-
-@given(
-    st.lists(npst.arrays(np.float32, npst.array_shapes(max_dims=3, max_side=7), elements=floats | few), min_size=1),
-    st.floats(0, 1),
-)
-def test_exactly_round_rn_and_the_largest(arrays, rate):
-    scores = {f"p{i}.weight": torch.from_numpy(a) for i, a in enumerate(arrays)}
-    mask = WeightMask.top(scores, rate)
-    flat = torch.cat([s.flatten() for s in scores.values()]).tolist()
-    chosen = torch.cat([mask.masks[n].flatten() for n in scores]).nonzero().flatten().tolist()
-    assert len(chosen) == mask.count == round(rate * len(flat))
-    assert set(chosen) == top_by_sorting(flat, len(chosen))
-    assert all(mask.masks[n].shape == scores[n].shape for n in scores)
-
-
-@given(st.lists(npst.arrays(np.float32, st.integers(1, 40), elements=few), min_size=1, max_size=6), st.floats(0, 1))
-def test_per_layer_shares(arrays, rate):
-    scores = {f"layer{i}.weight": torch.from_numpy(a) for i, a in enumerate(arrays)}
-    mask = WeightMask.top(scores, rate, per_layer=True)
-    total = sum(map(len, arrays))
-    assert mask.count == round(rate * total)
-    for name, score in scores.items():
-        got, fair = int(mask.masks[name].sum()), round(rate * total) * len(score) / total
-        assert math.floor(fair) <= got <= math.ceil(fair)
-        assert set(mask.masks[name].nonzero().flatten().tolist()) == top_by_sorting(score.tolist(), got)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "wanted", "expected"),
-    [
-        ([9, 8, 3], 5, [2, 2, 1]),  # 2.25, 2 and 0.75
-        ([10, 7, 3], 10, [5, 4, 1]),  # 5, 3.5 and 1.5: the earlier of two equal remainders
-        ([1, 2, 7], 5, [1, 1, 3]),  # 0.5, 1 and 3.5
-        ([6, 6, 6], 2, [1, 1, 0]),
-        ([4, 0, 4], 8, [4, 0, 4]),
-        ([3, 5], 0, [0, 0]),
-    ],
-)
-def test_shares_by_hand(sizes, wanted, expected):
-    assert apportion(sizes, wanted) == expected
-
-
-def test_per_layer_takes_weight_and_bias_together():
-    scores = {"a.weight": torch.zeros(8), "a.bias": torch.ones(2), "b.weight": torch.ones(10)}
-    mask = WeightMask.top(scores, 0.2, per_layer=True)
-    assert mask.masks["a.bias"].all()
-    assert mask.masks["b.weight"].sum() == 2
-
-
-def test_layers_are_the_modules_that_hold_the_parameters():
-    scores = {n: torch.arange(4.0) for n in ("a.b.weight", "a.c.weight", "a.b.bias", "c.weight")}
-    masks = WeightMask.top(scores, 1 / 2, per_layer=True).masks
-    # Four of the eight of a.b, the largest of both its parameters; two of the four of each other layer.
-    assert list(masks) == list(scores)
-    assert all(mask.tolist() == [False, False, True, True] for mask in masks.values())
-    masks = WeightMask.top({**scores, "a.b.bias": torch.zeros(4)}, 1 / 2, per_layer=True).masks
-    assert [int(mask.sum()) for mask in masks.values()] == [4, 2, 0, 2]
-
-
-def test_negative_zero_is_zero_and_chunks_do_not_matter(monkeypatch):
-    monkeypatch.setattr("lightning_cwrf.weights.selection._CHUNK", 3)
-    score = torch.tensor([-0.0, 0.0, 5.0, -0.0, 0.0, 5.0, 1.0, 0.0])
-    mask = WeightMask.top({"w": score}, 5 / 8).masks["w"]
-    assert set(mask.nonzero().flatten().tolist()) == top_by_sorting(score.tolist(), 5) == {0, 1, 2, 5, 6}
-
-
-@pytest.mark.parametrize(
-    ("scores", "rate", "error", "message"),
-    [
-        ({"w": torch.ones(3)}, 1.5, ValueError, "rate must be a number in"),
-        ({"w": torch.ones(3)}, float("nan"), ValueError, "rate must be a number in"),
-        ({}, 0.5, ValueError, "no scores"),
-        ({"w": torch.tensor([1.0, float("nan")])}, 0.5, ValueError, "'w' hold NaN"),
-        ({"w": -torch.tensor([1.0, float("nan")])}, 0.5, ValueError, "negative|NaN"),
-        ({"w": torch.tensor([1.0, float("inf")])}, 0.5, ValueError, "'w' hold NaN or infinite"),
-        ({"w": torch.tensor([1.0, -1.0])}, 0.5, ValueError, "'w' hold negative"),
-        ({"w": torch.ones(2, dtype=torch.float64)}, 0.5, TypeError, "must be float32"),
-    ],
-)
-def test_bad_scores(scores, rate, error, message):
-    with pytest.raises(error, match=message):
-        WeightMask.top(scores, rate)
-
-
-def random_case(layout=torch.contiguous_format):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 4)).to(memory_format=layout)
-    vanilla = {n: torch.randn_like(p) for n, p in model.named_parameters()}
-    scores = {n: torch.rand(p.shape) for n, p in model.named_parameters()}
-    return model, vanilla, WeightMask.top(scores, 0.3)
+from tests.weights.helpers import frozen_case, random_case
 
 
 @pytest.fixture(params=[False, True], ids=["", "deterministic"])
@@ -217,31 +118,6 @@ def test_sparse_gradients_are_masked():
     assert torch.equal(model.weight.grad.to_dense(), dense.masked_fill(mask.masks["weight"], 0))
 
 
-def test_save_load_keeps_masks_and_values(tmp_path):
-    model, vanilla, mask = random_case()
-    bare = WeightMask.load(mask.save(tmp_path / "bare.safetensors"))
-    assert not bare.is_frozen
-    with pytest.raises(RuntimeError, match="holds no values"):
-        bare.restore_(model)
-    mask.rewind_(model, vanilla)
-    again = WeightMask.load(mask.save(tmp_path / "mask.safetensors"))
-    assert all(torch.equal(again.masks[n], mask.masks[n]) for n in mask.masks)
-    with torch.no_grad():
-        model[0].weight.zero_()
-    again.restore_(model)
-    assert again.moved(model) == mask.moved(model) == {}
-
-
-def test_files_that_are_no_masks(tmp_path):
-    from safetensors.torch import save_file
-
-    save_file({"w": torch.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="is not a weight mask"):
-        WeightMask.load(tmp_path / "other.safetensors")
-    with pytest.raises(FileNotFoundError):
-        WeightMask.load(tmp_path / "none.safetensors")
-
-
 def test_masks_of_another_model():
     model, vanilla, _ = random_case()
     with pytest.raises(ValueError, match=r"no parameter 'head\.weight'"):
@@ -310,79 +186,6 @@ def test_bf16_weights_are_held_in_their_own_dtype():
     assert torch.equal(model.weight, vanilla["weight"].bfloat16())
 
 
-# --- What is stored.
-
-
-def frozen_case():
-    model, vanilla, mask = random_case()
-    mask.rewind_(model, vanilla)
-    return model, vanilla, mask
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: t.update(evil=torch.ones(1)), "unknown entry 'evil'"),
-        (lambda t: t.update({"masks/": torch.ones(1).bool()}), "unknown entry 'masks/'"),
-        (lambda t: t.update({"other/0.bias": torch.ones(1).bool()}), "unknown entry 'other/0.bias'"),
-        (lambda t: t.update({"values/0.bias": torch.ones(2)}), r"2 values for the \d masked weights of '0.bias'"),
-        (lambda t: t.pop("masks/0.bias"), "has values for '0.bias', and no mask"),
-        (lambda t: t.pop("values/0.bias"), "it lacks the values for '0.bias'"),
-        (lambda t: t.update({"masks/0.bias": torch.ones(8)}), "the mask of '0.bias' must be a bool tensor"),
-    ],
-)
-def test_mask_files_with_other_content_are_refused(tmp_path, change, message):
-    path = frozen_case()[2].save(tmp_path / "mask.safetensors")
-    tensors = dict(load_tensors(path).tensors)
-    change(tensors)
-    save_tensors(tensors, path, "lightning_cwrf.WeightMask/1")
-    with pytest.raises(ValueError, match=message) as error:
-        WeightMask.load(path)
-    assert str(path) in str(error.value)
-
-
-def test_damaged_mask_files_are_found_and_early_ones_without_a_digest_are_read(tmp_path):
-    mask = frozen_case()[2]
-    path = mask.save(tmp_path / "mask.safetensors")
-    whole = path.read_bytes()
-    for damaged in (whole[:-1], whole[:40], b"", whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:]):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="damaged"):
-            WeightMask.load(path)
-    path.write_bytes(whole)
-    tensors = load_tensors(path).tensors
-    safetensors.torch.save_file(tensors, path, metadata={"format": "lightning_cwrf.WeightMask/1"})
-    again = WeightMask.load(path)
-    assert again.is_frozen
-    assert all(torch.equal(again.masks[n], m) for n, m in mask.masks.items())
-
-
-def test_states_are_small_and_those_of_early_versions_are_read():
-    model, _, mask = frozen_case()
-    state = mask.state_dict()
-    stored = sum(t.numel() * t.element_size() for part in state.values() for t in part.values())
-    weights = sum(p.numel() * 4 for p in model.parameters())
-    assert all(isinstance(t, torch.Tensor) for part in state.values() for t in part.values())
-    assert stored < weights * (0.3 + 1 / 32) + 200  # the values, a bit per weight, and the shapes
-    early = {"masks": mask.masks, "values": state["values"]}
-    for other in (WeightMask.from_state_dict(state), WeightMask.from_state_dict(early)):
-        assert all(torch.equal(other.masks[n], m) for n, m in mask.masks.items())
-        assert other.moved(model) == {}
-        with torch.no_grad():
-            model[0].weight.add_(1)
-        assert other.moved(model) == {"0.weight": int(mask.masks["0.weight"].sum())}
-        other.restore_(model)
-        assert mask.moved(model) == {}
-
-
-@given(npst.arrays(np.bool_, npst.array_shapes(min_dims=0, max_dims=3, max_side=9)))
-def test_bits_are_packed_and_unpacked(array):
-    mask = WeightMask({"w": torch.from_numpy(np.asarray(array))})
-    again = WeightMask.from_state_dict(mask.state_dict())
-    assert torch.equal(again.masks["w"], mask.masks["w"])
-    assert not again._frozen
-
-
 def test_a_state_dict_gets_the_held_values_by_tensors_of_its_own():
     model, vanilla, mask = frozen_case()
     state = model.state_dict()
@@ -436,3 +239,16 @@ def test_nan_that_is_held_is_not_moved():
 def test_arguments_of_the_wrong_type(make, message):
     with pytest.raises(TypeError, match=re.escape(message)):
         make()
+
+
+def test_complex_weights_are_compared_in_both_parts():
+    model = nn.ParameterDict({"w": nn.Parameter(torch.zeros(3, dtype=torch.complex64))})
+    mask = WeightMask({"w": torch.tensor([True, True, False])})
+    mask.freeze(model)
+    assert mask.moved(model) == {}
+    with torch.no_grad():
+        model["w"][0] += 1j
+        model["w"][2] += 1
+    assert mask.moved(model) == {"w": 1}
+    mask.restore_(model)
+    assert model["w"].tolist() == [0, 0, 1]

@@ -11,6 +11,7 @@ import pytest
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="reads a process's peak memory from Linux' /proc"
 )
+@pytest.mark.slow
 def test_scoring_takes_less_than_four_times_the_weights_the_model_included(tmp_path):
     """Model, copy, scores, and one gradient at a time: 3.4 measured, where all stood together once (7.3)."""
     root = Path(__file__).parents[2]

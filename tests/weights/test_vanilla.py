@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, PrivacyScoringCallback, WeightMask
+from lightning_cwrf.weights import load_scores, save_scores
 from lightning_cwrf.weights.copies import copied
-from lightning_cwrf.weights.scores import load_scores, save_scores
 from lightning_cwrf.weights.vanilla import capture, load_vanilla, redraw, save_vanilla
 
 
@@ -58,7 +58,7 @@ def test_redraw_is_reset_parameters_and_draws_nothing_from_the_caller():
         model[1].weight.fill_(7)
         model[1].running_mean.fill_(7)
     before, rng = capture(model), torch.get_rng_state()
-    with pytest.warns(UserWarning, match="drawn anew"):
+    with pytest.warns(UserWarning, match="drawn again"):
         drawn = redraw(model)
     assert torch.equal(torch.get_rng_state(), rng)
     assert same(before, capture(model))
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_named():
 
 def test_the_models_own_weights_are_taken_with_a_warning():
     model = net()
-    with pytest.warns(UserWarning, match="own present weights"):
+    with pytest.warns(UserWarning, match="own current weights"):
         assert same(load_vanilla(capture(model), model), capture(model))
 
 
@@ -145,7 +145,7 @@ def test_the_length_of_a_files_header_does_not_make_it_a_pickle(tmp_path, length
     model = nn.Module()
     model.add_module("n" * length, nn.Linear(3, 2))
     path = save_vanilla(model, tmp_path / "w")
-    with pytest.warns(UserWarning, match="own present weights"):
+    with pytest.warns(UserWarning, match="own current weights"):
         assert same(load_vanilla(path, model), capture(model))
 
 
@@ -189,10 +189,10 @@ def test_scores_and_masks_are_not_taken_for_weights_nor_the_reverse(tmp_path):
     mask = WeightMask({n: v > 0 for n, v in like.items()}).save(tmp_path / "mask.safetensors")
     weights = save_vanilla(model, tmp_path / "weights.safetensors")
     for path, kind in ((scores, "Scores"), (mask, "WeightMask")):
-        with pytest.raises(ValueError, match=f"holds no vanilla weights but lightning_cwrf.{kind}/1"):
+        with pytest.raises(ValueError, match=f"holds lightning_cwrf.{kind}/1 instead of vanilla weights"):
             load_vanilla(path, nn.Linear(3, 2))
     for path, kind in ((weights, "Vanilla"), (mask, "WeightMask")):
-        with pytest.raises(ValueError, match=f"holds no scores but lightning_cwrf.{kind}/1"):
+        with pytest.raises(ValueError, match=f"holds lightning_cwrf.{kind}/1 instead of scores"):
             load_scores(path)
     for path, kind in ((weights, "Vanilla"), (scores, "Scores")):
         with pytest.raises(ValueError, match=f"is not a weight mask, it holds lightning_cwrf.{kind}/1"):
@@ -257,7 +257,7 @@ def test_redraw_keeps_what_is_frozen():
     with torch.no_grad():
         for value in model.state_dict().values():
             value.fill_(7)
-    with pytest.warns(UserWarning, match="drawn anew"):
+    with pytest.warns(UserWarning, match="drawn again"):
         drawn = redraw(model)
     before = capture(model)
     for name in drawn:
@@ -271,7 +271,7 @@ def test_redraw_asks_nothing_of_frozen_layers_without_reset_parameters():
             super().__init__()
             self.token = nn.Parameter(torch.full((3,), 5.0), requires_grad=False)
 
-    with pytest.warns(UserWarning, match="drawn anew"):
+    with pytest.warns(UserWarning, match="drawn again"):
         assert redraw(nn.Sequential(Token(), nn.Linear(2, 2)))["0.token"].tolist() == [5, 5, 5]
 
 
