@@ -71,8 +71,9 @@ class DefenseMixin(ConfigureDefense, _Base):
         defense = build(cls, {name: kwargs.pop(name) for name in setting_names(cls) if name in kwargs})
         super().__init__(*args, **kwargs)
         # Data and defenses are no hyper-parameters, but a module that saves all its arguments has them there.
-        for hparams in (self.hparams, getattr(self, "_hparams_initial", {})):
-            for name in {*defense.data, "on"} & set(defense.settings):
+        others = [name for name, value in defense.settings.items() if isinstance(value, Defense)]
+        for name in (*defense.data_settings, *others):
+            for hparams in (self.hparams, getattr(self, "_hparams_initial", {})):
                 hparams.pop(name, None)
         self._begin_defense(defense)
 

@@ -273,7 +273,7 @@ class ShadowRecipe:
         """Data that shape the models beside their training examples, by what to call them."""
         found = {} if self.cwrf is None else {"CWRF's nonmembers": self.cwrf.nonmembers}
         if self.defense is not None:
-            for name, value in self.defense.data.items():
+            for name, value in self.defense.data_settings.items():
                 found[f"{self.defense.mixin.__name__}'s {name}"] = value
         return found
 
