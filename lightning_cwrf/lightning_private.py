@@ -38,6 +38,16 @@ def set_initial_hparams(module: Any, hparams: Any) -> None:
     module._hparams_initial = hparams
 
 
+def logs_hparams(module: Any) -> bool:
+    """Whether loggers get the module's hyper-parameters: what ``save_hyperparameters(logger=...)`` chose."""
+    return bool(module._log_hyperparams)
+
+
+def set_logs_hparams(module: Any, logged: bool) -> None:
+    """Choose whether loggers get the module's hyper-parameters; ``save_hyperparameters`` would add to them."""
+    module._log_hyperparams = logged
+
+
 def compile_context(module: Any) -> Any:
     """What Lightning keeps of ``torch.compile`` on a compiled module; None on others."""
     return getattr(module, "_compiler_ctx", None)

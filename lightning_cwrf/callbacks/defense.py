@@ -15,6 +15,8 @@ from lightning_cwrf.defenses.base import DefenseMixin, save_defense
 from lightning_cwrf.defenses.registry import create_defense
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.defenses.state import DefenseState
+from lightning_cwrf.lightning_private import compile_context, trainer_of
+from lightning_cwrf.trainers import callbacks_of
 
 
 class DefenseCallback(Callback):
@@ -86,15 +88,16 @@ def defense_of(module: LightningModule) -> Defense | None:
     if isinstance(module, DefenseMixin):
         defense: Defense = module.defense
         return defense
-    callbacks = [] if module._trainer is None else module._trainer.callbacks  # type: ignore[attr-defined]
-    ours = (each for each in callbacks if isinstance(each, DefenseCallback) and each._is_ours(module))
+    trainer = trainer_of(module)
+    callbacks = [] if trainer is None else callbacks_of(trainer, DefenseCallback)
+    ours = (each for each in callbacks if each._is_ours(module))
     return next((each.defense for each in ours), None)
 
 
 @contextmanager
 def _compiled_as_before(module: LightningModule) -> Iterator[None]:
     """Change the class of a module that may be compiled, and compile its new steps as the old ones were."""
-    context: Any = module._compiler_ctx
+    context = compile_context(module)
     if context is not None:
         to_uncompiled(module)
     try:

@@ -17,7 +17,7 @@ class ConfigureDefense:
 
     def configure_defense(self: Any, **settings: Any) -> None:
         """Take the settings, without data."""
-        self._set_defense(**{name: value for name, value in settings.items() if name not in self.defense.data})
+        self._set_defense(**{name: value for name, value in settings.items() if name not in self.defense.data_settings})
 
     def _set_defense(self: Any, **settings: Any) -> None:
         object.__setattr__(self.defense, "_plain", settings)

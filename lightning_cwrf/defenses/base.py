@@ -21,6 +21,7 @@ from lightning_cwrf.defenses.bases import (
 )
 from lightning_cwrf.defenses.settings import Defense, M, build, check_types, derived, is_settings, setting_names
 from lightning_cwrf.defenses.state import DefenseState
+from lightning_cwrf.lightning_private import initial_hparams, logs_hparams, set_initial_hparams, set_logs_hparams
 from lightning_cwrf.weights.masks import WeightMask
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ class DefenseMixin(ConfigureDefense, _Base):
         defense = build(cls, {name: kwargs.pop(name) for name in setting_names(cls) if name in kwargs})
         super().__init__(*args, **kwargs)
         # Data and defenses are no hyper-parameters, but a module that saves all its arguments has them there.
-        for hparams in (self.hparams, getattr(self, "_hparams_initial", {})):
-            for name in {*defense.data, "on"} & set(defense.settings):
+        others = [name for name, value in defense.settings.items() if isinstance(value, Defense)]
+        for name in (*defense.data_settings, *others):
+            for hparams in (self.hparams, initial_hparams(self)):
                 hparams.pop(name, None)
         self._begin_defense(defense)
 
@@ -133,9 +135,9 @@ class DefenseMixin(ConfigureDefense, _Base):
         free_step(module)
         state = attached.defense_state
         state.end()
-        for hparams in (module.hparams, getattr(module, "_hparams_initial", {})):
+        for hparams in (module.hparams, initial_hparams(module)):
             hparams.pop(state.hparam, None)
-        module._log_hyperparams = state.logged
+        set_logs_hparams(module, state.logged)
         del attached.defense_state
         attached.__class__ = original
         return module
@@ -203,10 +205,10 @@ class DefenseMixin(ConfigureDefense, _Base):
         if not isinstance(hparams, dict):  # an OmegaConf container of the user's; the checkpoint still has the settings
             return
         # A module that chose to log no hyper-parameters still logs none.
-        self._log_hyperparams: bool = self._log_hyperparams or not hparams
+        set_logs_hparams(self, logs_hparams(self) or not hparams)
         initial = self.hparams_initial
         initial[name] = hparams[name] = self.defense.named()
-        self._hparams_initial = initial
+        set_initial_hparams(self, initial)
 
 
 def _check_scalar(loss: Any, name: str) -> None:

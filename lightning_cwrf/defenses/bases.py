@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_cwrf.weights.copies import COMPILED
+from lightning_cwrf.lightning_private import COMPILED, drop_compiled_steps
 
 _ATTACHED: dict[tuple[type, type], Any] = {}
 
@@ -158,10 +158,7 @@ def free_step(module: LightningModule) -> None:
         MisconfigurationException: the user has set a ``training_step`` on the object.
     """
     own = vars(module)
-    if own.get("_compiler_ctx") is not None:
-        module._compiler_ctx = None
-        for name in COMPILED:
-            own.pop(name, None)
+    if drop_compiled_steps(module):
         rank_zero_warn(
             f"this {type(module).__name__} was compiled (torch.compile) with its old training step. It is no longer "
             "compiled; compile it again for the next fit."

@@ -37,7 +37,7 @@ class Defense:
         return {name: getattr(self, name) for name in setting_names(type(self))}
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data_settings(self) -> dict[str, Any]:
         """The settings that are data, by name."""
         return {name: getattr(self, name) for name in self.data_names()}
 
@@ -48,9 +48,10 @@ class Defense:
 
     def plain(self) -> dict[str, Any]:
         """The settings as plain values, for hyper-parameters and checkpoints: without data."""
-        plain = {name: value for name, value in self.settings.items() if name not in self.data}
-        base = plain.pop("on", None)
-        return plain if base is None else {**plain, "on": base.named()}
+        plain = {name: value for name, value in self.settings.items() if name not in self.data_names()}
+        if plain.get("on", ...) is None:
+            del plain["on"]
+        return {name: value.named() if isinstance(value, Defense) else value for name, value in plain.items()}
 
     def named(self) -> dict[str, Any]:
         """:meth:`plain` after the name of the mixin."""

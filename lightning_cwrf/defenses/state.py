@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.defenses.settings import Defense
+from lightning_cwrf.lightning_private import logs_hparams
 
 CHECKPOINT_KEY = "lightning_cwrf_defense"
 
@@ -24,7 +25,7 @@ class DefenseState:
 
     def __init__(self, module: LightningModule, defense: Defense) -> None:
         self.defense = defense
-        self.logged = module._log_hyperparams
+        self.logged = logs_hparams(module)
         # A hyper-parameter "defense" of the user's own stays what it is.
         self.hparam = CHECKPOINT_KEY if "defense" in module.hparams else "defense"
 

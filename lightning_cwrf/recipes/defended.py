@@ -30,7 +30,7 @@ def attached_defense(model: LightningModule, callbacks: Sequence[Callback]) -> D
 
 def data_of(defense: Defense) -> dict[str, Batches]:
     """The data that a defense trains with, by the name that a message gives them."""
-    return {f"{defense.mixin.__name__}'s {name}": value for name, value in defense.data.items()}
+    return {f"{defense.mixin.__name__}'s {name}": value for name, value in defense.data_settings.items()}
 
 
 def in_words(defense: Defense | None) -> str:

@@ -24,6 +24,7 @@ from lightning_cwrf.data import reads_alike
 from lightning_cwrf.data.poisson import users_loader, whole_order
 from lightning_cwrf.defenses import Defense
 from lightning_cwrf.defenses.base import own_hparams
+from lightning_cwrf.lightning_private import trainer_of
 from lightning_cwrf.recipes.cwrf import config_of
 from lightning_cwrf.recipes.defended import attached_defense, original_class
 from lightning_cwrf.shadows.identity import identity
@@ -61,7 +62,7 @@ def read_training(
     if not isinstance(given, Trainer):
         what = given.__name__ if isinstance(given, type) else f"a {type(given).__name__}"
         raise TypeError(f"like reads a Trainer of lightning.pytorch, not {what}: ShadowRecipe.like(trainer, model).")
-    if trainer.train_dataloader is not None and model._trainer is not trainer:
+    if trainer.train_dataloader is not None and trainer_of(model) is not trainer:
         raise ValueError(
             "this model's last Trainer is another one, so its defense may belong to another training: read each recipe "
             "with the Trainer that trained the model, before another Trainer takes it."

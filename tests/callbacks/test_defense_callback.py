@@ -203,6 +203,9 @@ def test_one_callback_for_several_modules():
         model = build()
         fitted(model, [callback])
         assert type(model) is Classifier
+    mine = Counted.defense_class(alpha=0.5)  # of a mixin that inherits its settings
+    assert pickle.loads(pickle.dumps(mine)) == mine
+    assert pickle.loads(pickle.dumps(mine)).mixin is Counted
     again = pickle.loads(pickle.dumps(callback))
     assert again.defense == copy.deepcopy(callback).defense == callback.defense
     assert fitted(build(), [again]).callback_metrics["train_loss"] >= 0

@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+from argparse import ArgumentError
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch.nn import functional as F
 
 from lightning_cwrf.classification import classification_step
@@ -116,6 +118,26 @@ def test_the_base_is_part_of_hparams_checkpoints_copies_and_classes():
     run = trainer(max_steps=2)
     run.fit(by_class, loader(0, 32))
     assert create_defense("past", nonmembers=part(300, 400)).plain() == {"lam": 1e-3, "alpha": 2.5}  # as without on
+
+
+class OnTop(PASTMixin, Classifier):
+    pass
+
+
+@pytest.mark.parametrize(("alpha", "fits"), [(0.5, True), ("half", False)])
+def test_a_base_in_yaml_is_type_checked(alpha, fits):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Classifier, "model")
+    base = {"class_path": "lightning_cwrf.RelaxLoss", "init_args": {"alpha": alpha}}
+    arguments = {"nonmembers": {"class_path": "tests.helpers.DigitsReference"}, "lam": 0.1, "on": base, "width": 4}
+    config = {"model": {"class_path": f"{__name__}.OnTop", "init_args": arguments}}
+    if fits:
+        made = parser.instantiate_classes(parser.parse_object(config)).model
+        assert made.defense.on == RelaxLoss(alpha=0.5)
+        assert made.defense.lam == 0.1
+    else:
+        with pytest.raises(ArgumentError, match="alpha"):
+            parser.parse_object(config)
 
 
 class Hooked(DefenseMixin):

@@ -48,7 +48,7 @@ def check_settings(name):
     for model in (cls.mixin.attach(Classifier(), **given), made.attach(Classifier()), own(**given)):
         assert model.defense == made
         assert model.hparams["defense"] == {"name": cls.mixin.__name__, **model.defense_settings}
-        assert not set(model.defense_settings) & set(made.data)
+        assert not set(model.defense_settings) & set(made.data_settings)
     assert pickle.loads(pickle.dumps(dataclasses.replace(made))).settings.keys() == made.settings.keys()
 
 

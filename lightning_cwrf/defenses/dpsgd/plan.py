@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.data.poisson import PoissonBatches, check_poisson
 from lightning_cwrf.defenses.dpsgd.ledger import Ledger
+from lightning_cwrf.lightning_private import training_source
 
 
 def draw_poisson_batches(trainer: Trainer, limit: int | None, first_step: Callable[[], int]) -> PoissonBatches:
@@ -21,13 +22,13 @@ def draw_poisson_batches(trainer: Trainer, limit: int | None, first_step: Callab
         limit: the most examples of a physical batch; None: a logical batch is as many as the Trainer accumulates.
         first_step: gives the number of the step at which a pass begins.
     """
-    source = trainer.fit_loop._data_source  # Lightning has no public way to replace a loader
+    source = training_source(trainer)
     loader = source.dataloader()
     check_poisson(loader)
     examples, size = len(loader.dataset), loader.batch_sampler.batch_size
-    batches = examples // size if loader.drop_last else math.ceil(examples / size)
+    per_epoch = examples // size if loader.drop_last else math.ceil(examples / size)
     world, parts = trainer.world_size, trainer.accumulate_grad_batches
-    steps = max(1, math.ceil(batches / (parts * world)))
+    steps = max(1, math.ceil(per_epoch / (parts * world)))
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         parts = 1  # there is only one batch
     elif limit is not None:
@@ -35,10 +36,9 @@ def draw_poisson_batches(trainer: Trainer, limit: int | None, first_step: Callab
         parts = max(parts, math.ceil((mean + 6 * math.sqrt(mean)) / limit))  # six standard deviations above the mean
     trainer.accumulate_grad_batches = parts
     rank = trainer.global_rank
-    source.instance = PoissonBatches(
-        loader, steps=steps, parts=parts, first_step=first_step, rank=rank, world_size=world
-    )
-    return source.instance
+    batches = PoissonBatches(loader, steps=steps, parts=parts, first_step=first_step, rank=rank, world_size=world)
+    source.instance = batches
+    return batches
 
 
 def layout_of(batches: PoissonBatches) -> dict[str, int]:

@@ -18,6 +18,7 @@ from lightning_cwrf.defenses.dpsgd.step import PrivateStep
 from lightning_cwrf.defenses.registry import register_defense
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.defenses.state import DefenseState
+from lightning_cwrf.lightning_private import trainer_of
 from lightning_cwrf.weights.masks import WeightMask
 
 _STATE_KEY = "dpsgd"
@@ -96,8 +97,9 @@ class DPSGDState(DefenseState):
         self.batches: PoissonBatches | None = None
         self.frozen: WeightMask | None = None
         self.accumulation: tuple[Trainer, int] | None = None
-        if defense.from_scratch and module._trainer is not None and module._trainer.global_step > self.ledger.steps:
-            warn_of_plain_steps("module", module._trainer.global_step)
+        trainer = trainer_of(module)
+        if defense.from_scratch and trainer is not None and trainer.global_step > self.ledger.steps:
+            warn_of_plain_steps("module", trainer.global_step)
         if defense.fix:
             fix_layers(module)
         module._dpsgd_ledger = self.ledger
