@@ -26,7 +26,7 @@ HEADINGS = ("benchmark", "ours", "compared with", "theirs", "ratio", "target", "
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table, as text: the numbers come in seconds, bytes and times."""
+    """One line of the table, as text."""
 
     benchmark: str
     ours: str
@@ -71,11 +71,11 @@ def size(value: float) -> str:
 
 
 def best_of(rounds: int, *sides: Callable[[], Any]) -> list[float]:
-    """The best time of each side in seconds. The sides take turns, so that a noisy moment hits all of them."""
+    """The best time of each side in seconds. The sides take turns, so that noise affects all of them."""
     best = [float("inf")] * len(sides)
     for _ in range(rounds):
         for i, side in enumerate(sides):
-            gc.collect()  # not in the middle of a side, for what the side before left
+            gc.collect()  # of the previous side, so that it does not run during this one
             began = time.perf_counter()
             side()
             best[i] = min(best[i], time.perf_counter() - began)
@@ -85,8 +85,8 @@ def best_of(rounds: int, *sides: Callable[[], Any]) -> list[float]:
 def extra_memory(call: Callable[[], Any]) -> int:
     """Bytes by which the process's resident memory peaks during ``call`` above what it was just before.
 
-    Linux keeps a high-water mark that can be set back to the present. Where it cannot, the mark of the process's whole
-    life is read instead: then the result is right if nothing before took more, as in :func:`in_fresh_process`.
+    On Linux, the high-water mark can be reset. Elsewhere it is that of the process's whole life, which gives the right
+    result if nothing before took more, as in :func:`in_fresh_process`.
     """
     gc.collect()
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -108,13 +108,13 @@ def extra_memory(call: Callable[[], Any]) -> int:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a module's function in a new interpreter, whose memory holds nothing of this one's."""
+    """The result of a module's function in a new interpreter with its own memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def cifar_resnet18(seed: int) -> nn.Module:
-    """ResNet-18 as it is used on CIFAR-10: a 3×3 stem of stride 1 and no max pooling, on 32×32 images."""
+    """ResNet-18 as used on CIFAR-10: a 3×3 stem of stride 1 and no max pooling, for 32×32 images."""
     torch.manual_seed(seed)
     model = resnet18(num_classes=10)
     model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
@@ -123,7 +123,7 @@ def cifar_resnet18(seed: int) -> nn.Module:
 
 
 def image_batches(count: int, size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Random images with random labels: the time of a step does not depend on what they show."""
+    """Random images with random labels; the time of a step does not depend on them."""
     generator = torch.Generator().manual_seed(seed)
     return [
         (torch.randn(size, 3, 32, 32, generator=generator), torch.randint(10, (size,), generator=generator))
@@ -132,7 +132,7 @@ def image_batches(count: int, size: int, seed: int) -> list[tuple[Tensor, Tensor
 
 
 def machine() -> str:
-    """The processor, its cores, how busy they are (on a busy machine the times are worth little), and versions."""
+    """The processor, its cores, their load (on a busy machine, times mean little), and versions."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -149,7 +149,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def run(benchmark: Callable[[], list[Row]], description: str | None) -> None:
-    """The command line of one benchmark: print its rows, and save them where ``run_all.py`` asks for them."""
+    """The command line of one benchmark: print its rows, and save them with ``--json`` for ``run_all.py``."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="file to write the rows to, for run_all.py")
     arguments = parser.parse_args()

@@ -2,11 +2,11 @@
 
     python benchmarks/mutation.py --group metrics --sample 200
 
-mutmut makes the faults (other operators, constants, arguments) in a copy of the tree under ``--out``. Messages alone
-are left out: what is raised and warned, f-strings, strings of several words, ``hint=``, and the names that are given
-to the ``check_...`` functions; the conditions that lead to a message are mutated like all logic. ``--sample 0`` tries
-every mutant, which takes hours. Prints one row per group: mutants tried, killed, and the 95 % interval of the share
-killed; the diffs of those that survived are in ``<out>/<group>/survivors.txt``.
+mutmut makes the faults (other operators, constants, arguments) in a copy of the tree under ``--out``. Messages are not
+mutated: the text of errors and warnings, f-strings, strings of several words, ``hint=``, and the names passed to the
+``check_...`` functions; conditions that lead to a message are. ``--sample 0`` tries every mutant, which takes hours.
+Prints one row per group: mutants tried, killed, and the 95 % interval of the share killed; the diffs of the survivors
+are in ``<out>/<group>/survivors.txt``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightning_cwrf.metrics.functional import clopper_pearson
 
 ROOT = Path(__file__).resolve().parents[1]
 SURVIVED, UNTESTED = 0, 33  # exit codes, as mutmut stores them
-# What is mutated, and the tests that are asked, without the slow ones over several processes.
+# What is mutated, and the tests to run, without the slow ones over several processes.
 GROUPS = {
     "metrics": (["metrics/functional/*"], ["metrics"]),
     "attacks": (["attacks/*"], ["attacks"]),
@@ -53,7 +53,7 @@ DESELECTED = [
     "attacks/test_resampling.py::test_shadow_intervals_cover_the_mean_over_worlds",
     "attacks/test_resampling.py::test_an_audit_has_intervals_over_shadow_models",
     "attacks/test_every_attack.py::test_every_attack_finds_a_signal_and_none_in_noise",
-    # 150 optimizers and settings, one after another: too slow to ask of every mutant.
+    # 90 optimizers and settings: too slow for every mutant.
     "callbacks/test_optimizers.py::test_every_optimizer_leaves_frozen_weights_bit_identical",
     # The same for all defenses with and without CWRF, in two precisions.
     "defenses/test_defense_losses.py::test_every_defense_trains_and_resumes_to_the_same_weights",
@@ -96,7 +96,7 @@ def row(group: str, sample: int, seed: int, children: int, folder: Path) -> str:
     with (folder / "survivors.txt").open("w") as file:
         for name in alive:
             file.write(f"{name}\n{mutmut(folder, 'show', name)}\n")
-    killed = len(tried) - len(alive)  # a mutant that hangs, or crashes the interpreter, is found too
+    killed = len(tried) - len(alive)  # a mutant that hangs or crashes the interpreter counts as killed
     low, high = clopper_pearson(killed, len(tried))
     return f"| {group} | {len(names)} | {len(tried)} | {killed} | {killed / len(tried):.3f} [{low:.3f}, {high:.3f}] |"
 
@@ -167,7 +167,7 @@ class _WithoutMessages(ast.NodeTransformer):
 
 
 def messages(folder: Path) -> set[str]:
-    """The mutants that differ from the code in a message alone."""
+    """The mutants that differ from the code only in a message."""
     found = set()
     for path in sorted((folder / "mutants" / "lightning_cwrf").rglob("*.py")):
         module = ".".join(path.relative_to(folder / "mutants").with_suffix("").parts)

@@ -1,9 +1,9 @@
-"""Run every benchmark, each in a process of its own, and print one markdown table of what they measured.
+"""Run every benchmark, each in its own process, and print the results as one markdown table.
 
     python benchmarks/run_all.py [--out FILE]
 
-The table goes to standard output, the progress to standard error. Nothing fails for being slow: a missed target is a
-word in the table.
+The table goes to standard output, the progress to standard error. A missed target is shown in the table and is not an
+error.
 """
 
 from __future__ import annotations

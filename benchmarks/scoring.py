@@ -1,7 +1,7 @@
 """Scoring: ``privacy_vulnerability_scores`` against a bare loop of CWRF's Algorithm 1, lines 1-10.
 
-The bare loop is the floor: nothing but the forwards, the gradients and the two updates that the algorithm names. What
-the library adds is checks (labels, finite losses, no example on both sides), a copy of θ_vn, and the kept random state.
+The bare loop is the floor: only the forward passes, gradients and two updates of the algorithm. The library adds checks
+(labels, finite losses, no example in both data sets), a copy of θ_vn, and the restored random state.
 
     python benchmarks/scoring.py
 """
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lightning_cwrf.weights.scores import privacy_vulnerability_scores
 
-STEPS, BATCH, LAM, LR = 3, 64, 0.7, 1e-3  # few steps, so that what is paid once per call weighs more, not less
+STEPS, BATCH, LAM, LR = 3, 64, 0.7, 1e-3  # few steps, so that the cost per call has more weight, not less
 ROUNDS = 4
 
 Batches = list[tuple[Tensor, Tensor]]

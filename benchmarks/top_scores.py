@@ -1,7 +1,7 @@
 """Choosing the critical weights: ``WeightMask.top`` against ``torch.topk`` (and ``torch.sort``) on 100 million scores.
 
-The scores are |g·θ| of normal g and θ, so they spread over many powers of two as real ones do. Memory is the peak of a
-fresh process that holds the scores, above what it held just before the call.
+The scores are |g·θ| of normal g and θ, which spread over many powers of two like real ones. Memory is the peak of a
+fresh process with the scores, above its memory just before the call.
 
     python benchmarks/top_scores.py
 """
