@@ -24,23 +24,29 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
+        self._article = "an" if kind[0] in "aeiou" else "a"
         self._entries: dict[str, T] = {}
 
     def add(self, name: Any, entry: T) -> None:
-        """Register an entry; the same one twice is fine.
+        """Register an entry; the same one twice is fine, and so is a class that was defined again by the same name.
 
         Raises:
             TypeError: the name is not a string.
             ValueError: another entry has this name.
         """
-        article = "an" if self._kind[0] in "aeiou" else "a"
+        self.check_name(name)
+        known = self._entries.get(name, entry)
+        if known != entry and _path_of(known) != _path_of(entry):
+            raise ValueError(f"there is already {self._article} {self._kind} {name!r}; choose another name.")
+        self._entries[name] = entry
+
+    def check_name(self, name: Any) -> None:
+        """Raise a TypeError unless the name is a string; a decorator without its parentheses passes the class."""
         if not isinstance(name, str):
             raise TypeError(
-                f"{article} {self._kind}'s name must be a string, not {name!r}; write "
+                f"{self._article} {self._kind}'s name must be a string, not {name!r}; write "
                 f'@register_{self._kind}("my_{self._kind}").'
             )
-        if self._entries.setdefault(name, entry) != entry:
-            raise ValueError(f"there is already {article} {self._kind} {name!r}; choose another name.")
 
     def find(self, name: Any) -> T:
         """The entry of this name, or a ValueError that lists the available names."""
@@ -63,3 +69,8 @@ class Registry(Generic[T]):
             yield
         finally:
             self._entries = before
+
+
+def _path_of(entry: Any) -> Any:
+    """Where a class is defined: a notebook's cell that is run twice defines it twice. Other entries are themselves."""
+    return (entry.__module__, entry.__qualname__) if isinstance(entry, type) else entry

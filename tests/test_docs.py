@@ -23,7 +23,7 @@ from lightning_cwrf import (
 )
 from lightning_cwrf.attacks.base import ATTACKS
 from lightning_cwrf.defenses import available_defenses
-from lightning_cwrf.defenses.registry import _DEFENSES
+from lightning_cwrf.defenses.registry import DEFENSES
 from tests.helpers import Classifier, loader, part, trainer
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +96,6 @@ def after_a_run(files):
 def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lightning_cwrf.defenses.registry._DEFENSES", dict(_DEFENSES))
     torch.manual_seed(0)
     model = MyLitClassifier()
     names = {
@@ -119,7 +118,7 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
         "optimizer": torch.optim.Adam(model.parameters()),
         "functools": functools,
     }
-    with ATTACKS.temporary():
+    with ATTACKS.temporary(), DEFENSES.temporary():
         exec(shortened(code), names)
 
 

@@ -216,6 +216,7 @@ def register_attack(
     ...     create_attack("margin").name
     'margin'
     """
+    ATTACKS.check_name(name)
     unknown = sorted(set(needs) - set(_NEEDS))
     if unknown:
         raise ValueError(f"unknown needs {', '.join(unknown)}; available: {', '.join(_NEEDS)}.")

@@ -1,5 +1,8 @@
 """Defenses: each a loss as a pure function, its settings as a dataclass, and a mixin that trains a module with it."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from lightning_cwrf.defenses.adversarial import (
     AdversarialRegularization,
     AdversarialRegularizationMixin,
@@ -27,6 +30,10 @@ from lightning_cwrf.defenses.registry import available_defenses, create_defense,
 from lightning_cwrf.defenses.relaxloss import RelaxLoss, RelaxLossMixin, relaxloss_loss
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.defenses.state import DefenseState
+
+# So that a new defense is one file: importing it registers it.
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "CCL",

@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 from lightning_cwrf.defenses.settings import Defense as Defense
 from lightning_cwrf.defenses.settings import build
+from lightning_cwrf.registry import Registry
 
 C = TypeVar("C", bound=type)
-_DEFENSES: dict[str, type[Defense]] = {}
+DEFENSES: Registry[type[Defense]] = Registry("defense")
+"""Every registered defense."""
 
 
 def register_defense(name: str) -> Callable[[C], C]:
@@ -20,24 +22,20 @@ def register_defense(name: str) -> Callable[[C], C]:
         ValueError: another defense has the name.
 
     >>> from lightning_cwrf.defenses import DefenseMixin
-    >>> @register_defense("plain")
-    ... class PlainMixin(DefenseMixin):
-    ...     pass
-    >>> create_defense("plain").mixin.__name__
+    >>> with DEFENSES.temporary():
+    ...     @register_defense("plain")
+    ...     class PlainMixin(DefenseMixin):
+    ...         pass
+    ...     create_defense("plain").mixin.__name__
     'PlainMixin'
-    >>> _ = _DEFENSES.pop("plain")
     """
-    if not isinstance(name, str):
-        raise TypeError('register_defense needs a name: @register_defense("name").')
+    DEFENSES.check_name(name)
 
     def register(cls: C) -> C:
         settings: Any = getattr(cls, "defense_class", cls)
         if not (isinstance(settings, type) and issubclass(settings, Defense)):
             raise TypeError(f"{cls!r} is neither a Defense nor a DefenseMixin.")
-        known = _DEFENSES.get(name, settings)
-        if (known.__module__, known.__qualname__) != (settings.__module__, settings.__qualname__):
-            raise ValueError(f"there is already a defense {name!r}: {known.__name__}.")
-        _DEFENSES[name] = settings  # the same class again, from a cell that was run twice
+        DEFENSES.add(name, settings)
         return cls
 
     return register
@@ -58,9 +56,7 @@ def defense_class(name: str) -> type[Defense]:
         raise TypeError(
             f"create_defense takes the name of a defense, such as 'relaxloss', not {name!r}; of a class call attach."
         )
-    if name not in _DEFENSES:
-        raise ValueError(f"there is no defense {name!r}; known are {', '.join(available_defenses())}.")
-    return _DEFENSES[name]
+    return DEFENSES.find(name)
 
 
 def create_defense(name: str, **settings: Any) -> Defense:
@@ -78,4 +74,4 @@ def create_defense(name: str, **settings: Any) -> Defense:
 
 def available_defenses() -> list[str]:
     """The registered names."""
-    return sorted(_DEFENSES)
+    return DEFENSES.names()

@@ -187,6 +187,7 @@ def register_metric(name: str) -> Callable[[M], M]:
         TypeError: a name that is not a string.
         ValueError: another metric has the name.
     """
+    METRICS.check_name(name)
 
     def register(metric: M) -> M:
         METRICS.add(name, metric)

@@ -231,7 +231,7 @@ def test_two_processes_get_the_callback_and_the_module_stays_plain():
         ),
         ((RelaxLoss,), {}, TypeError, "or a Defense, not <class"),
         ((RelaxLoss(),), {"alpha": 1.0}, TypeError, r"got alpha beside a RelaxLoss: pass it to RelaxLoss\(...\)"),
-        (("relaxlos",), {}, ValueError, "there is no defense 'relaxlos'; known are"),
+        (("relaxlos",), {}, ValueError, "there is no defense 'relaxlos'; available: "),
         (("relaxloss",), {"alhpa": 1.0}, TypeError, "RelaxLoss has no setting alhpa"),
         (("relaxloss",), {"alpha": "1"}, TypeError, "RelaxLoss: alpha must be float"),
         (("relaxloss",), {"alpha": -1.0}, ValueError, "alpha must be a number of at least 0"),

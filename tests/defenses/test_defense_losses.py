@@ -30,6 +30,7 @@ from lightning_cwrf.defenses import (
     weight_penalty,
 )
 from lightning_cwrf.defenses.mixup_mmd import mix_batch
+from lightning_cwrf.defenses.registry import DEFENSES
 from tests.helpers import Classifier, loader, trainer
 from tests.oracles import formulas
 
@@ -316,7 +317,7 @@ def test_every_defense_trains_and_resumes_to_the_same_weights(tmp_path, name, wi
             {"noise_multiplier": 1, "max_physical_batch_size": 0},
             "size must be an integer of at least 1",
         ),
-        ("relxloss", {}, "no defense 'relxloss'; known are adversarial_regularization, ccl"),
+        ("relxloss", {}, "no defense 'relxloss'; available: adversarial_regularization, ccl"),
     ],
 )
 def test_invalid_settings_raise_when_the_defense_is_made(name, settings, message):
@@ -339,7 +340,7 @@ def test_misuse():
         register_defense("ccl")(PASTMixin)
     with pytest.raises(TypeError, match="is neither a Defense nor a DefenseMixin"):
         register_defense("plain")(nn.Linear)
-    with pytest.raises(TypeError, match="register_defense needs a name"):
+    with pytest.raises(TypeError, match="a defense's name must be a string"):
         register_defense(PASTMixin)
     with pytest.raises(ValueError, match="60 of the 60 examples of nonmembers are members"):
         trainer().fit(PASTMixin.attach(Classifier(), nonmembers=loader(0, 60)), loader(0, 64))
@@ -354,12 +355,13 @@ def test_misuse():
 
 
 def test_a_third_party_registers_in_one_line():
-    @register_defense("sharpened")
-    class Sharpened(DefenseMixin):
-        def defense_loss(self, logits, targets):
-            return F.cross_entropy(2 * logits, targets)
+    with DEFENSES.temporary():
 
-    try:
+        @register_defense("sharpened")
+        class Sharpened(DefenseMixin):
+            def defense_loss(self, logits, targets):
+                return F.cross_entropy(2 * logits, targets)
+
         assert "sharpened" in available_defenses()
         made = create_defense("sharpened")
         assert made.mixin is Sharpened
@@ -369,8 +371,4 @@ def test_a_third_party_registers_in_one_line():
         run = trainer(max_steps=1)
         run.fit(model, loader(0, 16))
         torch.testing.assert_close(run.callback_metrics["train_loss"], expected.detach())
-    finally:
-        from lightning_cwrf.defenses import registry
-
-        registry._DEFENSES.pop("sharpened")
     assert "sharpened" not in available_defenses()

@@ -22,8 +22,8 @@ from lightning_cwrf.defenses import (
     create_defense,
     defense_class,
     register_defense,
-    registry,
 )
+from lightning_cwrf.defenses.registry import DEFENSES
 from tests.helpers import Classifier, loader, part, trainer
 
 PAGES = Path(__file__).parents[2] / "docs" / "defenses"
@@ -185,18 +185,18 @@ class FocalMixin(DefenseMixin, settings=Focal):
         return ((1 - (-losses).exp()) ** self.defense.gamma * losses).mean()
 
 
-def test_a_defense_registered_at_run_time_is_found_everywhere(monkeypatch):
+def test_a_defense_registered_at_run_time_is_found_everywhere():
     """One class and its mixin, and one line to register it; nothing else names it."""
-    monkeypatch.setattr(registry, "_DEFENSES", dict(registry._DEFENSES))
-    register_defense("focal_loss")(Focal)
-    assert "focal_loss" in available_defenses()
-    assert create_defense("focal_loss", gamma=1.0) == Focal(gamma=1.0)
-    check_settings("focal_loss")
-    check_training("focal_loss")
-    for value in ("3", None, True):
-        with pytest.raises(TypeError, match="Focal: gamma must be float"):
-            create_defense("focal_loss", gamma=value)
-    with pytest.raises(ValueError, match="gamma must not be negative"):
-        FocalMixin.attach(Classifier(), gamma=-1.0)
-    assert syncs_of("focal_loss") == 1
-    assert not is_listed("focal_loss")  # the docs check asks for its page
+    with DEFENSES.temporary():
+        register_defense("focal_loss")(Focal)
+        assert "focal_loss" in available_defenses()
+        assert create_defense("focal_loss", gamma=1.0) == Focal(gamma=1.0)
+        check_settings("focal_loss")
+        check_training("focal_loss")
+        for value in ("3", None, True):
+            with pytest.raises(TypeError, match="Focal: gamma must be float"):
+                create_defense("focal_loss", gamma=value)
+        with pytest.raises(ValueError, match="gamma must not be negative"):
+            FocalMixin.attach(Classifier(), gamma=-1.0)
+        assert syncs_of("focal_loss") == 1
+        assert not is_listed("focal_loss")  # the docs check asks for its page
