@@ -1,9 +1,9 @@
 """A fine-tuning step with the callbacks of CWRF against the same Trainer without them.
 
 Both sides train the CIFAR ResNet-18 by Adam; ours rewinds and freezes 5 % of its weights. A step is the time from one
-``on_train_batch_end`` to the next, without the rewind at the start and the check at the end of an epoch. That of the
-mask alone (zeroing gradients before the optimizer's step, writing values back after it) is measured separately, because
-it is small compared with the noise of whole steps.
+``on_train_batch_end`` to the next, without the rewind at the start and the check at the end of an epoch. The cost of
+the mask alone (zeroing gradients before the optimizer's step, writing values back after it) is measured separately,
+because it is small compared with the noise of whole steps.
 
     python benchmarks/step.py
 """
