@@ -109,7 +109,7 @@ def test_labels_that_differ_from_the_pools_are_told(shadows):
     flipped = Relabelled(MEMBERS, {3, 5})
     with pytest.raises(
         ValueError,
-        match=r"2 of the 120 audited examples stand in the .* pool with another label \(the first, at place 3",
+        match=r"2 of the 120 audited examples have another label in the .* pool \(the first, number 3",
     ):
         audit(model, members=flipped, nonmembers=OTHERS, shadows=shadows)
     audit(model, members=flipped, nonmembers=OTHERS)
