@@ -40,7 +40,7 @@ GROUPS = {
     ),
     "callbacks": (["callbacks/*"], ["callbacks", "auditing/test_members.py", "auditing/test_audit.py"]),
     "defenses": (["defenses/*.py"], ["defenses"]),
-    "dpsgd": (["defenses/dpsgd/*"], ["defenses/test_dpsgd.py", "defenses/test_independence.py"]),
+    "dpsgd": (["defenses/dpsgd/*"], ["defenses/dpsgd", "data/test_poisson.py"]),
 }
 DESELECTED = [
     # Simulations of many samples, and tests over several processes.
@@ -63,7 +63,7 @@ DESELECTED = [
     # Several processes.
     "callbacks/test_ddp.py",
     "weights/test_memory.py",
-    "defenses/test_dpsgd.py::test_two_processes_are_one",
+    "defenses/dpsgd/test_training.py::test_two_processes_are_one",
 ]
 
 

@@ -29,7 +29,7 @@ from lightning_cwrf import (
 )
 from lightning_cwrf.data.seen import seen_by
 from lightning_cwrf.defenses import available_defenses
-from tests.defenses.test_dpsgd import Conv
+from tests.defenses.dpsgd.cases import Conv
 from tests.defenses.test_registry import minimal
 from tests.helpers import Classifier, ManualClassifier, loader, part, trainer
 

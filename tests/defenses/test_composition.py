@@ -27,7 +27,7 @@ from lightning_cwrf.defenses import (
     create_defense,
 )
 from tests.defenses.test_defense_training import Plain, Record, compare, twin_of
-from tests.defenses.test_dpsgd import by_hand, fresh, wide
+from tests.defenses.dpsgd.cases import by_hand, fresh, wide
 from tests.helpers import Classifier, loader, part, trainer
 from tests.oracles import formulas
 

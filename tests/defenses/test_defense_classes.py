@@ -19,7 +19,7 @@ from lightning_cwrf.defenses import (
     RelaxLossMixin,
     relaxloss_loss,
 )
-from tests.defenses.test_dpsgd import Conv
+from tests.defenses.dpsgd.cases import Conv
 from tests.helpers import Classifier, loader, trainer
 
 

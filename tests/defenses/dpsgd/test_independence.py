@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_cwrf.defenses import DPSGDMixin
 from lightning_cwrf.defenses.dpsgd.independence import _alike, _rows
-from tests.defenses.test_dpsgd import Conv, Tokens, fresh
+from tests.defenses.dpsgd.cases import Conv, Tokens, fresh
 from tests.helpers import Classifier, loader, trainer
 
 

@@ -1,4 +1,4 @@
-"""Run by test_dpsgd.py: DP-SGD on two processes, without noise and with it; each rank writes what it ended with."""
+"""Run by test_training.py: DP-SGD on two processes, without noise and with it; each rank writes what it ended with."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lightning_cwrf.defenses import DPSGDMixin
-from tests.defenses.test_dpsgd import fresh
+from tests.defenses.dpsgd.cases import fresh
 from tests.helpers import loader, trainer
 
 
