@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 C = TypeVar("C")
 
@@ -14,6 +15,16 @@ def callbacks_of(trainer: Trainer, *kinds: type[C]) -> list[C]:
     """The trainer's callbacks of these classes and their subclasses, in order."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, kinds)]
+
+
+def warn_if_finished(trainer: Trainer) -> None:
+    """Warn in ``setup`` of a fit where this Trainer has trained all its epochs before: the fit trains nothing."""
+    epochs = trainer.max_epochs
+    if epochs is not None and 0 < epochs <= trainer.current_epoch:
+        rank_zero_warn(
+            f"this Trainer has trained its max_epochs={epochs} in an earlier fit, so this one trains nothing. "
+            "Make a new Trainer, with new callbacks."
+        )
 
 
 def transfer_of(trainer: Trainer) -> Callable[[Any], Any]:

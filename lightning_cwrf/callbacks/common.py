@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_cwrf.data import check_batches, first_batches
 from lightning_cwrf.data.poisson import PoissonBatches, users_loader
 from lightning_cwrf.defenses.state import saved_defense
-from lightning_cwrf.trainers import callbacks_of
+from lightning_cwrf.trainers import callbacks_of, warn_if_finished
 
 C = TypeVar("C", bound=Callback)
 _START_ANEW = (
@@ -38,6 +38,8 @@ class CheckedCallback(Callback):
 
     def _set_up(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         refuse_sharding(trainer, self)
+        if stage == "fit":
+            warn_if_finished(trainer)
         self.prepare(trainer, pl_module, stage)
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

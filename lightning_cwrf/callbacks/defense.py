@@ -16,7 +16,7 @@ from lightning_cwrf.defenses.registry import create_defense
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.lightning_private import compile_context, trainer_of
-from lightning_cwrf.trainers import callbacks_of
+from lightning_cwrf.trainers import callbacks_of, warn_if_finished
 
 
 class DefenseCallback(Callback):
@@ -42,7 +42,8 @@ class DefenseCallback(Callback):
         given: Any = defense
         if not isinstance(given, (str, Defense)):
             raise TypeError(
-                f"DefenseCallback takes the name of a defense, such as 'relaxloss', or a Defense, not {given!r}."
+                "DefenseCallback takes the name of a defense, such as 'relaxloss', or settings, such as "
+                f"RelaxLoss(alpha=1.0), not {given!r}. Of a mixin of yours, pass its settings: mixin.defense_class()."
             )
         if isinstance(defense, Defense) and settings:
             name = type(defense).__name__
@@ -54,6 +55,7 @@ class DefenseCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        warn_if_finished(trainer)
         with _compiled_as_before(pl_module):
             attached: Any = self.defense.attach(pl_module)
         self._module, self._state = weakref.ref(pl_module), attached.defense_state

@@ -19,7 +19,7 @@ from lightning_cwrf.defenses.bases import (
     free_step,
     is_module,
 )
-from lightning_cwrf.defenses.settings import Defense, M, build, check_types, derived, is_settings, setting_names
+from lightning_cwrf.defenses.settings import Defense, M, build, derived, is_settings, setting_names
 from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.lightning_private import initial_hparams, logs_hparams, set_initial_hparams, set_logs_hparams
 from lightning_cwrf.weights.masks import WeightMask
@@ -112,7 +112,6 @@ class DefenseMixin(ConfigureDefense, _Base):
     def attach_defense(cls, module: M, defense: Defense) -> M:
         """:meth:`attach` with the settings as one object, which :meth:`Defense.attach` calls."""
         _check_module(cls, module)
-        check_types(type(defense), defense.settings)  # a __post_init__ may check values alone
         original: Any = type(module)
         free_step(module)
         attached: Any = module
@@ -232,6 +231,8 @@ def own_hparams(module: LightningModule) -> dict[str, Any]:
 
 def _take_settings(cls: type[DefenseMixin], settings: type[Defense] | None) -> None:
     """Give a mixin its settings class and constructor."""
+    if "per_example" in vars(cls):
+        raise TypeError(f"per_example of {cls.__name__} belongs into its settings class, the frozen dataclass.")
     if settings is not None and not is_settings(settings):
         raise TypeError(f"settings of {cls.__name__} must be a frozen dataclass that inherits Defense, not {settings}.")
     if "configure_defense" in vars(cls):
@@ -256,8 +257,10 @@ def _check_module(cls: type[DefenseMixin], module: Any) -> None:
         raise TypeError(f"{cls.__name__}.attach needs a LightningModule, not {what}.")
     if isinstance(module, DefenseMixin):
         raise MisconfigurationException(
-            f"{name} has a defense already ({type(module.defense).mixin.__name__}): two cannot both be its training "
-            f"loss. Call {name}.detach(module) first, or pass one to the other as on=, where it adds to another loss."
+            f"{getattr(type(module), '_attached_to', type(module)).__name__} has a defense already "
+            f"({type(module.defense).mixin.__name__}): two cannot both be its training loss. Remove one (of two "
+            "DefenseCallbacks, or by DefenseMixin.detach(module)), or pass one to the other as on=, where that adds to "
+            "another loss."
         )
     _check_automatic(module, cls.__name__)
     ours = [each for each in dir(cls) if not each.startswith("_") and not hasattr(LightningModule, each)]

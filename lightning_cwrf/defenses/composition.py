@@ -43,11 +43,14 @@ def check_on(defense: Any, *, per_example: bool = False) -> None:
     own = {attribute for mixin in mixins for attribute in vars(mixin)}
     hooks = {"defense_step", "state_class", *(each for each in dir(LightningModule) if not each.startswith("__"))}
     if own & hooks:
-        raise ValueError(f"{name} cannot build on {type(base).__name__}, which is more than a loss of each batch.")
+        raise ValueError(
+            f"{name} cannot build on {type(base).__name__}: on= takes a defense that is a loss of logits and targets "
+            "alone, such as RelaxLoss or HAMP."
+        )
     if per_example and not base.per_example:
         raise ValueError(
-            f"{name} cannot build on {type(base).__name__}: it needs a loss of each example, and that is a function "
-            "of the whole batch."
+            f"{name} cannot build on {type(base).__name__}, which does not say that its loss is a mean over examples. "
+            f"If it is, set per_example = True in class {type(base).__name__}."
         )
 
 

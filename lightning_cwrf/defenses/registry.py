@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lightning_cwrf.defenses.settings import Defense as Defense
-from lightning_cwrf.defenses.settings import build
+from lightning_cwrf.defenses.settings import build, is_settings
 from lightning_cwrf.registry import Registry
 
 C = TypeVar("C", bound=type)
@@ -18,7 +18,7 @@ def register_defense(name: str) -> Callable[[C], C]:
     """A class decorator that registers a defense under a name: its settings class, or its mixin.
 
     Raises:
-        TypeError: the class is neither.
+        TypeError: the class is neither, or the settings class is no frozen dataclass.
         ValueError: another defense has the name.
 
     >>> from lightning_cwrf.defenses import DefenseMixin
@@ -33,8 +33,8 @@ def register_defense(name: str) -> Callable[[C], C]:
 
     def register(cls: C) -> C:
         settings: Any = getattr(cls, "defense_class", cls)
-        if not (isinstance(settings, type) and issubclass(settings, Defense)):
-            raise TypeError(f"{cls!r} is neither a Defense nor a DefenseMixin.")
+        if not is_settings(settings):
+            raise TypeError(f"{cls!r} is neither a DefenseMixin nor a Defense that is a frozen dataclass.")
         DEFENSES.add(name, settings)
         return cls
 

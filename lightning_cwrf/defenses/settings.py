@@ -31,6 +31,13 @@ class Defense:
     per_example: ClassVar[bool] = False
     """Whether the loss of a batch is the mean of a loss of each example, so that DP-SGD can build on it."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # Before __init__, so that a __post_init__ sees values of the right types.
+        known = setting_names(cls)
+        given = {**dict(zip(known, args, strict=False)), **kwargs}
+        check_types(cls, {name: value for name, value in given.items() if name in known})
+        return super().__new__(cls)
+
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting by name, data included."""
@@ -90,7 +97,6 @@ def build(cls: type[D], settings: Mapping[str, Any]) -> D:
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise TypeError(f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
-    check_types(cls, settings)
     return cls(**settings)
 
 

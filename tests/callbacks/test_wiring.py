@@ -1,10 +1,18 @@
 """How callbacks find each other in a Trainer, and errors for those that cannot work there."""
 
+import warnings
+
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, MIAAuditCallback, PrivacyScoringCallback
+from lightning_cwrf import (
+    CriticalRewindCallback,
+    DefenseCallback,
+    GradientMaskCallback,
+    MIAAuditCallback,
+    PrivacyScoringCallback,
+)
 from lightning_cwrf.trainers import callbacks_of
 from tests.callbacks.helpers import cwrf, finished, run_with_resume
 from tests.helpers import Classifier, loader, trainer
@@ -92,3 +100,15 @@ def test_scoring_and_audit_bring_batches_to_a_model_of_half_precision():
     assert scoring.scores["net.5.weight"].sum() > 0
     assert audit.result.scores["loss"].isfinite().all()
     assert len(audit.result.scores["loss"]) == 64
+
+
+def test_a_second_fit_of_a_trainer_that_has_trained_all_its_epochs_warns():
+    """It trains nothing, and the module would be taken for a hardened one."""
+    callbacks = [DefenseCallback("relaxloss"), MIAAuditCallback(loader(100, 160), every_n_epochs=0)]
+    for callback in callbacks:
+        run = trainer(max_epochs=1, callbacks=[callback])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="this Trainer has trained")
+            run.fit(Classifier(), loader(0, 64))
+        with pytest.warns(UserWarning, match="max_epochs=1 in an earlier fit, so this one trains nothing"):
+            run.fit(Classifier(), loader(0, 64))

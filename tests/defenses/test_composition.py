@@ -26,8 +26,8 @@ from lightning_cwrf.defenses import (
     WeightPenalty,
     create_defense,
 )
-from tests.defenses.test_defense_training import Plain, Record, compare, twin_of
 from tests.defenses.dpsgd.cases import by_hand, fresh, wide
+from tests.defenses.test_defense_training import Plain, Record, compare, twin_of
 from tests.helpers import Classifier, loader, part, trainer
 from tests.oracles import formulas
 
@@ -162,7 +162,7 @@ class Stepped(DefenseMixin):
         (
             lambda: PAST(nonmembers=[OTHER], on=AdversarialRegularization(nonmembers=[OTHER])),
             ValueError,
-            "PAST cannot build on AdversarialRegularization, which is more than a loss of each batch",
+            "PAST cannot build on AdversarialRegularization: on= takes a defense that is a loss of logits",
         ),
         (lambda: WeightPenalty(on=DPSGD(noise_multiplier=1.0)), ValueError, "cannot build on DPSGD"),
         (lambda: WeightPenalty(on=Hooked.defense_class()), ValueError, "cannot build on Hooked"),
@@ -170,7 +170,7 @@ class Stepped(DefenseMixin):
         (
             lambda: DPSGD(noise_multiplier=1.0, on=RelaxLoss()),
             ValueError,
-            "DPSGD cannot build on RelaxLoss: it needs a loss of each example, and that is a function of the whole",
+            "DPSGD cannot build on RelaxLoss, which does not say that its loss is a mean over examples",
         ),
         (lambda: DPSGD(noise_multiplier=1.0, on=WeightPenalty()), ValueError, "cannot build on WeightPenalty"),
         (lambda: create_defense("relaxloss", on=HAMP()), TypeError, "RelaxLoss has no setting on"),

@@ -200,3 +200,25 @@ def test_a_defense_registered_at_run_time_is_found_everywhere():
             FocalMixin.attach(Classifier(), gamma=-1.0)
         assert syncs_of("focal_loss") == 1
         assert not is_listed("focal_loss")  # the docs check asks for its page
+
+
+def test_settings_of_ones_own_are_checked_when_the_defense_is_made():
+    """Also without a __post_init__, and before it."""
+
+    @dataclass(frozen=True)
+    class Unchecked(Defense):
+        cap: float = 1.0
+
+    for value in ("x", None, True):
+        for make in (Focal, Unchecked):
+            with pytest.raises(TypeError, match=f"{make.__name__}: .* must be float"):
+                make(value)
+    with pytest.raises(ValueError, match="cap must be a number, not nan"):
+        Unchecked(cap=math.nan)
+    with pytest.raises(TypeError, match="must be float"):
+        dataclasses.replace(Unchecked(), cap="1")
+    assert copy.deepcopy(Unchecked(cap=2)) == Unchecked(2)
+    with pytest.raises(TypeError, match="frozen dataclass"):
+        register_defense("unchecked")(type("Plain", (Defense,), {}))
+    with pytest.raises(TypeError, match="per_example of Mean belongs into its settings class"):
+        type("Mean", (DefenseMixin,), {"per_example": True})

@@ -1,36 +1,17 @@
 """Trainings that DP-SGD cannot make private are refused."""
 
-import copy
-import math
-import os
-import subprocess
-import sys
-from pathlib import Path
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from opacus.accountants import create_accountant
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
-from lightning_cwrf import (
-    CriticalRewindCallback,
-    GradientMaskCallback,
-    MIAAuditCallback,
-    PrivacyScoringCallback,
-    WeightMask,
-)
-from lightning_cwrf.data.poisson import PoissonBatches
+from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
+
 from lightning_cwrf.defenses import DPSGDMixin
-from lightning_cwrf.defenses.dpsgd.ledger import Ledger
-from tests.helpers import Classifier, digits, loader, part, trainer
-from tests.defenses.dpsgd.cases import Conv, Merged, Tokens, by_hand, fresh, wide, wide_float
+from tests.defenses.dpsgd.cases import Conv
+from tests.helpers import Classifier, loader, part, trainer
 
 
 class Mixing(Classifier):
