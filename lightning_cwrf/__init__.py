@@ -105,7 +105,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
-    return _renamed(name)
+    return _renamed(name, stacklevel=4)
 
 
 def __dir__() -> list[str]:

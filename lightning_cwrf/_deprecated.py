@@ -66,12 +66,12 @@ def install() -> None:
         sys.meta_path.insert(0, _AliasFinder())
 
 
-def warn_renamed(old: str, new: str) -> None:
-    """Warn at the line that called the caller of this function."""
-    warnings.warn(f"{old} is now {new}; the old name goes in the next release.", FutureWarning, stacklevel=3)
+def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn at the line that called the caller of this function; ``stacklevel`` as in :func:`warnings.warn`."""
+    warnings.warn(f"{old} is now {new}; the old name goes in the next release.", FutureWarning, stacklevel=stacklevel)
 
 
-def renamed_names(module: str, **names: str) -> Callable[[str], Any]:
+def renamed_names(module: str, **names: str) -> Callable[..., Any]:
     """A module's ``__getattr__`` that finds renamed classes and functions.
 
     Args:
@@ -79,10 +79,10 @@ def renamed_names(module: str, **names: str) -> Callable[[str], Any]:
         names: the new name for each old one.
     """
 
-    def find(name: str) -> Any:
+    def find(name: str, stacklevel: int = 3) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warn_renamed(f"{module}.{name}", f"{module}.{names[name]}")
+        warn_renamed(f"{module}.{name}", f"{module}.{names[name]}", stacklevel)
         return getattr(import_module(module), names[name])
 
     return find

@@ -128,19 +128,32 @@ class DeferredChecks(ValueChecks):
         self._seen.append((logits, targets, clamped))
         return clamped
 
+    def fine(self) -> Tensor:
+        """Whether all labels and logits so far are valid, as a tensor on their device."""
+        fine = [torch.isfinite(logits.detach()).all() & (y == clamped).all() for logits, y, clamped in self._seen]
+        return torch.stack(fine).all()
+
+    def error(self) -> ValueError | None:
+        """The error of :func:`check_targets` about the first labels or logits that are wrong."""
+        for logits, targets, _ in self._seen:
+            try:
+                super().take(logits, targets)
+            except ValueError as error:
+                return error
+        return None
+
     def passed(self, loss: Tensor) -> bool:
         """Whether ``loss`` is finite.
 
         Raises:
             ValueError: labels or logits were wrong, as :func:`check_targets` says it.
         """
-        fine = [torch.isfinite(loss.detach())]
-        for logits, targets, clamped in self._seen:
-            fine += [torch.isfinite(logits.detach()).all(), (targets == clamped).all()]
-        if torch.stack(fine).all():
+        finite = torch.isfinite(loss.detach())
+        if finite & self.fine() if self._seen else finite:
             return True
-        for logits, targets, _ in self._seen:
-            super().take(logits, targets)
+        error = self.error()
+        if error is not None:
+            raise error
         return False
 
 
@@ -154,6 +167,17 @@ def _checked_by(checks: ValueChecks | None) -> Iterator[None]:
         yield
     finally:
         _CHECKS.reset(token)
+
+
+def checked_at_once() -> AbstractContextManager[None]:
+    """Let :func:`check_targets` raise at once, also inside :func:`deferred_checks`."""
+    return _checked_by(ValueChecks())
+
+
+def values_are_fine() -> Tensor | bool:
+    """Whether what :func:`deferred_checks` has seen so far is valid, without a host synchronisation."""
+    checks = _CHECKS.get()
+    return checks.fine() if isinstance(checks, DeferredChecks) else True
 
 
 def shapes_only() -> AbstractContextManager[None]:

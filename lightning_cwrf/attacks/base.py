@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_cwrf.attacks.per_model import PerModel, Signal, per_model_field
+from lightning_cwrf.attacks.per_model import PerModel, Signal, per_model_field, version_of
 from lightning_cwrf.registry import Registry
 
 Function: TypeAlias = Callable[..., Tensor]
@@ -72,6 +72,17 @@ class Evidence:
     view_logits: Tensor | None = None
     shadow_view_logits: Tensor | None = per_model_field()  # noqa: RUF009 - a descriptor each, no shared value
     _signals: dict[tuple[Signal, str], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _versions: dict[tuple[Signal, str], int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def writes(self) -> dict[str, int]:
+        """How often each tensor was written to, cached signals included: attacks share them, so none may."""
+        found = {name: version_of(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        for key, values in self._signals.items():
+            found[f"{key[1]}'s {getattr(key[0], '__name__', 'signal')}"] = version_of(values) - self._versions[key]
+        for name, value in vars(self).items():
+            if isinstance(value, PerModel):
+                found |= {f"{name}{what}": count for what, count in value.writes().items()}
+        return found
 
     def has(self, *names: str) -> bool:
         """Whether all of these fields are present. Unlike reading them, this copies nothing."""
@@ -96,7 +107,9 @@ class Evidence:
         """
         if (signal, of) not in self._signals:
             logits, _, targets = _PARTS[of]
-            self._signals[signal, of] = signal(self.require(logits), self.require(targets))
+            values = signal(self.require(logits), self.require(targets))
+            self._signals[signal, of] = values
+            self._versions[signal, of] = version_of(values)
         return self._signals[signal, of]
 
     def shadow_signals(self, signal: Signal, of: Part = "examples") -> Tensor:
@@ -136,6 +149,7 @@ class Evidence:
     def _replace(self, changes: Mapping[str, Any]) -> Evidence:
         changed = replace(self, **changes)
         object.__setattr__(changed, "_signals", self._signals)  # of the audited model, which is the same
+        object.__setattr__(changed, "_versions", self._versions)
         return changed
 
 

@@ -11,6 +11,11 @@ from torch import Tensor
 Signal: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to in place; inference tensors do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class PerModel:
     """Outputs of k models, ``(k, ..., n, K)``. They are never copied as a whole: signals are taken model by model.
 
@@ -30,6 +35,7 @@ class PerModel:
         self._whole: PerModel | None = None
         self._rows: Tensor | None = None
         self._signals: dict[Signal, tuple[Tensor, Tensor]] = {}
+        self._versions: dict[Signal, int] = {}
 
     def __len__(self) -> int:
         return len(self._outputs) if self._rows is None else len(self._rows)
@@ -57,7 +63,17 @@ class PerModel:
         if known is not targets or values is None:
             values = torch.stack([signal(self._examples(each), targets) for each in self._outputs])
             self._signals[signal] = (targets, values)
+            self._versions[signal] = version_of(values)
         return values
+
+    def writes(self) -> dict[str, int]:
+        """How often the outputs were written to in place, and each cached signal, by name."""
+        whole = self if self._whole is None else self._whole
+        signals = {
+            f"'s {getattr(signal, '__name__', 'signal')}": version_of(values) - whole._versions[signal]
+            for signal, (_, values) in whole._signals.items()
+        }
+        return {"": version_of(self._outputs), **signals}
 
     def _examples(self, outputs: Tensor) -> Tensor:
         return outputs if self._columns is None else outputs.index_select(-2, self._columns.to(self.device))

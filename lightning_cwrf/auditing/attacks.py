@@ -25,7 +25,7 @@ def run_attacks(attacks: list[Attack], evidence: Evidence, *, asked: bool) -> tu
         for attack in attacks:
             attack.check(evidence)
     scores, failures = {}, {}
-    untouched = _versions(evidence)
+    untouched = evidence.writes()
     for attack in attacks:
         try:
             scores[attack.name] = attack(evidence)
@@ -33,16 +33,10 @@ def run_attacks(attacks: list[Attack], evidence: Evidence, *, asked: bool) -> tu
             if len(attacks) == 1:
                 raise
             failures[attack.name] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        changed = [name for name, version in _versions(evidence).items() if version != untouched[name]]
+        changed = [name for name, count in evidence.writes().items() if count != untouched.get(name, 0)]
         if changed:
             raise ValueError(
                 f"the {attack.name} attack changed the evidence's {', '.join(changed)} in place, which other attacks "
                 "see too; let it work on a copy (.clone())."
             )
     return scores, failures
-
-
-def _versions(evidence: Evidence) -> dict[str, int]:
-    """How often each tensor of the evidence was written to."""
-    tensors = {name: value for name, value in vars(evidence).items() if isinstance(value, Tensor)}
-    return {name: value._version for name, value in tensors.items() if not value.is_inference()}

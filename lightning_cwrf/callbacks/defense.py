@@ -15,7 +15,7 @@ from lightning_cwrf.defenses.base import DefenseMixin, save_defense
 from lightning_cwrf.defenses.registry import create_defense
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.defenses.state import DefenseState
-from lightning_cwrf.lightning_private import compile_context, trainer_of
+from lightning_cwrf.lightning_private import compile_context, drop_compiled_steps, trainer_of
 from lightning_cwrf.trainers import callbacks_of, warn_if_finished
 
 
@@ -73,7 +73,8 @@ class DefenseCallback(Callback):
             save_defense(pl_module, self._state, checkpoint)
 
     def _detach(self, module: LightningModule) -> None:
-        if self._is_ours(module) and isinstance(module, DefenseMixin):
+        # Not one that the user attached since.
+        if self._state is not None and getattr(module, "defense_state", None) is self._state:
             with _compiled_as_before(module):
                 DefenseMixin.detach(module)
 
@@ -101,7 +102,12 @@ def _compiled_as_before(module: LightningModule) -> Iterator[None]:
     """Change the class of a module that may be compiled, and compile its new steps as the old ones were."""
     context = compile_context(module)
     if context is not None:
-        to_uncompiled(module)
+        step = context["original_training_step"]
+        # Of a wrapper that is fitted again, the "original" step is the compiled one of the fit before.
+        if hasattr(step, "_torchdynamo_orig_callable") or getattr(step, "__func__", None) is type(module).training_step:
+            drop_compiled_steps(module)
+        else:
+            to_uncompiled(module)
     try:
         yield
     finally:

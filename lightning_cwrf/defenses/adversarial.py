@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cwrf.checks import check_integer, check_number
-from lightning_cwrf.classification import check_targets, classification_step
+from lightning_cwrf.classification import check_targets, classification_step, values_are_fine
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.nonmembers import AgainstNonmembers, NonmemberState
@@ -197,12 +197,14 @@ class Adversary:
         steps: int,
     ) -> None:
         self.network.requires_grad_(True)
+        fine = torch.as_tensor(values_are_fine(), device=members[0].device)
         for _ in range(steps):
             self.optimizer.zero_grad()
             loss = -attack_gain(self.network(*members), self.network(*others))
             loss.backward()  # type: ignore[no-untyped-call]
             for p in self.network.parameters():
-                p.grad = module.trainer.strategy.reduce(p.grad, reduce_op="mean")
+                gradient = module.trainer.strategy.reduce(p.grad, reduce_op="mean")
+                p.grad = torch.where(fine, gradient, 0)  # a batch that will raise must not reach the attack
             self.optimizer.step()
         self.network.requires_grad_(False)
 

@@ -167,8 +167,9 @@ class DefenseMixin(ConfigureDefense, _Base):
                 _check_scalar(loss, type(self).__name__)
                 finite = checks.passed(loss)
             except ValueError as error:
+                found = checks.error() or error  # wrong labels may be why
                 raise ValueError(
-                    f"{error} (In {type(self).__name__}, {where}; its settings are {self.defense_settings}.)"
+                    f"{found} (In {type(self).__name__}, {where}; its settings are {self.defense_settings}.)"
                 ) from error
         if not finite:
             raise ValueError(

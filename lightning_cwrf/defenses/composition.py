@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_cwrf.defenses._legacy import Configured
 from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.defenses.state import DefenseState
@@ -19,7 +21,9 @@ def base_loss(module: Any, logits: Tensor, targets: Tensor) -> Tensor:
     base: Defense | None = module.defense.on
     if base is None:
         return F.cross_entropy(logits, targets)
-    loss: Tensor = _view_class(base.mixin)(module, base).defense_loss(logits, targets)
+    if module.defense_state not in _VIEWS:
+        _VIEWS[module.defense_state] = _view_class(base.mixin)(module, base)
+    loss: Tensor = _VIEWS[module.defense_state].defense_loss(logits, targets)
     return loss
 
 
@@ -39,6 +43,7 @@ def check_on(defense: Any, *, per_example: bool = False) -> None:
         return
     if not isinstance(base, Defense):
         raise TypeError(f"{name}: on must be a defense, such as RelaxLoss(alpha=1.0), not {base!r}.")
+    base.check_mixin()
     mixins = [each for each in base.mixin.__mro__ if issubclass(each, DefenseMixin) and each is not DefenseMixin]
     own = {attribute for mixin in mixins for attribute in vars(mixin)}
     hooks = {"defense_step", "state_class", *(each for each in dir(LightningModule) if not each.startswith("__"))}
@@ -54,12 +59,18 @@ def check_on(defense: Any, *, per_example: bool = False) -> None:
         )
 
 
+_VIEWS: weakref.WeakKeyDictionary[DefenseState, Any] = weakref.WeakKeyDictionary()
+"""One view for as long as the defense is attached, because a loss may keep something between steps."""
+
+
 class _View:
     """Everything but the defense is the module's."""
 
     def __init__(self, module: Any, defense: Defense) -> None:
-        self._module = module
+        self._module = weakref.proxy(module)
         self.defense_state = DefenseState(module, defense)
+        if isinstance(defense, Configured):
+            defense.configure(self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

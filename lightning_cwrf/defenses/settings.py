@@ -64,13 +64,17 @@ class Defense:
         """:meth:`plain` after the name of the mixin."""
         return {"name": self.mixin.__name__, **self.plain()}
 
-    def attach(self, module: M) -> M:
-        """Attach the defense to a module, in place (:meth:`DefenseMixin.attach`)."""
+    def check_mixin(self) -> None:
+        """Raise unless a mixin trains with these settings."""
         if "mixin" not in dir(type(self)):
             name = type(self).__name__
             raise MisconfigurationException(
                 f"no mixin trains with {name} yet: define class {name}Mixin(DefenseMixin, settings={name})."
             )
+
+    def attach(self, module: M) -> M:
+        """Attach the defense to a module, in place (:meth:`DefenseMixin.attach`)."""
+        self.check_mixin()
         attached: M = self.mixin.attach_defense(module, self)
         return attached
 
@@ -106,6 +110,7 @@ def derived(parent: type[Defense], mixin: type) -> type[Defense]:
         "__module__": mixin.__module__,
         "__qualname__": f"{mixin.__qualname__}.defense_class",  # where pickle finds it
         "__doc__": f"The settings of {mixin.__name__}.",
+        "per_example": parent.per_example and "defense_loss" not in vars(mixin),  # of another loss, nothing is known
     }
     made = types.new_class(mixin.__name__.removesuffix("Mixin"), (parent,), exec_body=lambda space: space.update(body))
     return dataclasses.dataclass(frozen=True)(made)

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_cwrf.callbacks.defense import defense_of
 from lightning_cwrf.data.seen import SCORED, seen_by
 from lightning_cwrf.defenses import DefenseMixin
-from lightning_cwrf.recipes.defended import in_words
+from lightning_cwrf.recipes.defended import in_words, original_class
 
 
 def differences(built: LightningModule, model: LightningModule, *, with_cwrf: bool) -> list[str]:
@@ -36,16 +36,22 @@ def check_rebuilt(built: LightningModule, model: LightningModule, *, may_freeze:
             f"the rebuilt module has other weights than the model, such as {names[0]}; pass build_module=, a function "
             "that builds it as it was."
         )
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    changed = [name for name, p in built.named_parameters() if p.requires_grad != trained[name]]
+    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+    changed = [name for name, p in built.named_parameters() if p.requires_grad != trainable[name]]
     if changed and not may_freeze:
-        now = "trained" if trained[changed[0]] else "frozen"
+        now = "trained" if trainable[changed[0]] else "frozen"
         raise ValueError(
             f"{len(changed)} parameters, such as {changed[0]}, are {now} in the model (requires_grad) and not in the "
             "rebuilt module; pass build_module=, a function that builds it and sets requires_grad as in the training."
         )
     if isinstance(model, DefenseMixin) and not isinstance(built, DefenseMixin):
         raise ValueError("the model has a defense, and the rebuilt module has none; pass defense=.")
+    trained, again = defense_of(model), defense_of(built)
+    if original_class(model) is type(model) and in_words(trained) != in_words(again):  # one that its class inherits
+        raise ValueError(
+            f"the model has {in_words(trained)}, and the rebuilt module has {in_words(again)}; pass build_module=, a "
+            "function that builds it with its defense, as it was."
+        )
 
 
 def _shapes(module: nn.Module) -> Mapping[str, Any]:

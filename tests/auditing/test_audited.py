@@ -14,7 +14,10 @@ from torch.utils.data import (
 )
 
 from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback
+from lightning_cwrf.attacks import Evidence, create_attack, logit_signal, register_attack
+from lightning_cwrf.attacks.base import ATTACKS
 from lightning_cwrf.auditing import audit
+from lightning_cwrf.auditing.attacks import run_attacks
 from lightning_cwrf.data import reads_alike
 from tests.helpers import Classifier, digits, part, same_snapshot, snapshot, trained, trainer
 
@@ -141,3 +144,26 @@ def test_scoring_warns_that_augmented_members_may_overlap():
     train = DataLoader(Augmented(part(0, 64)), batch_size=16)
     with pytest.warns(UserWarning, match="the training data read differently each time.*whether nonmembers hold"):
         trainer(max_epochs=1, callbacks=[scoring]).fit(model, train)
+
+
+@pytest.mark.parametrize(
+    ("write", "what"),
+    [
+        (lambda e: e.signal(logit_signal).neg_(), "examples's logit_signal"),
+        (lambda e: e.shadow_signals(logit_signal).sub_(1.0).sum(0), "shadow_logits's logit_signal"),
+    ],
+)
+def test_an_attack_that_writes_into_a_shared_signal_raises(write, what):
+    evidence = Evidence(
+        torch.randn(8, 3), torch.arange(8) % 3, shadow_logits=torch.randn(4, 8, 3), membership=torch.rand(4, 8) > 0.5
+    )
+    with ATTACKS.temporary():
+        register_attack("writes")(write)
+        with pytest.raises(ValueError, match=f"the writes attack changed the evidence's {what} in place"):
+            run_attacks([create_attack("writes"), create_attack("loss")], evidence, asked=True)
+    before = evidence.shadow_logits.clone()
+    with ATTACKS.temporary():
+        register_attack("erases")(lambda e: e.shadow_logits.mul_(0).sum((0, 2)))
+        with pytest.raises(ValueError, match="the erases attack changed the evidence's shadow_logits in place"):
+            run_attacks([create_attack("erases"), create_attack("loss")], evidence, asked=True)
+    assert not torch.equal(before, evidence.shadow_logits)

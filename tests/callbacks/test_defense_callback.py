@@ -28,7 +28,7 @@ from lightning_cwrf import (
     create_defense,
 )
 from lightning_cwrf.data.seen import seen_by
-from lightning_cwrf.defenses import available_defenses
+from lightning_cwrf.defenses import HAMPMixin, available_defenses
 from tests.defenses.dpsgd.cases import Conv
 from tests.defenses.test_registry import minimal
 from tests.helpers import Classifier, ManualClassifier, loader, part, trainer
@@ -331,3 +331,21 @@ def test_yaml_rejects_a_setting_of_the_wrong_type(tmp_path, value, capsys):
         cli(tmp_path, given(wrong))
     assert "l1" in capsys.readouterr().err
     assert WeightPenalty().l1 == 0
+
+
+def test_a_defense_that_the_user_attached_since_stays():
+    model, callback = build(), DefenseCallback("relaxloss")
+    run = trainer(max_epochs=1, callbacks=[callback])
+    run.fit(model, loader(0, 32))
+    HAMPMixin.attach(model)
+    with pytest.raises(MisconfigurationException, match="has a defense already"):
+        run.fit(model, loader(0, 32))
+    assert isinstance(model, HAMPMixin)
+
+
+def test_a_compiled_wrapper_is_fitted_twice():
+    raw = build()
+    compiled = torch.compile(raw, backend="eager")
+    for callbacks in ([], [DefenseCallback("relaxloss")], [DefenseCallback("relaxloss", alpha=2.0)], []):
+        trainer(max_epochs=1, callbacks=callbacks).fit(compiled, loader(0, 32))
+        assert type(raw) is Classifier

@@ -10,14 +10,14 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_cwrf.defenses import adversarial_regularization_loss, attack_gain, create_defense
 from lightning_cwrf.defenses.adversarial import AttackNetwork
 from lightning_cwrf.defenses.mixup_mmd import mix_batch
 from lightning_cwrf.defenses.nonmembers import NonmemberBatches
 from tests.defenses.test_defense_losses import defense, start
-from tests.helpers import digits, loader, part, trainer
+from tests.helpers import Classifier, digits, loader, part, trainer
 
 
 @pytest.fixture
@@ -160,3 +160,22 @@ def test_an_attack_of_another_number_of_classes_raises(as_is):
     model.on_load_checkpoint({"adversarial_regularization": {"network": AttackNetwork(12).state_dict()}})
     with pytest.raises(ValueError, match="attack network is of 12 classes, and the model has 10: resume with"):
         model.defense_step(next(iter(loader(0, 16))))
+
+
+def with_wrong(x, y, value, label):
+    """The 41st example is not finite, or the 42nd has a label that the model lacks."""
+    x, y = x.clone(), y.clone()
+    x[40] = value if value is not None else x[40]
+    y[41] = label if label is not None else y[41]
+    return DataLoader(TensorDataset(x, y), batch_size=16)
+
+
+@pytest.mark.parametrize(("value", "label", "message"), [(math.nan, None, "NaN or inf"), (None, 12, "label 12 is")])
+@pytest.mark.parametrize("name", ["adversarial_regularization", "mixup_mmd", "past"])
+def test_a_bad_batch_raises_for_what_is_wrong_in_it(name, value, label, message):
+    model = create_defense(name, nonmembers=part(200, 400)).attach(Classifier())
+    x, y = digits()[:64]
+    with pytest.raises(ValueError, match=message):
+        trainer(max_epochs=1).fit(model, with_wrong(x, y, value, label))
+    if name == "adversarial_regularization":
+        assert all(v.isfinite().all() for v in model.defense_state.adversary.network.state_dict().values())

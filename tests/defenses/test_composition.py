@@ -7,6 +7,7 @@ from argparse import ArgumentError
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn import functional as F
 
 from lightning_cwrf.classification import classification_step
@@ -21,6 +22,7 @@ from lightning_cwrf.defenses import (
     DefenseMixin,
     DPSGDMixin,
     LabelSmoothing,
+    LabelSmoothingMixin,
     PASTMixin,
     RelaxLoss,
     WeightPenalty,
@@ -191,3 +193,45 @@ def test_a_base_of_ones_own():
         compare(step, model, 2 * F.cross_entropy(model(x), y) + formulas.weight_penalty(model.parameters(), 0.0, 0.3))
     assert isinstance(Doubled.defense_class(), Defense)
     assert DPSGDMixin.defense_class is DPSGD
+
+
+class Counting(DefenseMixin):
+    """Keeps something between steps, as an average or a schedule does."""
+
+    steps = 0
+
+    def defense_loss(self, logits, targets):
+        self.steps += 1
+        COUNTED.append(self.steps)
+        return F.cross_entropy(logits, targets)
+
+
+COUNTED = []
+
+
+def test_a_defense_under_another_keeps_its_state_between_steps():
+    COUNTED.clear()
+    model = WeightPenalty(on=Counting.defense_class()).attach(Classifier())
+    trainer(max_epochs=1).fit(model, loader(0, 64))
+    assert COUNTED == [1, 2, 3, 4]
+    WeightPenalty(on=Counting.defense_class()).attach(DefenseMixin.detach(model))
+    trainer(max_epochs=1).fit(model, loader(0, 16))
+    assert COUNTED[4:] == [1]
+
+
+class Squared(LabelSmoothingMixin):
+    def defense_loss(self, logits, targets):
+        return F.cross_entropy(logits, targets) ** 2
+
+
+def test_a_subclass_with_another_loss_is_no_mean_over_examples():
+    with pytest.raises(ValueError, match="does not say that its loss is a mean over examples"):
+        DPSGD(noise_multiplier=1.0, on=Squared.defense_class())
+
+
+def test_settings_without_a_mixin_cannot_be_built_on():
+    class Lonely(Defense):
+        pass
+
+    with pytest.raises(MisconfigurationException, match="no mixin trains with Lonely yet"):
+        WeightPenalty(on=Lonely())

@@ -24,7 +24,9 @@ from lightning_cwrf.defenses import (
     HAMPMixin,
     LabelSmoothingMixin,
     PASTMixin,
+    RelaxLoss,
     RelaxLossMixin,
+    WeightPenaltyMixin,
 )
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.train import model_seed
@@ -231,3 +233,18 @@ def test_unrepeatable_trainings_raise():
     run.fit(model, loader(0, 32), loader(32, 64))
     with pytest.raises(ValueError, match="a scheduler waits for 'val_acc', and shadow models have no validation data"):
         ShadowRecipe.like(run, model)
+
+
+class Inherited(WeightPenaltyMixin, Classifier):
+    pass
+
+
+def test_a_defense_that_the_rebuilt_class_would_lose_raises():
+    """A defense that another one builds on is no hyper-parameter."""
+    model, run = Inherited(l2=0.1, on=RelaxLoss(alpha=2.0)), trainer(max_epochs=1)
+    run.fit(model, loader(0, 64))
+    with pytest.raises(ValueError, match=r"the model has WeightPenalty.*on=.*, and the rebuilt .* pass build_module="):
+        ShadowRecipe.like(run, model)
+    plain, run = Inherited(l2=0.1), trainer(max_epochs=1)
+    run.fit(plain, loader(0, 64))
+    assert ShadowRecipe.like(run, plain).build().defense == plain.defense

@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from opacus.optimizers import DPOptimizer
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cwrf.data.poisson import PoissonBatches
 from lightning_cwrf.defenses import DPSGDMixin
@@ -82,3 +83,10 @@ def test_examples_are_apart_in_a_step_that_trains_nothing():
         return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
     assert check_independent(model, losses_of, (images, labels))
+
+
+def test_nan_in_the_first_batch_is_no_dependence_between_examples():
+    x, y = digits()[:32]
+    data = TensorDataset(torch.full_like(x, torch.nan), y)
+    with pytest.raises(ValueError, match=r"the logits of .* examples are NaN"):
+        trainer(max_epochs=1).fit(private(), DataLoader(data, batch_size=16))
