@@ -86,6 +86,26 @@ def test_a_new_metric_is_found_everywhere(tmp_path):
     assert "top_half" not in available_metrics()
 
 
+def test_a_metric_that_fails_or_takes_the_name_of_another_raises_with_its_own():
+    class Broken(MembershipMetric):
+        value_function = staticmethod(lambda s, m: 1 / 0)
+        interval_function = staticmethod(lambda s, m, confidence: (0.0, 1.0))
+
+    class Second(Broken):
+        @classmethod
+        def for_audit(cls, context):
+            return {"auroc": cls()}
+
+    with METRICS.temporary():
+        register_metric("broken")(Broken)
+        with pytest.raises(RuntimeError, match="the metric Broken failed: ZeroDivisionError: division by zero"):
+            audited(attacks=["loss"])
+    with METRICS.temporary():
+        register_metric("second")(Second)
+        with pytest.raises(ValueError, match=r"Second\.for_audit gives auroc, a name that another metric has"):
+            audited(attacks=["loss"])
+
+
 CONTRIBUTING = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 NEW = {
     "attacks": re.search(r"```python\n(\"\"\"The margin attack.*?)```", CONTRIBUTING, re.S)[1],

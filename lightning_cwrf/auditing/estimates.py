@@ -30,9 +30,18 @@ def attack_metrics(
         seed: of the metrics that draw at random.
         confidence: of the metrics that are bounds.
         accuracy_examples: the number of examples that the accuracy was measured on. None: it is exact.
+
+    Raises:
+        ValueError: two metrics give an estimate of the same name.
     """
     context = AuditContext(accuracy, accuracy_examples, confidence, seed)
-    return {name: metric for each in METRICS for name, metric in each.for_audit(context).items()}
+    found: dict[str, MembershipMetric] = {}
+    for each in METRICS:
+        metrics = each.for_audit(context)
+        if twice := sorted(found.keys() & metrics.keys()):
+            raise ValueError(f"{each.__name__}.for_audit gives {', '.join(twice)}, a name that another metric has.")
+        found |= metrics
+    return found
 
 
 def depends_on_shadows(attack: Attack, evidence: Evidence, scores: Tensor) -> bool:
@@ -85,8 +94,13 @@ def _statistic(metric: MembershipMetric) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def estimate(metric: MembershipMetric, scores: Tensor, is_member: Tensor, confidence: float) -> Estimate:
-    metric.update(scores, is_member)
-    return Estimate(float(metric.compute()), metric.interval(confidence), metric.note, metric.p_value())
+    try:
+        metric.update(scores, is_member)
+        return Estimate(float(metric.compute()), metric.interval(confidence), metric.note, metric.p_value())
+    except ValueError:  # which says what is wrong with the scores
+        raise
+    except Exception as error:  # a user's own metric may raise anything
+        raise RuntimeError(f"the metric {type(metric).__name__} failed: {type(error).__name__}: {error}") from error
 
 
 def model_estimates(
