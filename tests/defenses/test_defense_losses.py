@@ -338,7 +338,7 @@ def test_misuse():
         hamp_target_probability(1, 0.5)
     with pytest.raises(ValueError, match="already"):
         register_defense("ccl")(PASTMixin)
-    with pytest.raises(TypeError, match="is neither a Defense nor a DefenseMixin"):
+    with pytest.raises(TypeError, match="is neither a DefenseMixin nor a Defense"):
         register_defense("plain")(nn.Linear)
     with pytest.raises(TypeError, match="a defense's name must be a string"):
         register_defense(PASTMixin)

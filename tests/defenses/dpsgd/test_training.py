@@ -85,6 +85,7 @@ def test_two_processes_are_one(tmp_path, way):
     """Without noise two processes end with the weights of one; with noise they agree with one another."""
     script = [sys.executable, "-m", "tests.defenses.dpsgd.ddp_script", str(tmp_path), way]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PL_GLOBAL_SEED", None)  # left by another test's seed_everything: it would seed the processes anew
     done = subprocess.run(
         script, env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300
     )
