@@ -23,6 +23,7 @@ from lightning_cwrf.data.seen import SCORED, record_seen
 from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
 from lightning_cwrf.weights.score_files import save_scores
 from lightning_cwrf.weights.scores import check_scoring, learnability_scores, privacy_vulnerability_scores
+from lightning_cwrf.weights.trained import check_trained
 from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
 
 
@@ -131,6 +132,7 @@ class PrivacyScoringCallback(ReadsData):
         on_step: Callable[[int], Any],
     ) -> dict[str, Tensor]:
         members = self.members if self.members is not None else training_data(trainer, self)
+        self.check_model(trainer, pl_module, members)
         common: dict[str, Any] = {"lr": self.lr, "transfer": transfer_of(trainer), "batch_size": self.batch_size}
         if self.kind == "random":
             # One step shows which parameters the loss reaches; only those count as weights.
@@ -141,6 +143,10 @@ class PrivacyScoringCallback(ReadsData):
         if self.kind == "learnability":
             return learnability_scores(pl_module, members, **common)
         return privacy_vulnerability_scores(pl_module, vanilla, members, self.nonmembers, lam=self.lam, **common)
+
+    def check_model(self, trainer: Trainer, pl_module: LightningModule, members: Batches) -> None:
+        """Raise a ValueError where the model is untrained."""
+        check_trained(pl_module, members, transfer=transfer_of(trainer))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.vanilla_weights = None
