@@ -70,6 +70,7 @@ def run_python(code, *flags):
     return done
 
 
+@pytest.mark.slow
 def test_a_plain_import_is_light_and_reaches_every_subpackage():
     run_python(
         "import sys, lightning_cwrf; assert not {'torch', 'lightning'} & set(sys.modules)\n"

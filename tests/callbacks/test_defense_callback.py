@@ -169,6 +169,7 @@ class Counted(RelaxLossMixin):
         return super().defense_loss(logits, targets)
 
 
+@pytest.mark.slow
 def test_a_compiled_module_trains_compiled_with_the_defense(recwarn):
     compiled = []
 
@@ -343,6 +344,7 @@ def test_a_defense_that_the_user_attached_since_stays():
     assert isinstance(model, HAMPMixin)
 
 
+@pytest.mark.slow
 def test_a_compiled_wrapper_is_fitted_twice():
     raw = build()
     compiled = torch.compile(raw, backend="eager")

@@ -22,6 +22,7 @@ from tests.recipe_functions import Counted, Slow, quick, runs
 train = functools.partial(train_shadows, workers=1, progress=False)
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_outputs_of_one(tmp_path):
     one = train(quick, part(0, 20), 4, store=tmp_path / "a")
     two = train_shadows(quick, part(0, 20), 4, store=tmp_path / "b", workers=2, progress=False)

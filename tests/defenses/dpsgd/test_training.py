@@ -19,6 +19,8 @@ from lightning_cwrf.defenses import DPSGDMixin
 from tests.defenses.dpsgd.cases import Conv, fresh
 from tests.helpers import loader, trainer
 
+pytestmark = pytest.mark.slow
+
 
 def test_module_optimizer_scheduler_and_datamodule_stay_as_they_are(recwarn):
     class Data(LightningDataModule):
