@@ -37,6 +37,9 @@ class MyLitClassifier(Classifier):
         self.save_hyperparameters()
         self.net[4].p = dropout
 
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), self.hparams.lr)
+
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
 
