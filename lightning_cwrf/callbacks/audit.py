@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
@@ -22,9 +25,10 @@ from lightning_cwrf.callbacks.common import (
     training_data,
 )
 from lightning_cwrf.callbacks.coverage import check_coverage, undrawn
-from lightning_cwrf.checks import check_choice, check_confidence, check_integer
+from lightning_cwrf.checks import check_choice, check_confidence, check_flag, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.overlap import OVERLAPS
+from lightning_cwrf.lightning_private import in_started_processes
 from lightning_cwrf.shadows import ShadowOutputs
 from lightning_cwrf.trainers import Split, transfer_of
 
@@ -58,6 +62,9 @@ class MIAAuditCallback(ReadsData):
         overlap: what to do with non-members that are members, or reference data of the scoring or the defense:
             ``"error"``, ``"drop"`` or ``"allow"``, as for :func:`~lightning_cwrf.auditing.audit`.
         name: prefix of the logged values. Two audits in one Trainer need two names.
+        save: a file for the last audit (:meth:`AuditResult.save`), for runs from YAML, and for strategies whose
+            processes do not return :attr:`result` to the caller: ``ddp_spawn``, ``ddp_fork`` and ``ddp_notebook``.
+        overwrite: replace a file of an earlier run; otherwise it is an error before the training.
 
     >>> callback = MIAAuditCallback(nonmembers=[], every_n_epochs=10)
     """
@@ -75,6 +82,8 @@ class MIAAuditCallback(ReadsData):
         key: Key | None = None,
         overlap: Overlap = "error",
         name: str = "mia",
+        save: str | PathLike[str] | None = None,
+        overwrite: bool = False,
     ) -> None:
         check_integer("every_n_epochs", every_n_epochs, low=0)
         check_confidence(confidence)
@@ -93,6 +102,9 @@ class MIAAuditCallback(ReadsData):
         self.key = key
         self.overlap = overlap
         self.name = name
+        check_flag("overwrite", overwrite)
+        self.save = None if save is None else Path(save)
+        self.overwrite = overwrite
         self.reset()
 
     @property
@@ -105,6 +117,20 @@ class MIAAuditCallback(ReadsData):
         self._final_step = -1
         self._expected = 0.0  # the share of the members that the planned training leaves out
         self._audited: bytes | None = None
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().prepare(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if self.save is None and in_started_processes(trainer):
+            rank_zero_warn(
+                "the audit runs in processes that the strategy starts, which do not return its result: pass "
+                f"{type(self).__name__}(save=...), a file for AuditResult.load, or use the strategy 'ddp'."
+            )
+        if self.save is not None and self.save.exists() and self.result is None and not self.overwrite:
+            raise MisconfigurationException(
+                f"{self.save} exists; pass another file as save=, or overwrite=True to replace it."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the attacks once before training, so that bad data is an error before any time is spent."""
@@ -173,6 +199,8 @@ class MIAAuditCallback(ReadsData):
                 rank_zero_warn(remark)
         for name, why in self.result.failures.items():
             rank_zero_warn(f"the {name} attack failed and is left out: {why}")
+        if final and self.save is not None and trainer.is_global_zero:
+            self.result.save(self.save)
         values = self.result.values()
         self.history.append({"epoch": float(trainer.current_epoch), **values})
         return values

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save_file
 
 from lightning_cwrf import (
+    AuditResult,
     CriticalRewindCallback,
     DefenseCallback,
     FinishedWeightsCallback,
@@ -251,6 +252,20 @@ def test_splits_that_are_not_there_are_an_error():
         MIAAuditCallback(nonmembers="tset")
     with pytest.raises(TypeError, match="members: expected a DataLoader"):
         MIAAuditCallback(nonmembers="test", members=3)
+
+
+def test_the_last_audit_is_saved_and_an_earlier_file_is_not_replaced(tmp_path):
+    path = tmp_path / "audit.json"
+    callback = MIAAuditCallback(loader(100, 140), every_n_epochs=1, save=path)
+    model = Classifier()
+    trainer(callbacks=[callback], max_epochs=2).fit(model, loader(0, 64))
+    assert AuditResult.load(path).values() == callback.result.values()
+    with pytest.raises(MisconfigurationException, match="overwrite=True"):
+        again = MIAAuditCallback(loader(100, 140), save=path)
+        trainer(callbacks=[again], max_epochs=2).fit(model, loader(0, 64))
+    replaced = MIAAuditCallback(loader(100, 160), save=path, overwrite=True)
+    trainer(callbacks=[replaced], max_epochs=2).fit(model, loader(0, 64))
+    assert len(AuditResult.load(path).is_member) == 124
 
 
 CONFIG = """
