@@ -28,6 +28,9 @@ _START_ANEW = (
 class CheckedCallback(Callback):
     """A callback that checks in ``setup`` whether it can work in its Trainer."""
 
+    why_not_sharded = "a mask over whole parameters cannot follow. Use one device or DDP"
+    """Why it does not work with strategies that shard the weights, and what to do."""
+
     def setup(self, *given: Any, **stage: Any) -> None:
         """Raise for a class instead of an instance and for sharding strategies; then :meth:`prepare`.
 
@@ -193,12 +196,12 @@ def earlier(trainer: Trainer, callback: Callback, kind: type[C], needs: str) -> 
     return found[0] if found else None
 
 
-def refuse_sharding(trainer: Trainer, callback: Callback) -> None:
-    """Raise where a strategy shards or flattens parameters, so that a mask of the full shape does not fit them."""
+def refuse_sharding(trainer: Trainer, callback: CheckedCallback) -> None:
+    """Raise where a strategy shards or flattens parameters."""
     if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
         raise MisconfigurationException(
-            f"{type(callback).__name__} does not work with {type(trainer.strategy).__name__}: it shards the weights, "
-            "and a mask over whole parameters cannot follow. Use one device or DDP."
+            f"{type(callback).__name__} does not work with {type(trainer.strategy).__name__}, which shards the weights: "
+            f"{callback.why_not_sharded}."
         )
 
 

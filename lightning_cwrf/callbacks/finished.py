@@ -45,6 +45,10 @@ class FinishedWeightsCallback(OncePerModule):
     'finished.ckpt'
     """
 
+    why_not_sharded = (
+        "it loads whole weights into a whole model. Load them before the fit, in the module's configure_model"
+    )
+
     def __init__(self, path: str | PathLike[str]) -> None:
         if not isinstance(path, (str, PathLike)):
             raise TypeError(f"path must be that of a file of weights, not a {type(path).__name__}.")
