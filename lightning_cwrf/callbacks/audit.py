@@ -71,8 +71,8 @@ class MIAAuditCallback(ReadsData):
 
     several = ", or give each another name="
     why_not_sharded = (
-        "each process runs the model by itself here, which only all of them together can. Save a full checkpoint, load it "
-        "on one device after the fit, and pass it to lightning_cwrf.audit"
+        "each process runs the model by itself here, which only all of them together can. Save a full checkpoint, load "
+        "it on one device after the fit, and pass it to lightning_cwrf.audit"
     )
 
     def __init__(

@@ -199,9 +199,9 @@ def earlier(trainer: Trainer, callback: Callback, kind: type[C], needs: str) -> 
 def refuse_sharding(trainer: Trainer, callback: CheckedCallback) -> None:
     """Raise where a strategy shards or flattens parameters."""
     if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        ours, theirs = type(callback).__name__, type(trainer.strategy).__name__
         raise MisconfigurationException(
-            f"{type(callback).__name__} does not work with {type(trainer.strategy).__name__}, which shards the weights: "
-            f"{callback.why_not_sharded}."
+            f"{ours} does not work with {theirs}, which shards the weights: {callback.why_not_sharded}."
         )
 
 
