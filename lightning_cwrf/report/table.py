@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_cwrf.auditing import FPR, AuditResult, aligned
-from lightning_cwrf.auditing.result import percent
+from lightning_cwrf.auditing.tables import percent
 
 _MODEL_ROWS = {
     "train_accuracy": "train accuracy",
