@@ -60,12 +60,13 @@ def html_table(rows: Rows, *, attributes: str = "") -> str:
 def html_rows(rows: Iterable[Sequence[str]]) -> str:
     """The rows of a table's body (:func:`html_table`)."""
     return "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in rest)}</tr>'
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{html_cell(cell)}</td>" for cell in rest)}</tr>'
         for first, *rest in rows
     )
 
 
-def _cell(text: str) -> str:
+def html_cell(text: str) -> str:
+    """The text of a cell, escaped, with an interval in a ``span``."""
     value, bracket, rest = escape(text).partition(" [")
     bounds, end, more = rest.partition("]")
     return f'{value} <span class="interval">[{bounds}]</span>{more}' if bracket and end else escape(text)

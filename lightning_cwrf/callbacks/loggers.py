@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
@@ -23,7 +24,7 @@ def log_settings(trainer: Trainer, name: str, settings: Mapping[str, Any]) -> No
         # TensorBoard shows the last set of hyper-parameters alone, so those that Lightning has logged are repeated.
         known = getattr(logger, "hparams", None)
         before = dict(known) if isinstance(known, Mapping) else {}
-        _quietly(logger, "the settings", lambda logger=logger, all_=before | own: logger.log_hyperparams(all_))
+        _quietly(logger, "the settings", partial(logger.log_hyperparams, before | own))
 
 
 def log_figure(trainer: Trainer, name: str, make: Callable[[], Figure]) -> None:
@@ -35,11 +36,11 @@ def log_figure(trainer: Trainer, name: str, make: Callable[[], Figure]) -> None:
         make: draws it; called only where a logger takes it. Whatever fails is a warning, never the end of the fit.
     """
     for logger in trainer.loggers if trainer.is_global_zero else ():
-        _quietly(logger, "the figure", lambda logger=logger: _figure_to(logger, name, make, trainer.global_step))
+        _quietly(logger, "the figure", partial(_figure_to, logger, name, make, trainer.global_step))
 
 
 def _figure_to(logger: Any, name: str, make: Callable[[], Figure], step: int) -> None:
-    experiment = getattr(logger, "experiment", None)
+    experiment: Any = getattr(logger, "experiment", None)
     if callable(getattr(experiment, "add_figure", None)):  # TensorBoard
         experiment.add_figure(name, make(), global_step=step)
     elif callable(getattr(logger, "log_image", None)):  # Weights & Biases
@@ -53,7 +54,7 @@ def _pixels(figure: Figure) -> Any:
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

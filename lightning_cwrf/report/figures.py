@@ -80,7 +80,7 @@ def aucs(results: Mapping[str, AuditResult]) -> str:
     least = max(_resolvable(result) for result in results.values())
     height, block = 20, 20 * len(results) + 14
     bottom = 8 + block * len(attacks)
-    x = svg.Scale(math.floor(10 * low) / 10, 1, 118, 412)
+    x = svg.Scale(math.floor(10 * low) / 10, 1, 104, 352)
     parts = [svg.rectangle(x(0.5), 4, x(min(least, 1)) - x(0.5), bottom - 4, "blind")]
     for tenth in range(round(10 * x.low), 11):
         kind = "chance" if tenth == 5 else "grid"
@@ -88,7 +88,7 @@ def aucs(results: Mapping[str, AuditResult]) -> str:
         parts += [svg.text(x(tenth / 10), bottom + 17, f"{tenth / 10:.1f}")]
     for row, attack in enumerate(attacks):
         top = 8 + block * row
-        parts.append(svg.text(108, top + block / 2, _short(attack_name(attack)), anchor="end", kind="axis"))
+        parts.append(svg.text(94, top + block / 2, _short(attack_name(attack)), anchor="end", kind="axis"))
         for i, result in enumerate(results.values()):
             y = top + height * i + 14
             found = result.estimates.get(attack, {}).get("auroc")
@@ -101,7 +101,7 @@ def aucs(results: Mapping[str, AuditResult]) -> str:
             parts.append(svg.line(x(interval[0]), y, x(interval[1]), y, f"range {svg.series(i)}"))
             parts.append(f'<circle class="dot {svg.series(i)}" cx="{x(found.value):.1f}" cy="{y:.1f}" r="4.5"/>')
     parts.append(svg.text((x.start + x.end) / 2, bottom + 36, "AUC (0.5 is guessing)", kind="axis"))
-    return svg.picture(430, bottom + 44, parts, "AUC of every attack on each model, with intervals")
+    return svg.picture(364, bottom + 44, parts, "AUC of every attack on each model, with intervals")
 
 
 def swatch(index: int) -> str:
@@ -115,4 +115,4 @@ def _resolvable(result: AuditResult) -> float:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 16 else f"{name[:15]}…"
+    return name if len(name) <= 14 else f"{name[:13]}…"

@@ -93,7 +93,6 @@ def write_report(
     parts = [
         sections.head(audits, title),
         sections.verdicts(audits),
-        sections.comparison(audits),
         sections.scale(audits),
         sections.measurements(audits, seconds),
         sections.rocs(audits),

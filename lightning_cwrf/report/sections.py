@@ -9,17 +9,25 @@ from html import escape
 from typing import Any
 
 from lightning_cwrf.auditing import AuditResult
-from lightning_cwrf.auditing.tables import html_rows, html_table, percent
+from lightning_cwrf.auditing.tables import html_cell, html_rows, html_table, percent
 from lightning_cwrf.report import figures
 from lightning_cwrf.report.curves import loss_histograms
 from lightning_cwrf.report.elements import grid, legend, listed, scroll, section, table_of, tag
 from lightning_cwrf.report.inputs import flat_settings, layers_of, thumbnail
-from lightning_cwrf.report.table import attack_name, attacks_in, comparison_notes, comparison_rows, metric_name
+from lightning_cwrf.report.table import (
+    attack_name,
+    attacks_in,
+    compared,
+    comparison_notes,
+    comparison_rows,
+    metric_name,
+)
 from lightning_cwrf.report.verdict import (
     blind_spots,
-    change_headline,
-    changes,
+    change,
+    direction,
     reference_points,
+    rule,
     same_examples,
     verdict,
 )
@@ -67,53 +75,47 @@ def verdicts(audits: Mapping[str, AuditResult]) -> str:
     return section(
         "Verdict",
         f'<div class="verdicts">{"".join(cards)}</div>',
+        *(tag("p", line, "quiet") for line in rule(audits)),
+        _changes(audits),
         tag("h3", "What could not have been seen"),
         listed(blind_spots(audits)),
     )
 
 
-def comparison(audits: Mapping[str, AuditResult]) -> str:
-    """The first model against each of the others."""
+def _changes(audits: Mapping[str, AuditResult]) -> str:
+    """The first model against each of the others, in words."""
     (first, before), *others = audits.items()
-    parts = []
+    lines = []
     for name, after in others:
-        found = changes(before, after)
-        rows = [["", first, name, "in words"], *([c.measure, c.before, c.after, c.words] for c in found)]
-        parts += [tag("h3", f"{first} → {name}"), tag("p", change_headline(found))]
-        if not same_examples(before, after):
-            parts.append(tag("p", "The two audits are of different examples, so their difference is also one of data."))
-        parts.append(scroll(html_table(rows)))
-    if not parts:
+        other_data = "" if same_examples(before, after) else " The two audits are of different examples."
+        lines.append(f"{first} → {name}: {change(before, after)}{other_data}")
+    if not lines:
         return ""
     caution = (
-        "“Lower” is said only where the two intervals do not overlap. Where they do, there may be a difference or "
-        "none: these audits cannot tell. A difference between two trainings is not yet one between two methods: for "
-        "that, repeat both with other seeds."
+        "“Lower” and “higher” are said only where the two intervals do not overlap. Where they do, there may be a "
+        "difference or none: these audits cannot tell. A difference between two trainings is not yet one between two "
+        "methods: for that, repeat both with other seeds."
     )
-    return section("Before and after", *parts, tag("p", caution, "quiet"))
+    return tag("h3", "Before and after") + listed(lines) + tag("p", caution, "quiet")
 
 
 def scale(audits: Mapping[str, AuditResult]) -> str:
     """Every AUC beside what it can be compared with."""
     if not attacks_in(audits.values()):
         return ""
-    lines = []
-    for name, result in audits.items():
-        title = tag("h3", name) if len(audits) > 1 else ""
-        points = [["AUC", "is"], *map(list, reference_points(result))]
-        lines.append(f"<div>{title}{html_table(points)}</div>")
     caption = (
         "Points are AUCs, lines their intervals. The dashed line is guessing; AUCs in the shaded range cannot be told "
         "from it."
     )
     figure = f"<figure>{figures.aucs(audits)}{tag('figcaption', caption)}</figure>"
+    points = html_table([["an AUC for comparison", *audits], *reference_points(audits)])
     words = (
         "An attack’s AUC says how well it ranks members above non-members on average. A model that treats both alike "
         "gives 0.5 under every attack. The farther an attack is above what the gap between train and test accuracy "
         "gives away by itself, the more the model remembers of single examples. A low AUC can hide a few members who "
         "are recognised very surely: the TPR at a low FPR shows those."
     )
-    return section("Is my number bad?", tag("p", words), legend(audits), figure, grid(lines))
+    return section("Is my number bad?", tag("p", words), legend(audits), figure, scroll(points))
 
 
 def measurements(audits: Mapping[str, AuditResult], seconds: Mapping[str, float] | None) -> str:
@@ -123,8 +125,24 @@ def measurements(audits: Mapping[str, AuditResult], seconds: Mapping[str, float]
     for note in dict.fromkeys(n for result in audits.values() for n in result.notes()):
         of = [name for name, result in audits.items() if note in result.notes()]
         notes.append(note if len(of) == len(audits) else f"{note} ({', '.join(of)})")
-    table = scroll(html_table(comparison_rows(audits, seconds)))
+    table = scroll(table_of(["", *audits], _compared_rows(audits, seconds)))
     return section("Measurements", table, tag("p", shown[0], "quiet"), tag("h3", "Notes and remarks"), listed(notes))
+
+
+def _compared_rows(audits: Mapping[str, AuditResult], seconds: Mapping[str, float] | None) -> list[str]:
+    """The rows of the comparison table, with a word for each change from the first model."""
+    rows = comparison_rows(audits, seconds)[1:]
+    words = [["", *(direction(first, each) for each in rest)] for _, (first, *rest) in compared(audits.values())]
+    words += [[""] * len(audits)] * (len(rows) - len(words))
+    return [
+        f'<tr><th scope="row">{escape(label)}</th>'
+        + "".join(
+            f"<td>{html_cell(cell)}{tag('span', word, 'word') if word else ''}</td>"
+            for cell, word in zip(cells, said, strict=True)
+        )
+        + "</tr>"
+        for (label, *cells), said in zip(rows, words, strict=True)
+    ]
 
 
 def rocs(audits: Mapping[str, AuditResult]) -> str:

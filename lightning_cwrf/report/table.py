@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_cwrf.auditing import FPR, AuditResult, aligned
+from lightning_cwrf.auditing import FPR, AuditResult, Estimate, aligned
 from lightning_cwrf.auditing.tables import percent
 
-_MODEL_ROWS = {
+MODEL_ROWS = {
     "train_accuracy": "train accuracy",
     "test_accuracy": "test accuracy",
     "loss_gap": "loss gap (test − train)",
@@ -42,18 +42,27 @@ def comparison_rows(results: Mapping[str, AuditResult], seconds: Mapping[str, fl
     check_same_confidence(results)
     if seconds is not None and (missing := [name for name in results if name not in seconds]):
         raise ValueError(f"seconds must have one number for each model; {', '.join(missing)} has none.")
-    rows: list[list[str]] = [["", *results]]
-    for key, label in _MODEL_ROWS.items():
-        rows.append([label, *(str(result.model_metrics[key]) for result in results.values())])
-    for attack in attacks_in(results.values()):
-        for key in _SHOWN:
-            cells = (
-                str(result.estimates[attack][key]) if attack in result.estimates else _FAILED
-                for result in results.values()
-            )
-            rows.append([f"{attack_name(attack)} {metric_name(key)}", *cells])
+    rows = [["", *results]]
+    rows += [[label, *(_FAILED if e is None else str(e) for e in found)] for label, found in compared(results.values())]
     if seconds is not None:
         rows.append(["seconds", *(f"{seconds[name]:.1f}" for name in results)])
+    return rows
+
+
+def compared(results: Iterable[AuditResult]) -> list[tuple[str, list[Estimate | None]]]:
+    """The measures of :func:`comparison_table` by their labels, with each audit's estimate; None: the attack failed."""
+    results = list(results)
+    rows: list[tuple[str, list[Estimate | None]]] = [
+        (label, [result.model_metrics[key] for result in results]) for key, label in MODEL_ROWS.items()
+    ]
+    rows += [
+        (
+            f"{attack_name(attack)} {metric_name(key)}",
+            [r.estimates[attack][key] if attack in r.estimates else None for r in results],
+        )
+        for attack in attacks_in(results)
+        for key in _SHOWN
+    ]
     return rows
 
 

@@ -13,7 +13,7 @@ from lightning_cwrf.auditing import FPR, AuditResult, Estimate
 from lightning_cwrf.auditing.tables import percent
 from lightning_cwrf.metrics import Interval
 from lightning_cwrf.metrics.functional import resolvable_auc
-from lightning_cwrf.report.table import attack_name, attacks_in
+from lightning_cwrf.report.table import MODEL_ROWS, attack_name, attacks_in, compared
 
 _TPR = f"tpr_at_fpr_{FPR:g}"
 _TESTED = ("auroc", _TPR)
@@ -27,23 +27,18 @@ class Verdict(NamedTuple):
     details: list[str]
 
 
-class Change(NamedTuple):
-    """One measure of two audits: both values as text, and what their intervals allow to say."""
-
-    measure: str
-    before: str
-    after: str
-    words: str
-
-
 def verdict(result: AuditResult) -> Verdict:
     """Whether any attack tells members from non-members, and how well the strongest one does."""
     if not result.estimates:
         return Verdict("unknown", "No attack could run: this audit says nothing about the model.", [])
-    found, how = _found(result)
-    details = [*_strongest(result), *_above_all(result), how]
+    found = _found(result)
+    details = [*_strongest(result), *_above_all(result)]
     if found:
-        return Verdict("found", f"Members can be told from non-members, by {_listed(found)}.", details)
+        return Verdict(
+            "found",
+            f"Members can be told from non-members: {_listed(found)} beat{'s' * (len(found) == 1)} guessing.",
+            details,
+        )
     if below := result.below_chance():
         return Verdict(
             "unknown",
@@ -52,31 +47,44 @@ def verdict(result: AuditResult) -> Verdict:
             details,
         )
     return Verdict(
-        "not found",
-        "No attack that ran could be told from guessing. This does not show that no attack can.",
-        details,
+        "not found", "No attack that ran could be told from guessing. Another attack may do better.", details
     )
 
 
-def changes(before: AuditResult, after: AuditResult) -> list[Change]:
-    """The accuracy and each attack's measures in two audits."""
-    rows = [
-        _change("test accuracy", before.model_metrics.get("test_accuracy"), after.model_metrics.get("test_accuracy"))
-    ]
-    for attack in attacks_in([before, after]):
-        for metric, label in zip(_TESTED, ("AUC", f"TPR at {percent(FPR)} FPR"), strict=True):
-            pair = (each.estimates.get(attack, {}).get(metric) for each in (before, after))
-            rows.append(_change(f"{attack_name(attack)} {label}", *pair))
-    return rows
+def direction(before: Estimate | None, after: Estimate | None) -> str:
+    """What two intervals allow to say: "lower", "higher", "no difference shown" or "cannot be compared"."""
+    if before is None or after is None:
+        return "cannot be compared"
+    if any(math.isnan(number) for each in (before, after) for number in (each.value, *each.interval)):
+        return "cannot be compared"
+    if after.interval.high < before.interval.low:
+        return "lower"
+    if after.interval.low > before.interval.high:
+        return "higher"
+    return "no difference shown"
 
 
-def change_headline(found: list[Change]) -> str:
-    """How many of the attacks' measures are lower, higher or undecided."""
-    words = [each.words for each in found if each.measure != "test accuracy"]
-    lower = sum(each.startswith("lower") for each in words)
-    higher = sum(each.startswith("higher") for each in words)
-    parts = [f"{lower} lower", f"{higher} higher", f"{len(words) - lower - higher} with no difference shown"]
-    return f"Of {len(words)} measures of attacks: {', '.join(parts)}."
+def change(before: AuditResult, after: AuditResult) -> str:
+    """Which measures of a second model are lower or higher than the first's: the attacks', then the model's own."""
+    rows = [(label, direction(*pair)) for label, pair in compared([before, after])]
+    own = set(MODEL_ROWS.values())
+    attacks = _told([row for row in rows if row[0] not in own], "measures of attacks")
+    return " ".join([*attacks, *_told([row for row in rows if row[0] in own], "measures of the model")])
+
+
+def _told(rows: list[tuple[str, str]], what: str) -> list[str]:
+    """A sentence from labels and directions; none where there are no rows."""
+    words: dict[str, list[str]] = {}
+    for label, word in rows:
+        words.setdefault(word, []).append(label)
+    parts = [f"{_joined(words[word])} {_is(words[word])} {word}" for word in ("lower", "higher") if word in words]
+    if same := words.get("no difference shown"):
+        some = f"the other {what}" if parts else f"all {what}"
+        parts.append(f"for {some if len(same) > 1 else same[0]} the intervals overlap")
+    if lost := words.get("cannot be compared"):
+        parts.append(f"{_joined(lost)} cannot be compared")
+    text = "; ".join(parts)
+    return [f"{text[0].upper()}{text[1:]}."] if text else []
 
 
 def same_examples(first: AuditResult, other: AuditResult) -> bool:
@@ -109,36 +117,54 @@ def blind_spots(results: Mapping[str, AuditResult]) -> list[str]:
     return lines
 
 
-def reference_points(result: AuditResult) -> list[tuple[str, str]]:
-    """AUCs to compare with: what they mean, from this audit's own numbers."""
-    points = [("0.500", "guessing")]
-    train, test = (result.model_metrics.get(f"{side}_accuracy") for side in ("train", "test"))
-    if train is not None and test is not None and math.isfinite(train.value - test.value):
-        auc = (1 + train.value - test.value) / 2
-        points.append((f"{auc:.3f}", "guessing “member” wherever the model is right: needs no attack"))
-    least = _least_auc(result)
-    if math.isfinite(least):
-        points.append((f"{least:.3f}", "the smallest that this audit can tell from guessing"))
-    points.append(("1.000", "every member is recognised"))
-    return points
+def rule(results: Mapping[str, AuditResult]) -> list[str]:
+    """By which tests a verdict says that an attack beats guessing."""
+    lines = []
+    for result in results.values():
+        tests = len(_tests(result))
+        if tests:
+            whole = percent(1 - result.confidence)
+            lines.append(
+                f"An attack beats guessing here if its AUC or its TPR at {percent(FPR)} FPR has p ≤ "
+                f"{_level(result):.2g}: that is {whole} divided by {tests} tests, so that all of them together raise a "
+                f"false alarm in at most {whole} of audits."
+            )
+    return list(dict.fromkeys(lines))
 
 
-def _found(result: AuditResult) -> tuple[list[str], str]:
-    """The attacks that do better than guessing, and by which tests."""
-    tests = [
+def reference_points(results: Mapping[str, AuditResult]) -> list[list[str]]:
+    """AUCs to compare with, from each audit's own numbers: rows of what they mean and the value for each model."""
+    gaps = []
+    for result in results.values():
+        train, test = (result.model_metrics[f"{side}_accuracy"].value for side in ("train", "test"))
+        gaps.append(f"{(1 + train - test) / 2:.3f}")
+    least = [_least_auc(result) for result in results.values()]
+    return [
+        ["guessing", *("0.500" for _ in results)],
+        ["saying “member” wherever the model is right, which needs no attack", *gaps],
+        ["the smallest that one test can tell from guessing", *(f"{e:.3f}" if e <= 1 else "none" for e in least)],
+        ["every member recognised", *("1.000" for _ in results)],
+    ]
+
+
+def _found(result: AuditResult) -> list[str]:
+    """The attacks that beat guessing."""
+    level = _level(result)
+    return list(dict.fromkeys(attack for attack, metric, e in _tests(result) if _beats_chance(metric, e, level)))
+
+
+def _level(result: AuditResult) -> float:
+    """The p-value of each test at which all together have the audit's confidence (Bonferroni)."""
+    return (1 - result.confidence) / max(len(_tests(result)), 1)
+
+
+def _tests(result: AuditResult) -> list[tuple[str, str, Estimate]]:
+    return [
         (attack, metric, found[metric])
         for attack, found in result.estimates.items()
         for metric in _TESTED
         if metric in found
     ]
-    level = (1 - result.confidence) / max(len(tests), 1)
-    found = dict.fromkeys(attack for attack, metric, e in tests if _beats_chance(metric, e, level))
-    how = (
-        f"This counts {len(tests)} tests ({_listed(list(result.estimates))}; AUC and TPR at {percent(FPR)} FPR): one "
-        f"with p ≤ {level:.2g} is a finding, so that all of them together raise a false alarm in at most "
-        f"{percent(1 - result.confidence)} of audits."
-    )
-    return list(found), how
 
 
 def _beats_chance(metric: str, estimate: Estimate, level: float) -> bool:
@@ -153,11 +179,10 @@ def _strongest(result: AuditResult) -> list[str]:
     if not aucs:
         return ["No attack has an AUC that is a number."]
     attack = max(aucs, key=lambda name: aucs[name].value)
-    best, others = aucs[attack], len(aucs) > 1
+    best = aucs[attack]
     return [
-        f"Highest AUC: {attack_name(attack)}. Shown one member and one non-member, it ranks the member higher in "
+        f"Highest AUC: {attack_name(attack)}. Of one member and one non-member, it ranks the member higher in "
         f"{100 * best.value:.1f}% of cases{_bounds(best.interval)}; guessing does so in 50%."
-        + (" It is the highest of several, so a little too high by luck." if others else "")
     ]
 
 
@@ -179,30 +204,13 @@ def _above_all(result: AuditResult) -> list[str]:
     ]
 
 
-def _change(measure: str, before: Estimate | None, after: Estimate | None) -> Change:
-    if before is None or after is None:
-        shown = ("not measured" if each is None else str(each) for each in (before, after))
-        return Change(measure, *shown, "cannot be compared")
-    return Change(measure, str(before), str(after), _direction(before, after))
-
-
-def _direction(before: Estimate, after: Estimate) -> str:
-    if any(math.isnan(number) for each in (before, after) for number in (each.value, *each.interval)):
-        return "cannot be compared"
-    if after.interval.high < before.interval.low:
-        return "lower; the intervals do not overlap"
-    if after.interval.low > before.interval.high:
-        return "higher; the intervals do not overlap"
-    return "no difference shown: the intervals overlap"
-
-
 def _resolution(result: AuditResult) -> str:
     members, nonmembers, least = int(result.is_member.sum()), int((~result.is_member).sum()), _least_auc(result)
     auc = f"an AUC below {least:.3f}" if math.isfinite(least) else "any AUC"
     return (
         f"With {members:,} members and {nonmembers:,} non-members, {auc} cannot be told from guessing by one test at "
-        f"{percent(result.confidence)} confidence, and no false positive rate below {percent(1 / nonmembers)} can be "
-        "seen: an attack that finds a few members very surely may go unnoticed."
+        f"{percent(result.confidence)} confidence, and no false positive rate below {100 / nonmembers:.2g}% can be "
+        "seen: a few members who are found very surely may go unnoticed."
     )
 
 
@@ -216,6 +224,13 @@ def _bounds(interval: Interval) -> str:
     return f" (interval: {100 * interval.low:.1f}% to {100 * interval.high:.1f}%)"
 
 
-def _listed(names: list[str]) -> str:
-    shown = [attack_name(name) for name in names]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+def _listed(attacks: list[str]) -> str:
+    return _joined([attack_name(attack) for attack in attacks])
+
+
+def _joined(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _is(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
