@@ -10,6 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_cwrf.auditing.tables import markdown_table
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -17,14 +19,12 @@ if TYPE_CHECKING:
 def log_settings(trainer: Trainer, name: str, settings: Mapping[str, Any]) -> None:
     """Log settings as the hyper-parameters ``cwrf/<name>/<setting>``; a logger that fails is a warning.
 
-    They go to the loggers alone, not into ``module.hparams``, from which the module is built again.
+    They go to the loggers alone, not into ``module.hparams``, from which the module is built again. TensorBoard has
+    them as text too, ``cwrf/<name>``.
     """
     own = {f"cwrf/{name}/{key}": value for key, value in settings.items() if value is not None}
     for logger in trainer.loggers if trainer.is_global_zero else ():
-        # TensorBoard shows the last set of hyper-parameters alone, so those that Lightning has logged are repeated.
-        known = getattr(logger, "hparams", None)
-        before = dict(known) if isinstance(known, Mapping) else {}
-        _quietly(logger, "the settings", partial(logger.log_hyperparams, before | own))
+        _quietly(logger, "the settings", partial(_settings_to, logger, f"cwrf/{name}", own))
 
 
 def log_figure(trainer: Trainer, name: str, make: Callable[[], Figure]) -> None:
@@ -37,6 +37,15 @@ def log_figure(trainer: Trainer, name: str, make: Callable[[], Figure]) -> None:
     """
     for logger in trainer.loggers if trainer.is_global_zero else ():
         _quietly(logger, "the figure", partial(_figure_to, logger, name, make, trainer.global_step))
+
+
+def _settings_to(logger: Any, name: str, settings: Mapping[str, Any]) -> None:
+    logger.log_hyperparams(settings)
+    experiment: Any = getattr(logger, "experiment", None)
+    # TensorBoard's page of hyper-parameters and its hparams.yaml keep the first set, which is the module's own.
+    if callable(getattr(experiment, "add_text", None)):
+        rows = [["setting", "value"], *([key, str(value)] for key, value in settings.items())]
+        experiment.add_text(name, "\n".join(markdown_table(rows)))
 
 
 def _figure_to(logger: Any, name: str, make: Callable[[], Figure], step: int) -> None:
