@@ -23,7 +23,7 @@ def log_settings(trainer: Trainer, name: str, settings: Mapping[str, Any]) -> No
     them as text too, ``cwrf/<name>``.
     """
     own = {f"cwrf/{name}/{key}": value for key, value in settings.items() if value is not None}
-    for logger in trainer.loggers if trainer.is_global_zero else ():
+    for logger in trainer.loggers if own and trainer.is_global_zero else ():
         _quietly(logger, "the settings", partial(_settings_to, logger, f"cwrf/{name}", own))
 
 
