@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from lightning_cwrf.auditing.result import Estimate
+from lightning_cwrf.auditing.values import Estimate
 from lightning_cwrf.checks import check_choice
 from lightning_cwrf.data.examples import ExampleId
 from lightning_cwrf.data.overlap import OVERLAPS, REMEDY, Overlap, is_ambiguous, places_among, told

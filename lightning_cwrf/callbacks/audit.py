@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from os import PathLike
@@ -25,10 +26,12 @@ from lightning_cwrf.callbacks.common import (
     training_data,
 )
 from lightning_cwrf.callbacks.coverage import check_coverage, undrawn
+from lightning_cwrf.callbacks.loggers import log_figure
 from lightning_cwrf.checks import check_choice, check_confidence, check_flag, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.overlap import OVERLAPS
 from lightning_cwrf.lightning_private import in_started_processes
+from lightning_cwrf.report.plots import roc_figure
 from lightning_cwrf.shadows import ShadowOutputs
 from lightning_cwrf.trainers import Split, transfer_of
 
@@ -38,8 +41,9 @@ class MIAAuditCallback(ReadsData):
 
     The loss attack runs every few epochs; at the end also LiRA and RMIA where shadow models are given. Every value is
     logged as ``mia/<attack>/<metric>`` (``mia/lira/auroc``), those of the model itself as ``mia/<name>``
-    (``mia/loss_gap``). The last audit, with intervals and raw scores, is in :attr:`result`; the values of all audits
-    are in :attr:`history`.
+    (``mia/loss_gap``), and the bounds of their intervals beside them (``mia/lira/auroc_low``, ``mia/lira/auroc_high``).
+    The ROCs of the last audit go to loggers that take figures: TensorBoard, MLflow, Weights & Biases. The last audit,
+    with intervals and raw scores, is in :attr:`result`; the values of all audits are in :attr:`history`.
 
     The last audit is of the final weights. Where weights are averaged (``WeightAveraging``,
     ``StochasticWeightAveraging``) or otherwise changed after the last epoch, it runs when the fit ends, and its values
@@ -207,7 +211,15 @@ class MIAAuditCallback(ReadsData):
             self.result.save(self.save)
         values = self.result.values()
         self.history.append({"epoch": float(trainer.current_epoch), **values})
-        return values
+        if final:
+            self._log_figures(trainer, self.result)
+        return {**values, **self.result.bounds()}
+
+    def _log_figures(self, trainer: Trainer, result: AuditResult) -> None:
+        for attack in result.estimates:
+            log_figure(
+                trainer, f"{self.name}/roc/{attack}", functools.partial(roc_figure, {"this model": result}, attack)
+            )
 
     def _data(self, trainer: Trainer, *, final: bool) -> AuditedData:
         members = self.members if self.members is not None else training_data(trainer, self)

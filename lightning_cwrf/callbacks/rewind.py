@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_cwrf.callbacks.common import HoldsWeights, RewindsWeights, earlier, refuse_averaging, saved_state
+from lightning_cwrf.callbacks.loggers import log_settings
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.checks import check_choice, check_flag
 from lightning_cwrf.files import digest
@@ -110,16 +111,20 @@ class CriticalRewindCallback(RewindsWeights):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.mask is not None:
-            return
+        if self.mask is None:
+            self.mask = self._rewind(trainer, pl_module)
+            self.done_with = self.settings()
+        sizes = {"weights": self.mask.count, "of_weights": self.mask.total}
+        log_settings(trainer, "rewind", {**(self.done_with or {}), **sizes})
+
+    def _rewind(self, trainer: Trainer, pl_module: LightningModule) -> WeightMask:
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         mask = self._choose(pl_module, scoring)
         if mask.count == 0 and self.rate > 0:
             rank_zero_warn(f"rate {self.rate} of {mask.total} weights is less than one: nothing is rewound.")
         _warn_of_finetuning(trainer, pl_module, mask)
         mask.rewind_(pl_module, self._vanilla_weights(trainer, pl_module, scoring))
-        self.mask = mask
-        self.done_with = self.settings()
+        return mask
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.mask is None:

@@ -11,12 +11,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_cwrf.callbacks.common import (
-    ReadsData,
-    RewindsWeights,
-    saved_state,
-    training_data,
-)
+from lightning_cwrf.callbacks.common import ReadsData, RewindsWeights, saved_state, training_data
+from lightning_cwrf.callbacks.loggers import log_settings
 from lightning_cwrf.checks import check_choice, check_integer
 from lightning_cwrf.data import Batches, all_ids, isolated_rng
 from lightning_cwrf.data.seen import SCORED, record_seen
@@ -109,8 +105,11 @@ class PrivacyScoringCallback(ReadsData):
             record_seen(pl_module, SCORED, all_ids(self.nonmembers) or ())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.done_with is not None or self.scores is not None:
-            return
+        if self.done_with is None and self.scores is None:
+            self._do(trainer, pl_module)
+        log_settings(trainer, "scoring", self.done_with or {})
+
+    def _do(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A file is read again after the scoring, which needs the memory; drawn or built weights are kept.
         vanilla: Any = load_vanilla(self.vanilla, pl_module)
         if is_file(self.vanilla):
