@@ -137,6 +137,7 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
         "loss": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         "optimizer": torch.optim.Adam(model.parameters()),
         "functools": functools,
+        "privacy": after_a_run["hardened_audit"],
     }
     with ATTACKS.temporary(), DEFENSES.temporary():
         exec(shortened(code), names)

@@ -35,7 +35,7 @@ from lightning_cwrf.weights.masks import WeightMask
 
 _BINS = 40
 _LAYERS = 40
-_LIMITS = (
+LIMITS = (
     "A stronger attack, or one with more shadow models, may find more: an audit bounds nothing from above.",
     "An audit is an experiment. It gives no guarantee, such as differential privacy does.",
     "Intervals are over examples. They do not cover another training, seed or training set, nor other shadow models "
@@ -45,6 +45,7 @@ _LIMITS = (
     "Examples that depend on each other, such as several pictures of one person, make intervals too narrow.",
     "Membership inference is one risk. Others, such as reconstruction of training data, are not measured.",
 )
+"""What no audit shows."""
 
 
 def head(audits: Mapping[str, AuditResult], title: str) -> str:
@@ -242,7 +243,7 @@ def exposed(audits: Mapping[str, AuditResult], count: int, classes: Sequence[str
 
 def limits() -> str:
     """What no audit shows."""
-    return section("What this does not show", listed(_LIMITS))
+    return section("What this does not show", listed(LIMITS))
 
 
 def settings(given: Mapping[str, Any], versions: Mapping[str, str]) -> str:
