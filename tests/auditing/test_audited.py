@@ -149,7 +149,7 @@ def test_scoring_warns_that_augmented_members_may_overlap():
 @pytest.mark.parametrize(
     ("write", "what"),
     [
-        (lambda e: e.signal(logit_signal).neg_(), "examples's logit_signal"),
+        (lambda e: e.signal(logit_signal).neg_(), "logits's logit_signal"),
         (lambda e: e.shadow_signals(logit_signal).sub_(1.0).sum(0), "shadow_logits's logit_signal"),
     ],
 )
