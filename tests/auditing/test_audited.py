@@ -17,7 +17,7 @@ from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback
 from lightning_cwrf.attacks import Evidence, create_attack, logit_signal, register_attack
 from lightning_cwrf.attacks.base import ATTACKS
 from lightning_cwrf.auditing import audit
-from lightning_cwrf.auditing.attacks import run_attacks
+from lightning_cwrf.auditing.run import run_attacks
 from lightning_cwrf.data import reads_alike
 from tests.helpers import Classifier, digits, part, same_snapshot, snapshot, trained, trainer
 
