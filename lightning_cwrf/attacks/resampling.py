@@ -70,7 +70,10 @@ def shadow_bootstrap(
     found: dict[str, list[float]] = {name: [] for name in statistics}
     for _ in range(resamples):
         scores = attack(evidence.with_models(_draw_models(pairs, generator)))
-        drawn = [_draw(part, generator) if examples else part for part in (inside, outside)]
+        drawn = [
+            part[torch.randint(len(part), (len(part),), generator=generator)] if examples else part
+            for part in (inside, outside)
+        ]
         rows = torch.cat(drawn)
         for name, statistic in statistics.items():
             found[name].append(float(statistic(scores[rows], is_member[rows])))
@@ -104,10 +107,6 @@ def check_pairs(membership: Tensor | None, resamples: int) -> int:
             "the drawn models; lightning_cwrf.shadows.balanced_membership makes them."
         )
     return models // 2
-
-
-def _draw(places: Tensor, generator: torch.Generator) -> Tensor:
-    return places[torch.randint(len(places), (len(places),), generator=generator)]
 
 
 def _draw_models(pairs: int, generator: torch.Generator) -> Tensor:

@@ -77,13 +77,7 @@ def per_example(signal: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targ
 
 
 def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return ``targets`` in int64 on the device of ``logits``.
-
-    Raises:
-        TypeError: logits that are not floats, targets that are not integers.
-        ValueError: shapes other than ``(..., n, K)`` and ``(n,)`` with K ≥ 2; targets that are not classes (which
-            examples).
-    """
+    """Return ``targets`` ``(n,)``, checked to be classes of ``logits`` ``(..., n, K)``, in int64 on their device."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise TypeError(f"logits must be a tensor of floats, not {_kind(logits)}.")
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:

@@ -17,7 +17,7 @@ from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.composition import base_loss, check_on
 from lightning_cwrf.defenses.registry import register_defense
 from lightning_cwrf.defenses.settings import Defense
-from lightning_cwrf.weights.scores import trainable_parameters
+from lightning_cwrf.weights.descent import trainable_parameters
 
 
 def label_smoothing_loss(logits: Tensor, targets: Tensor, *, smoothing: float = 0.1) -> Tensor:

@@ -70,7 +70,9 @@ def read_training(
         )
     attached: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     defense = _defense_of(model, attached) if defense is None else defense
-    found = _loader_of(trainer) if loader is None else loader
+    if loader is None and trainer.train_dataloader is None:
+        raise ValueError("this Trainer has not trained yet: pass loader=, the training loader.")
+    found: Any = users_loader(trainer.train_dataloader) if loader is None else loader
     _check_schedulers(trainer)
     return {
         "build_module": _module_of(model) if build_module is None else build_module,
@@ -153,13 +155,6 @@ def _check_schedulers(trainer: Trainer) -> None:
                 f"a scheduler waits for {config.monitor!r}, and shadow models have no validation data; let it monitor "
                 "a training metric, or write the recipe as a function of your own."
             )
-
-
-def _loader_of(trainer: Trainer) -> Any:
-    loader = trainer.train_dataloader
-    if loader is None:
-        raise ValueError("this Trainer has not trained yet: pass loader=, the training loader.")
-    return users_loader(loader)
 
 
 def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | None) -> dict[str, Any]:

@@ -11,12 +11,7 @@ from lightning_cwrf.shadows.workers import ATTEMPTS, end_workers, run
 
 
 def train_missing(jobs: list[Job], workers: int | None, stack: int, progress: bool) -> None:
-    """Train the models that are not in the store yet.
-
-    Raises:
-        RuntimeError: some of them failed.
-        ValueError: a damaged file in the store, or a store that cannot be written to.
-    """
+    """Train the models that are not in the store yet; a RuntimeError names those that failed."""
     store = jobs[0].run.store
     for job in jobs:
         if job.done:

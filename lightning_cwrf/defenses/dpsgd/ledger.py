@@ -44,13 +44,7 @@ class PrivacySpent:
 class Ledger:
     """The privacy accounting across fits: the accounted steps, the noise multiplier, and the random state.
 
-    Args:
-        mechanism: of the accountant.
-        from_scratch: whether the weights had seen no private data before the first step.
-        earlier: what the same weights have spent before.
-
-    Raises:
-        MisconfigurationException: ``from_scratch``, of weights whose earlier steps began from others.
+    ``from_scratch``: the weights had seen no private data before the first step; ``earlier``: what they spent before.
     """
 
     def __init__(self, mechanism: str, *, from_scratch: bool = False, earlier: Ledger | None = None) -> None:

@@ -17,10 +17,7 @@ from lightning_cwrf.lightning_private import training_source
 def draw_poisson_batches(trainer: Trainer, limit: int | None, first_step: Callable[[], int]) -> PoissonBatches:
     """Put Poisson batches in the place of the user's training loader, and accumulate over their parts.
 
-    Args:
-        trainer: in ``setup``.
-        limit: the most examples of a physical batch; None: a logical batch is as many as the Trainer accumulates.
-        first_step: gives the number of the step at which a pass begins.
+    ``limit`` is the most examples of a physical batch; None: a logical batch is as many as the Trainer accumulates.
     """
     source = training_source(trainer)
     loader = source.dataloader()
