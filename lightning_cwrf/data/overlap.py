@@ -32,10 +32,10 @@ def told(places: Sequence[int], total: int, name: str, what: str, by: str = "the
     """A message: how many examples of the data called ``name`` are something else too, and where.
 
     >>> told([0, 4], 9, "nonmembers", "members")
-    '2 of the 9 examples of nonmembers are members (the same inputs and label), at places 0, 4'
+    '2 of the 9 examples of nonmembers are members (the same inputs and label), at positions 0, 4'
     """
     shown = ", ".join(map(str, places[:10])) + (", ..." if len(places) > 10 else "")
-    return f"{len(places)} of the {total} examples of {name} are {what} ({by}), at places {shown}"
+    return f"{len(places)} of the {total} examples of {name} are {what} ({by}), at positions {shown}"
 
 
 def check_disjoint(

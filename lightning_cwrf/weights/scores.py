@@ -137,7 +137,7 @@ def privacy_vulnerability_scores(
     check_scoring(lam, steps, lr)
     check_integer("batch_size", batch_size, low=1)
     with scoring_context(model):
-        overlap = OverlapCheck(members, nonmembers, "nonmembers")
+        overlap = OverlapCheck(members, nonmembers, "the reference data (nonmembers=)")
         bring = bring_to(model, transfer)
 
         def make_objective() -> Callable[[nn.Module], Tensor]:

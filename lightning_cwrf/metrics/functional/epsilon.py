@@ -10,8 +10,7 @@ from scipy import special
 from torch import Tensor
 
 from lightning_cwrf.checks import check_confidence, check_integer, check_number
-from lightning_cwrf.metrics.functional.advantage import wilson
-from lightning_cwrf.metrics.functional.intervals import clopper_pearson
+from lightning_cwrf.metrics.functional.intervals import clopper_pearson, wilson
 from lightning_cwrf.metrics.functional.roc import membership_roc, split_scores
 
 
