@@ -17,8 +17,9 @@ from lightning_cwrf.classification import checked_at_once, classification_step, 
 from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.composition import base_loss
 from lightning_cwrf.defenses.dpsgd import plan
-from lightning_cwrf.defenses.dpsgd.checks import check_layers, check_optimizer, check_trainer
+from lightning_cwrf.defenses.dpsgd.checks import check_optimizer, check_trainer
 from lightning_cwrf.defenses.dpsgd.independence import check_independent
+from lightning_cwrf.defenses.dpsgd.layers import check_layers
 from lightning_cwrf.defenses.dpsgd.ledger import PrivacySpent
 from lightning_cwrf.defenses.dpsgd.settings import DPSGD, DPSGDState
 from lightning_cwrf.defenses.dpsgd.step import PrivateStep, is_empty

@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 from lightning_cwrf.checks import check_choice, check_flag, check_integer, check_number
 from lightning_cwrf.data.poisson import PoissonBatches
 from lightning_cwrf.defenses.composition import check_on
-from lightning_cwrf.defenses.dpsgd.checks import fix_layers, warn_of_plain_steps
+from lightning_cwrf.defenses.dpsgd.checks import warn_of_plain_steps
+from lightning_cwrf.defenses.dpsgd.layers import fix_layers
 from lightning_cwrf.defenses.dpsgd.ledger import ACCOUNTANTS, Ledger
 from lightning_cwrf.defenses.dpsgd.step import PrivateStep
 from lightning_cwrf.defenses.registry import register_defense
