@@ -51,7 +51,8 @@ def shadow_bootstrap(
 
     Raises:
         TypeError: ``resamples`` or ``seed`` is not an integer, ``examples`` not a bool.
-        ValueError: as for :func:`check_pairs`; a field without one entry per shadow model.
+        ValueError: fewer than 2 resamples; fewer than 8 shadow models, or ones that are not complementary pairs; a
+            field without one entry per shadow model.
 
     >>> membership = torch.tensor([[True, False] * 10, [False, True] * 10] * 4)
     >>> logits = torch.randn(9, 20, 3)
@@ -82,10 +83,6 @@ def shadow_bootstrap(
 
 def check_pairs(membership: Tensor | None, resamples: int) -> int:
     """The number of complementary pairs of shadow models, checked to be enough to draw from.
-
-    Raises:
-        TypeError: ``resamples`` is not an integer.
-        ValueError: fewer than 2 resamples; fewer than 8 shadow models, or ones that are not complementary pairs.
 
     >>> check_pairs(torch.tensor([[True, False], [False, True]] * 5), resamples=100)
     5

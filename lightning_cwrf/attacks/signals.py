@@ -55,15 +55,9 @@ def example_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def per_example(signal: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor) -> Tensor:
-    """``signal`` of every example, in blocks of examples: memory does not grow with the number of classes.
+    """``signal`` of every example, float64 ``(..., n)``, in blocks: memory does not grow with the number of classes.
 
-    Args:
-        signal: a function of logits ``(b, K)`` in float64 and targets ``(b, 1)`` that returns ``(b,)``.
-        logits: ``(..., n, K)``.
-        targets: ``(n,)``.
-
-    Returns:
-        float64 ``(..., n)``.
+    ``signal`` is a function of logits ``(b, K)`` in float64 and targets ``(b, 1)`` that returns ``(b,)``.
     """
     targets = check_targets(logits, targets).unsqueeze(-1)
     logits = logits.detach()

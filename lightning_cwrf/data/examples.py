@@ -222,10 +222,7 @@ def reads_alike(data: Batches) -> bool:
 def check_reads_alike(data: Batches, name: str, transfer: Callable[[Any], Any] | None = None) -> None:
     """Raise a ValueError where the data read differently each time, so that examples have no fixed content.
 
-    Args:
-        data: a few hundred of its examples are read twice.
-        name: of the data, and of the argument to pass plain data by.
-        transfer: the Trainer's transfer of a batch, with the user's own hooks; it must not augment either.
+    The Trainer's ``transfer`` of a batch, with the user's own hooks, must not augment either.
     """
     if not reads_alike(data):
         raise ValueError(

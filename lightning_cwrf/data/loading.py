@@ -57,16 +57,8 @@ def as_loader(
     batches from the training loop. Hence a new loader is built over the examples that the sampler can give
     (:func:`~lightning_cwrf.data.sampling.support`), each once.
 
-    Args:
-        data: a ``DataLoader``, a ``Dataset`` (of single examples), or any iterable of batches, which is returned as is.
-        shuffle: random order, instead of the order of the loader or dataset.
-        batch_size: default: the loader's, or 256 for a bare ``Dataset``. It has no effect on the batches of an
-            iterable, of a dataset that gives whole batches, or of the user's own batch sampler.
-        generator: for the order; default: PyTorch's global one.
-
-    Raises:
-        TypeError: something else, such as a dict or a list of loaders.
-        ValueError: a sampler whose examples cannot be determined.
+    An iterable of batches is returned as it is. The default of ``batch_size`` is the loader's, or 256 for a data set;
+    it has no effect where a data set gives whole batches, or the user's own batch sampler makes them.
     """
     check_batches(data)
     loader = _loader(data, batch_size)

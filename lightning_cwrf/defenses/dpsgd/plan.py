@@ -38,12 +38,6 @@ def draw_poisson_batches(trainer: Trainer, limit: int | None, first_step: Callab
     return batches
 
 
-def layout_of(batches: PoissonBatches) -> dict[str, int]:
-    """What a run that resumes in the middle of an epoch must have in common with the interrupted one."""
-    examples = len(batches.loader.dataset)  # type: ignore[arg-type]
-    return {"examples": examples, "steps": batches.steps, "parts": batches.parts}
-
-
 def warn_of_large_delta(delta: float, examples: int) -> None:
     """Warn of a δ at which the guarantee says nothing about single examples."""
     if delta >= 1 / examples:
@@ -68,7 +62,9 @@ def check_budget(trainer: Trainer, ledger: Ledger, batches: PoissonBatches, targ
     """Raise where a fit's epochs have parts of logical batches, where it cannot be resumed, or where ε would end above
     ``target``.
     """
-    parts, layout = batches.parts, layout_of(batches)
+    parts = batches.parts
+    # What a run that resumes in the middle of an epoch must have in common with the interrupted one.
+    layout = {"examples": len(batches.loader.dataset), "steps": batches.steps, "parts": parts}  # type: ignore[arg-type]
     if trainer.num_training_batches % parts:
         raise MisconfigurationException(
             f"an epoch has {trainer.num_training_batches} physical batches, and a logical batch {parts} "
