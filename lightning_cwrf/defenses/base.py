@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_cwrf.classification import classification_step, deferred_checks
 from lightning_cwrf.data.seen import SEEN_KEY, load_seen_state, seen_state
 from lightning_cwrf.defenses._legacy import Configured, ConfigureDefense, configured_settings
-from lightning_cwrf.defenses.bases import (
+from lightning_cwrf.defenses.classes import (
     attached_class,
     check_bases,
     check_names,

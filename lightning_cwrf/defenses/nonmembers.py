@@ -56,10 +56,6 @@ class NonmemberBatches:
     uninterrupted one, and the caller's random state is not touched. Before the first batch the
     whole data are compared by content with the members'; where either cannot be read whole, the first epoch's
     batches are. The module keeps a record of what was drawn (:mod:`lightning_cwrf.data.seen`), for audits.
-
-    Args:
-        data: a loader, a dataset or an iterable of batches; it is restarted when it runs out.
-        defense: the defense's name, for errors.
     """
 
     def __init__(self, data: Batches, defense: str) -> None:
@@ -96,12 +92,7 @@ class NonmemberBatches:
         return classification_step(module, self._checked(module, member_batch, next(self._batches)))
 
     def like(self, module: LightningModule, member_batch: Any, targets: Tensor) -> Any:
-        """A batch with one non-member of the class of each target, on the module's device.
-
-        Raises:
-            TypeError: the data cannot be read by index.
-            ValueError: a class of the members is missing among the non-members.
-        """
+        """A batch with one non-member of the class of each target, on the module's device."""
         generator = self.generator(module)
         loader = DataLoader(self.data, batch_size=256) if isinstance(self.data, Dataset) else self.data
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):

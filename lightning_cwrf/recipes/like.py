@@ -20,13 +20,14 @@ from lightning.pytorch.callbacks import (
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
+from lightning_cwrf.callbacks import DefenseCallback
 from lightning_cwrf.data import reads_alike
 from lightning_cwrf.data.poisson import users_loader, whole_order
-from lightning_cwrf.defenses import Defense
+from lightning_cwrf.defenses import Defense, DefenseMixin
 from lightning_cwrf.defenses.base import own_hparams
 from lightning_cwrf.lightning_private import trainer_of
+from lightning_cwrf.recipes.compare import original_class
 from lightning_cwrf.recipes.cwrf import config_of
-from lightning_cwrf.recipes.defended import attached_defense, original_class
 from lightning_cwrf.shadows.identity import identity
 
 _OBSERVERS = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar)
@@ -68,8 +69,10 @@ def read_training(
             "with the Trainer that trained the model, before another Trainer takes it."
         )
     attached: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    defense = attached_defense(model, attached) if defense is None else defense
-    found = _loader_of(trainer) if loader is None else loader
+    defense = _defense_of(model, attached) if defense is None else defense
+    if loader is None and trainer.train_dataloader is None:
+        raise ValueError("this Trainer has not trained yet: pass loader=, the training loader.")
+    found: Any = users_loader(trainer.train_dataloader) if loader is None else loader
     _check_schedulers(trainer)
     return {
         "build_module": _module_of(model) if build_module is None else build_module,
@@ -80,6 +83,14 @@ def read_training(
         "defense": defense,
         "cwrf": _cwrf_of(attached, callbacks is not None, found, augment is not None),
     }
+
+
+def _defense_of(model: LightningModule, callbacks: Sequence[Callback]) -> Defense | None:
+    """A DefenseCallback's, or the attached one; None: there is none, or the class inherits one and builds it again."""
+    given = next((each.defense for each in callbacks if isinstance(each, DefenseCallback)), None)
+    if given is None and isinstance(model, DefenseMixin) and original_class(model) is not type(model):
+        given = model.defense
+    return given
 
 
 def _module_of(model: LightningModule) -> Callable[[], LightningModule]:
@@ -144,13 +155,6 @@ def _check_schedulers(trainer: Trainer) -> None:
                 f"a scheduler waits for {config.monitor!r}, and shadow models have no validation data; let it monitor "
                 "a training metric, or write the recipe as a function of your own."
             )
-
-
-def _loader_of(trainer: Trainer) -> Any:
-    loader = trainer.train_dataloader
-    if loader is None:
-        raise ValueError("this Trainer has not trained yet: pass loader=, the training loader.")
-    return users_loader(loader)
 
 
 def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | None) -> dict[str, Any]:

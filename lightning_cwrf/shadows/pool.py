@@ -26,13 +26,7 @@ class PoolData:
 
 
 def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
-    """Read the pool and the population.
-
-    Raises:
-        TypeError: not a map-style data set, or examples that are not pairs (inputs, target) or dicts with a target.
-        ValueError: an empty data set, one that reads differently each time, labels that are not class indices, or
-            examples of the population that are in the pool.
-    """
+    """Read and check the pool and the population."""
     digests, targets = _read(pool, "pool")
     others: list[bytes] = [] if population is None else _read(population, "population")[0]
     check_disjoint(digests, others, "the population", "in the pool, which shadow models train on")

@@ -24,15 +24,9 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any:
-    """A deep copy of a module; the module itself is never scored or redrawn.
+    """A deep copy of a module, with the values of ``weights``; the module itself is never scored or redrawn.
 
-    Args:
-        model: the module.
-        weights: a state dict whose values the copy gets. It shares memory with the copy's parameters where device and
-            precision are the same, so do not train such a copy.
-
-    Raises:
-        TypeError: the module, or one of its attributes, cannot be copied.
+    Do not train such a copy: its parameters share memory with ``weights`` where device and precision are the same.
     """
     memo = _computed(model)
     own = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}

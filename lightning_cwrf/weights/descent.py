@@ -57,15 +57,9 @@ def accumulate(
     A hook on each weight does both as soon as the backward pass has its gradient, and frees it, so that the gradients
     are never all in memory together. Autograd raises for a model that needs a weight's old value later in the backward
     pass (because it also uses the weight detached) and for one with reentrant checkpoints, whose gradients come in
-    parts. Then the descent starts over, and the weights are updated after each backward pass.
+    parts. Then the descent starts over, with a new objective, and the weights are updated after each backward pass.
 
-    Args:
-        model: it is copied.
-        make_objective: makes a function of the copy that takes the next batches and returns the loss. It is called
-            again where the descent starts over.
-        steps: T.
-        lr: η_e.
-        on_step: called with the number of steps done.
+    ``make_objective`` makes a function of the copy that takes the next batches and returns the loss.
     """
     try:
         return _descend(model, make_objective(), steps, lr, on_step, in_backward=True)

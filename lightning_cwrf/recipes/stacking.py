@@ -36,17 +36,8 @@ def train_stack(
 ) -> list[LightningModule]:
     """Train models in place, all in one loop; each result is that of training it alone, up to rounding.
 
-    Args:
-        models: K untrained modules of one class; their optimizer, scheduler and training step are the first one's.
-        pool: all examples; those that any model trains on are held in memory.
-        members: for each model its examples' indices in the pool, equally many for each.
-        orders: for each model, the order of its examples; iterated once per epoch.
-        batch_size: examples of each model per step.
-        drop_last: leave out a shorter last batch.
-        trainer_kwargs: arguments of the Trainer.
-
-    Raises:
-        ValueError: the models cannot be stacked (with the reason).
+    Their optimizer, scheduler and training step are the first one's. ``orders`` has, for each model, the order of its
+    examples, and is iterated once per epoch.
     """
     if len({len(places) for places in members}) != 1:
         raise ValueError("stacked models need equally many members, so that their batches have the same length.")
