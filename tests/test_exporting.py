@@ -72,7 +72,7 @@ def test_the_card_says_how_it_was_hardened_what_was_found_and_what_not(hardened,
     assert card.startswith("# Digits \\*v2\\*\n")
     mask_line = next(line for line in card.splitlines() if "rewound and held" in line)
     assert "139 of 1,386 weights" in mask_line
-    for line in ("| rewinding: rate | 0.1 |", "| scoring: steps | 2 |", "| defense: name | relaxloss |"):
+    for line in ("| rewinding: rate | 0.1 |", "| scoring: steps | 2 |", "| defense: name | RelaxLossMixin |"):
         assert line in card
     assert str(result.estimates["loss"]["auroc"]) in card
     assert "An audit is an experiment" in card
