@@ -65,7 +65,7 @@ def files(tmp_path_factory):
     """The finished model and the initial weights that README and guide load."""
     folder = tmp_path_factory.mktemp("files")
     torch.manual_seed(0)
-    run = trainer(folder, max_epochs=1, callbacks=[VanillaSnapshotCallback(folder / "init.safetensors")])
+    run = trainer(folder, max_epochs=5, callbacks=[VanillaSnapshotCallback(folder / "init.safetensors")])
     run.fit(MyLitClassifier(), loader(0, 64))
     run.save_checkpoint(folder / "finished.ckpt")
     return folder
@@ -97,7 +97,7 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    model = MyLitClassifier()
+    model = MyLitClassifier.load_from_checkpoint("finished.ckpt")
     names = {
         **{name: getattr(lightning_cwrf, name) for name in dir(lightning_cwrf)},
         "LightningModule": LightningModule,
