@@ -47,7 +47,7 @@ def check_trained(model: nn.Module, members: Batches, *, transfer: Callable[[Any
     chance = 1 / len(shares)
     if len(shares) > 1 and loss >= 0.95 * guessing and recall < chance + 0.2 * (1 - chance):
         raise ValueError(
-            f"the model does no better on its training data than guessing: its loss is {loss:.3g}, and that of guessing "
-            f"by the frequencies of the classes is {guessing:.3g}. It looks untrained. Load its finished weights first: "
-            'load_from_checkpoint, or FinishedWeightsCallback("finished.ckpt") before the other callbacks.'
+            f"the model does no better on its training data than guessing: its loss is {loss:.3g}, and that of "
+            f"guessing by the frequencies of the classes is {guessing:.3g}. It looks untrained. Load its finished "
+            'weights first: load_from_checkpoint, or FinishedWeightsCallback("finished.ckpt") before the other callbacks.'
         )
