@@ -49,5 +49,6 @@ def check_trained(model: nn.Module, members: Batches, *, transfer: Callable[[Any
         raise ValueError(
             f"the model does no better on its training data than guessing: its loss is {loss:.3g}, and that of "
             f"guessing by the frequencies of the classes is {guessing:.3g}. It looks untrained. Load its finished "
-            'weights first: load_from_checkpoint, or FinishedWeightsCallback("finished.ckpt") before the other callbacks.'
+            'weights first: load_from_checkpoint, or FinishedWeightsCallback("finished.ckpt") before the other '
+            "callbacks."
         )
