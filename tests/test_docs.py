@@ -117,7 +117,7 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    model = MyLitClassifier()
+    model = MyLitClassifier.load_from_checkpoint("finished.ckpt")
     names = {
         **{name: getattr(lightning_cwrf, name) for name in dir(lightning_cwrf)},
         "LightningModule": LightningModule,

@@ -82,10 +82,11 @@ HARDENING = """
 import sys, lightning.pytorch, sklearn.datasets
 before = {name.partition(".")[0] for name in sys.modules}  # Lightning itself imports some of them, where it can
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, RelaxLossMixin
-from tests.helpers import Classifier, loader, trainer
-scoring = PrivacyScoringCallback(loader(100, 140), Classifier(), steps=1)
+from tests.helpers import loader, trained, trainer
+model, vanilla = trained(epochs=5)
+scoring = PrivacyScoringCallback(loader(100, 140), vanilla, steps=1)
 callbacks = [scoring, CriticalRewindCallback(), GradientMaskCallback()]
-trainer(callbacks=callbacks, max_epochs=1).fit(RelaxLossMixin.attach(Classifier()), loader(0, 32))
+trainer(callbacks=callbacks, max_epochs=1).fit(RelaxLossMixin.attach(model), loader(0, 32))
 new = {name.partition(".")[0] for name in sys.modules} - before
 assert not new & {"opacus", "torchvision", "matplotlib", "ray", "dask"}, new
 """

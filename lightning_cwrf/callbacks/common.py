@@ -130,7 +130,7 @@ class ReadsData(OncePerModule):
     members: Any
 
     def take_data(self, **given: Any) -> None:
-        """Keep data arguments: batches, the name of a split, a DataModule (its test split), or None.
+        """Keep data arguments: batches, the name of a split, or a DataModule (its test split); members may be None.
 
         Raises:
             TypeError: none of these.
@@ -139,7 +139,7 @@ class ReadsData(OncePerModule):
         for name, data in given.items():
             if isinstance(data, str):
                 check_choice(name, data, SPLITS, hint="Else pass a loader or a dataset.")
-            elif data is not None and not isinstance(data, LightningDataModule):
+            elif not isinstance(data, LightningDataModule) and (data is not None or name != "members"):
                 check_batches(data, name)
             setattr(self, name, data)
         self._given = given

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, WeightMask
 from lightning_cwrf.weights.vanilla import capture
-from tests.callbacks.helpers import MOVED, Manual, held, masked
+from tests.callbacks.helpers import MOVED, Manual, finished, held, masked
 from tests.helpers import Classifier, loader, trainer
 
 
@@ -189,8 +189,8 @@ def test_the_rest_of_a_model_knows_tied_and_untrained_parameters():
 
 
 class WithBackbone(Classifier):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
         self.net = nn.Linear(32, 10)
 
@@ -202,8 +202,7 @@ class WithBackbone(Classifier):
 
 
 def test_weights_that_are_unfrozen_later_are_told_of_before_the_training_and_when_it_happens():
-    model = WithBackbone()
-    vanilla = {n: t + 0.1 for n, t in capture(model).items()}
+    model, vanilla = finished(WithBackbone)
     callbacks = [
         BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False),
         PrivacyScoringCallback(loader(100, 140), vanilla, steps=2),
