@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
 from lightning_cwrf.weights.score_files import save_scores
 from lightning_cwrf.weights.scores import check_scoring, learnability_scores, privacy_vulnerability_scores
 from lightning_cwrf.weights.trained import check_trained
-from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
+from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, is_file, is_redraw, load_vanilla
 
 
 class PrivacyScoringCallback(ReadsData):
@@ -112,6 +112,7 @@ class PrivacyScoringCallback(ReadsData):
     def _do(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A file is read again after the scoring, which needs the memory; drawn or built weights are kept.
         vanilla: Any = load_vanilla(self.vanilla, pl_module)
+        self.check_model(trainer, pl_module, None if is_redraw(self.vanilla) else vanilla)
         if is_file(self.vanilla):
             vanilla = self.vanilla
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
@@ -131,7 +132,6 @@ class PrivacyScoringCallback(ReadsData):
         on_step: Callable[[int], Any],
     ) -> dict[str, Tensor]:
         members = self.members if self.members is not None else training_data(trainer, self)
-        self.check_model(trainer, pl_module, members)
         common: dict[str, Any] = {"lr": self.lr, "transfer": transfer_of(trainer), "batch_size": self.batch_size}
         if self.kind == "random":
             # One step shows which parameters the loss reaches; only those count as weights.
@@ -143,9 +143,10 @@ class PrivacyScoringCallback(ReadsData):
             return learnability_scores(pl_module, members, **common)
         return privacy_vulnerability_scores(pl_module, vanilla, members, self.nonmembers, lam=self.lam, **common)
 
-    def check_model(self, trainer: Trainer, pl_module: LightningModule, members: Batches) -> None:
-        """Raise a ValueError where the model is untrained."""
-        check_trained(pl_module, members, transfer=transfer_of(trainer))
+    def check_model(self, trainer: Trainer, pl_module: LightningModule, vanilla: Mapping[str, Tensor] | None) -> None:
+        """Raise a ValueError where the model is untrained; ``vanilla`` is None if the weights were redrawn."""
+        members = self.members if self.members is not None else training_data(trainer, self)
+        check_trained(pl_module, members, vanilla, transfer=transfer_of(trainer))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.vanilla_weights = None

@@ -17,7 +17,7 @@ from lightning_cwrf.checks import check_choice, check_integer
 from lightning_cwrf.data import Batches, all_digests, isolated_rng
 from lightning_cwrf.recipes.fit import quiet
 from lightning_cwrf.shadows.jobs import seed_all
-from lightning_cwrf.weights.vanilla import redraw
+from lightning_cwrf.weights.vanilla import is_redraw, redraw
 
 CALLBACKS = (PrivacyScoringCallback, CriticalRewindCallback, GradientMaskCallback)
 """The callbacks of CWRF, in the order in which a Trainer needs them."""
@@ -101,7 +101,7 @@ def config_of(callbacks: Sequence[Callback], loader: Any, *, augmented: bool) ->
         )
     settings = {name: value for kind, each in ours.items() for name, value in _settings_of(kind, each).items()}
     scoring: Any = ours[PrivacyScoringCallback]
-    redrawn = isinstance(scoring.vanilla, str) and scoring.vanilla == "redraw"
+    redrawn = is_redraw(scoring.vanilla)
     for name in ("nonmembers", "members"):
         if isinstance(getattr(scoring, name), (str, LightningDataModule)):
             raise ValueError(
