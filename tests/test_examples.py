@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_harden_digits_runs_and_resumes(tmp_path):
-    """The main job, made small: it says what it does, prints the table, saves the report and the plots, and trains nothing twice."""
+    """The main job, made small: it prints the table, saves the report and the plots, and trains nothing twice."""
     command = [sys.executable, str(ROOT / "examples" / "harden_digits.py"), "--out", str(tmp_path), "--seed", "3"]
     command += ["--shadows", "4", "--epochs", "4", "--tune-epochs", "2", "--rate", "0.05", "--alpha", "0.4"]
     tables = []
