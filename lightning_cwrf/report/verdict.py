@@ -68,17 +68,17 @@ def change(before: AuditResult, after: AuditResult) -> str:
     """Which measures of a second model are lower or higher than the first's: the attacks', then the model's own."""
     rows = [(label, direction(*pair)) for label, pair in compared([before, after])]
     own = set(MODEL_ROWS.values())
-    attacks = _told([row for row in rows if row[0] not in own], "measures of attacks")
-    return " ".join([*attacks, *_told([row for row in rows if row[0] in own], "measures of the model")])
+    attacks = _told([row for row in rows if row[0] not in own], "measures of attacks", others=True)
+    return " ".join([*attacks, *_told([row for row in rows if row[0] in own], "measures of the model", others=False)])
 
 
-def _told(rows: list[tuple[str, str]], what: str) -> list[str]:
-    """A sentence from labels and directions; none where there are no rows."""
+def _told(rows: list[tuple[str, str]], what: str, *, others: bool) -> list[str]:
+    """A sentence from labels and directions; ``others``: also of overlaps beside differences."""
     words: dict[str, list[str]] = {}
     for label, word in rows:
         words.setdefault(word, []).append(label)
     parts = [f"{_joined(words[word])} {_is(words[word])} {word}" for word in ("lower", "higher") if word in words]
-    if same := words.get("no difference shown"):
+    if (same := words.get("no difference shown")) and (others or not parts):
         some = f"the other {what}" if parts else f"all {what}"
         parts.append(f"for {some if len(same) > 1 else same[0]} the intervals overlap")
     if lost := words.get("cannot be compared"):
