@@ -134,7 +134,7 @@ def test_a_trained_model_correlates_with_its_own_vanilla_weights_after_long_trai
 def test_a_trained_model_with_vanilla_weights_of_another_seed_is_a_warning():
     torch.manual_seed(0)
     model = fitted(wide(10), digits())
-    with pytest.warns(UserWarning, match="do not correlate with the vanilla weights, so it was not trained from those"):
+    with pytest.warns(UserWarning, match="do not correlate with the vanilla weights: it was not trained from those"):
         check_trained(model, digits(), weights_of(wide(10)))
 
 
