@@ -76,23 +76,22 @@ def _findings(subject: Subject) -> list[Finding]:
         return found  # nothing else can be read
     seen, classes = model_rules.outputs(subject)
     found += seen
-    read = attempt("data", lambda: "" if subject.ids else "")
-    if read:
-        return found + read  # the data cannot be read to the end
+    unread = attempt("data", lambda: _read_all(subject))
+    if unread:
+        return found + unread
     if classes is not None:
         found += data_rules.labels(subject, classes) + model_rules.trainable(subject)
-    found += (
-        model_rules.vanilla(subject)
-        + model_rules.layers(subject)
-        + model_rules.transfer_hooks(subject)
-        + model_rules.strategy(subject)
-    )
-    found += (
-        data_rules.augmentation(subject)
-        + data_rules.sampling(subject)
-        + data_rules.overlap(subject)
-        + data_rules.sizes(subject)
-    )
+    for rule in (
+        model_rules.vanilla,
+        model_rules.layers,
+        model_rules.transfer_hooks,
+        model_rules.strategy,
+        data_rules.augmentation,
+        data_rules.sampling,
+        data_rules.overlap,
+        data_rules.sizes,
+    ):
+        found += rule(subject)
     if classes is not None and all(finding.level != "error" for finding in found):
         found += cost(subject)
     return found
