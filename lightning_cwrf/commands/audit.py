@@ -14,8 +14,8 @@ from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, j
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, Loaded, add_model_options, load
 from lightning_cwrf.commands.reporting import write_html
 
-_EXPLAINED = """The loss attack needs the model alone; LiRA and RMIA, which are stronger, need --shadows. The table shows each
-attack's AUC (0.5 is chance) and its TPR at a low FPR, with 95% confidence intervals.
+_EXPLAINED = """The loss attack needs the model alone; LiRA and RMIA, which are stronger, need --shadows. The table
+shows each attack's AUC (0.5 is chance) and its TPR at a low FPR, with confidence intervals.
 
 examples:
   cwrf audit --model mine.Net --data mine.Data --checkpoint finished.ckpt --out audit.json

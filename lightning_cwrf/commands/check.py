@@ -8,14 +8,14 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_cwrf.commands.base import DONE, FAILED, Command, Job
-from lightning_cwrf.commands.loading import MODEL_OBJECTS, Loaded, add_model_options, load
+from lightning_cwrf.commands.loading import MODEL_OBJECTS, Loaded, add_model_options, load, vanilla_of
 from lightning_cwrf.commands.training import add_training_options, defense_of, make_trainer, trainer_arguments
 from lightning_cwrf.defenses import Defense
 from lightning_cwrf.preflight import Preflight, check
 
-_EXPLAINED = """What it looks at: how a batch is read, logits or probabilities, labels, what is trainable, vanilla weights,
-layers that DP-SGD refuses, random augmentation, samplers, examples on two sides, what so many examples can show, and
-the time of scoring, fine-tuning and audit, measured on a few batches. Nothing is changed or written.
+_EXPLAINED = """What it looks at: how a batch is read, logits or probabilities, labels, what is trainable, vanilla
+weights, layers that DP-SGD refuses, random augmentation, samplers, examples on two sides, what so many examples
+can show, and the time of scoring, fine-tuning and audit, measured on a few batches. Nothing is changed or written.
 
 example:
   cwrf check --model mine.Net --data mine.Data --checkpoint finished.ckpt --reference val --vanilla init.safetensors"""
@@ -71,7 +71,5 @@ class CheckCommand(Command):
 def check_job(options: Any) -> CheckJob:
     """The preflight of these options."""
     loaded = load(options)
-    from lightning_cwrf.commands.loading import vanilla_of
-
     trainer = make_trainer(trainer_arguments(options), [])
     return CheckJob(loaded, vanilla_of(options.vanilla), defense_of(options, loaded), trainer)

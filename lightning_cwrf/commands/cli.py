@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -41,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if words is None else words)
     sys.path.insert(0, os.getcwd())  # as for `python train.py`
     try:
-        with _plain_warnings():
+        with _plain_words():
             return _run(given)
     finally:
         sys.path.remove(os.getcwd()) if os.getcwd() in sys.path else None
@@ -84,15 +85,15 @@ def _top_level(words: list[str]) -> int:
         return WRONG_USE
     listed = "\n".join(f"  {command.name:<8} {command.summary}" for command in COMMANDS)
     text = (
-        "usage: cwrf COMMAND [options]\n\nMakes a finished Lightning classifier safer against membership inference, and "
-        f"measures by how much.\n\ncommands:\n{listed}\n\n{_EXAMPLES}\n\n{EXIT_CODES}"
+        "usage: cwrf COMMAND [options]\n\nMakes a finished Lightning classifier safer against membership inference, "
+        f"and measures by how much.\n\ncommands:\n{listed}\n\n{_EXAMPLES}\n\n{EXIT_CODES}"
     )
     print(text, file=sys.stdout if words else sys.stderr)
     return DONE if words else WRONG_USE
 
 
 def _parser(command: Command) -> Any:
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+    from jsonargparse import SUPPRESS, ArgumentParser, DefaultHelpFormatter
 
     class Formatter(DefaultHelpFormatter):  # type: ignore[misc]
         """Keeps the lines of the explanation as they are written."""
@@ -109,9 +110,7 @@ def _parser(command: Command) -> Any:
     )
     command.add_options(parser)
     for name in command.objects:
-        parser.add_argument(
-            f"--{name}_args", type=dict[str, Any], default={}, help=f"what --{name}.argument value sets, as a mapping"
-        )
+        parser.add_argument(f"--{name}_args", type=dict[str, Any], default={}, help=SUPPRESS)
     add_common(parser)
     return parser
 
@@ -128,8 +127,8 @@ def _fail(name: str, error: BaseException, code: int, *, debug: bool) -> int:
 
 
 @contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Warnings as one line each, once, without the line of code."""
+def _plain_words() -> Iterator[None]:
+    """Warnings as one line each, once, without the line of code; Lightning's remarks about devices left out."""
     told: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -138,7 +137,13 @@ def _plain_warnings() -> Iterator[None]:
             told.add(text)
             print(f"warning: {text}", file=sys.stderr)
 
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec|validation_step).*")
         warnings.showwarning = show
-        yield
+        logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -46,8 +46,8 @@ def add_gate_options(parser: Any) -> None:
         "--judge",
         type=str,
         default="bound",
-        help="what must stay below: 'bound', the upper end of the metric's confidence interval, so that too little data "
-        "fails rather than passes; or 'value', the point estimate, which little data leaves to chance",
+        help="what must stay below: 'bound', the upper end of the metric's confidence interval, so that too little "
+        "data fails rather than passes; or 'value', the point estimate, which little data leaves to chance",
     )
 
 
@@ -86,8 +86,8 @@ def _check_known(gate: Gate, attacks: Sequence[str]) -> None:
     if gate.attack is None:
         if gate.metric not in MODEL_METRICS:
             raise UsageError(
-                f"--fail-above {gate.name}: name an attack too, such as loss/{gate.metric}; metrics of the model itself "
-                f"are {', '.join(MODEL_METRICS)}."
+                f"--fail-above {gate.name}: name an attack too, such as loss/{gate.metric}; metrics of the model "
+                f"itself are {', '.join(MODEL_METRICS)}."
             )
         return
     if gate.attack not in attacks:
@@ -99,7 +99,9 @@ def _check_known(gate: Gate, attacks: Sequence[str]) -> None:
         )
     known = attack_metrics(0.5)
     if gate.metric not in known:
-        raise UsageError(f"--fail-above {gate.name}: there is no metric {gate.metric!r}; available: {', '.join(known)}.")
+        raise UsageError(
+            f"--fail-above {gate.name}: there is no metric {gate.metric!r}; available: {', '.join(known)}."
+        )
 
 
 def judged(gates: Sequence[Gate], result: AuditResult, judge: str) -> tuple[int, list[str]]:

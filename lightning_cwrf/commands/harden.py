@@ -27,10 +27,11 @@ from lightning_cwrf.commands.training import (
     trainer_arguments,
 )
 from lightning_cwrf.data import Batches
+from lightning_cwrf.report import comparison_table
 from lightning_cwrf.shadows import ShadowOutputs
 
-_EXPLAINED = """It checks first (as `cwrf check`) and stops at an error. Then it audits the finished model, scores its weights,
-rewinds the share --rate of them to their values from before training and freezes them, fine-tunes the rest with the
+_EXPLAINED = """It checks first (as `cwrf check`) and stops at an error. Then it audits the finished model, scores its
+weights, rewinds the share --rate of them to their values from before training and freezes them, fine-tunes the rest with the
 loss of --defense, and audits the result. Written to --out: hardened.ckpt, which your own class loads
 (load_from_checkpoint), mask.safetensors, finished.json and hardened.json (the audits), report.html.
 
@@ -76,8 +77,7 @@ class HardenJob(Job):
             print("\nstopped at the errors above; nothing was trained or written.")
             return FAILED
         base = None if self.shadows is None else self.shadows.train()
-        began = time.perf_counter()
-        self._keep("finished", audited(loaded, loaded.model, "the finished model", base), began)
+        self._keep("finished", audited(loaded, loaded.model, "the finished model", base), 0.0)
         if options.control:
             control = loaded.again()
             began = time.perf_counter()
@@ -87,7 +87,7 @@ class HardenJob(Job):
         hardened, began = loaded.model, time.perf_counter()
         trainer = self._fit(hardened, [*callbacks, DefenseCallback(self._defense)])
         self.out.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(self.out / "hardened.ckpt", weights_only=True)
+        trainer.save_checkpoint(self.out / "hardened.ckpt")
         rewind = next(each for each in callbacks if isinstance(each, CriticalRewindCallback))
         assert rewind.mask is not None
         rewind.mask.save(self.out / "mask.safetensors")
@@ -115,25 +115,20 @@ class HardenJob(Job):
         base: ShadowOutputs | None,
         began: float,
     ) -> None:
-        shadows = None
         spent = time.perf_counter() - began
-        if self.shadows is not None:
-            shadows = self.shadows.train(hardened_recipe(trainer, model), base)
-        self._keep(name, audited(self.checking.loaded, model, name, shadows), time.perf_counter() - spent, file)
+        shadows = None if self.shadows is None else self.shadows.train(hardened_recipe(trainer, model), base)
+        self._keep(name, audited(self.checking.loaded, model, name, shadows), spent, file)
 
-    def _keep(self, name: str, result: AuditResult, began: float, file: str | None = None) -> None:
-        self.seconds[name] = time.perf_counter() - began
-        self.results[name] = result
+    def _keep(self, name: str, result: AuditResult, seconds: float, file: str | None = None) -> None:
+        self.results[name], self.seconds[name] = result, seconds
         result.save(self.out / f"{file or name}.json")
 
     def _conclude(self) -> int:
-        from lightning_cwrf.report import comparison_table
-
         options = self.checking.loaded.options
         print("\n" + comparison_table(self.results, self.seconds))
         if not options.control:
             print("How much of this is the fine-tuning alone is not known: run it with --control too.")
-        write_html(self.results, self.out / "report.html")
+        write_html(self.results, self.out / "report.html", mask=self.out / "mask.safetensors", seconds=self.seconds)
         print(f"\nsaved {', '.join(map(str, outputs(self.out, options)))}")
         code, lines = judged(self.gates, list(self.results.values())[-1], options.judge)
         if lines:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,17 @@ from lightning_cwrf.commands.objects import (
     path_and_arguments,
 )
 from lightning_cwrf.data import Batches, check_batches
-from lightning_cwrf.files import load_tensors
-from lightning_cwrf.trainers import datamodule_loader
+from lightning_cwrf.data.seen import SEEN_KEY, load_seen_state
+from lightning_cwrf.trainers import SPLITS, datamodule_loader
+from lightning_cwrf.weights.reading import read_saved, state_dict_in
 
-SPLITS = ("train", "val", "test", "predict")
+_LIGHTNING = "pytorch-lightning_version"
+"""The key by which Lightning marks its checkpoints."""
 MODEL_OBJECTS = ("model", "data", "members", "plain", "nonmembers")
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-_SPLIT = "a split of --data (train, val, test, predict), or the import path of a data set, a loader or a function of one"
+_SPLIT = (
+    "a split of --data (train, val, test, predict), or the import path of a data set, a loader or a function of one"
+)
 
 
 def add_model_options(parser: Any, *, finished: bool = True) -> None:
@@ -103,12 +106,13 @@ class Source:
     def named(self, option: str, path: str, arguments: Mapping[str, Any]) -> Batches:
         """A split by name, or what an import path gives."""
         if "." not in path:
-            if path not in SPLITS:
+            split: Any = path
+            if split not in SPLITS:
                 raise UsageError(f"--{option}: there is no split {path!r}; write {_SPLIT}.")
             if self.datamodule is None:
                 raise UsageError(f"--{option} {path} is a split of a DataModule: pass --data, or an import path.")
             try:
-                found = datamodule_loader(self.datamodule, path)
+                found = datamodule_loader(self.datamodule, split)
             except Exception as error:
                 raise UsageError(f"--{option} {path}: {one_line(error)}") from error
         else:
@@ -150,13 +154,15 @@ def load_model(options: Any) -> LightningModule:
     file = Path(options.checkpoint)
     if not file.is_file():
         raise UsageError(f"--checkpoint: there is no file {file}.")
-    content = _content(file, unpickle=options.unpickle)
     try:
-        if "pytorch-lightning_version" in content:
+        loaded = {_LIGHTNING: ""} if options.unpickle else read_saved(file, "the finished weights")[0]
+        if isinstance(loaded, Mapping) and _LIGHTNING in loaded:
             model = cls.load_from_checkpoint(file, map_location="cpu", weights_only=not options.unpickle, **given)
+            load_seen_state(model, loaded.get(SEEN_KEY, {}))
         else:
+            state = state_dict_in(loaded, str(file))
             model = made("model", path, given, LightningModule)
-            model.load_state_dict(content.get("state_dict", content))
+            model.load_state_dict(state)
     except UsageError:
         raise
     except TypeError as error:
@@ -164,31 +170,12 @@ def load_model(options: Any) -> LightningModule:
             f"--model {path} cannot be built ({one_line(error)}), and the checkpoint does not say with what "
             "(save_hyperparameters). Pass the arguments: --model.NAME VALUE."
         ) from error
+    except ValueError as error:
+        hint = " Or pass --unpickle, if the file is your own." if "can run code" in str(error) else ""
+        raise UsageError(f"--checkpoint: {_shortened(error)}{hint}") from error
     except Exception as error:
         raise UsageError(f"--checkpoint {file} does not fit {path}: {_shortened(error)}") from error
     return model
-
-
-def _content(file: Path, *, unpickle: bool) -> Mapping[str, Any]:
-    with file.open("rb") as opened:
-        begin = opened.read(9)
-    if begin[8:] == b"{":  # a safetensors file begins with the length of its header
-        return load_tensors(file, what="file of weights").tensors
-    if unpickle:
-        return {"pytorch-lightning_version": ""}  # Lightning reads it
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
-            raise UsageError(
-                f"--checkpoint {file} holds a {found[1]}, and only tensors and plain values are read, because anything "
-                "else in such a file can run code. If the file is yours, pass --unpickle."
-            ) from error
-        raise UsageError(f"--checkpoint {file} cannot be read: it is damaged, or no file of weights.") from error
-    if not isinstance(content, Mapping):
-        raise UsageError(f"--checkpoint {file} holds a {type(content).__name__}, not a checkpoint or a state dict.")
-    return content
 
 
 def _datamodule(options: Any) -> LightningDataModule | None:
@@ -196,6 +183,10 @@ def _datamodule(options: Any) -> LightningDataModule | None:
         return None
     path, given = path_and_arguments("data", options.data, options.data_args)
     found: LightningDataModule = made("data", path, given, LightningDataModule)
+    try:
+        found.prepare_data()
+    except Exception as error:
+        raise UsageError(f"--data: {path}.prepare_data failed ({type(error).__name__}: {one_line(error)}).") from error
     own = [name for name in _HOOKS if getattr(type(found), name) is not getattr(LightningDataModule, name)]
     if own:
         raise UsageError(

@@ -114,9 +114,9 @@ def made(option: str, path: str, given: Mapping[str, Any], kind: type | None = N
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line.
+    r"""The message of an error on one line.
 
-    >>> one_line(ValueError('Parser key "rate":\\n  Expected a <class \\'float\\'>. Got value: x'))
+    >>> one_line(ValueError('Parser key "rate":\n  Expected a <class \'float\'>. Got value: x'))
     'rate: Expected a float. Got value: x'
     """
     text = re.sub(r"\s*\n\s*", " ", str(error)).strip()

@@ -11,7 +11,7 @@ from lightning_cwrf.commands.base import DONE, Command, Job, UsageError, check_o
 from lightning_cwrf.commands.reporting import write_html
 from lightning_cwrf.report import comparison_table
 
-_EXPLAINED = """Audits are named by their files, in the given order: before, then after. They are read without the models.
+_EXPLAINED = """Audits are named by their files, in the given order: before, then after. No model is read.
 
 example:
   cwrf report finished.json hardened.json --out report.html"""

@@ -7,7 +7,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from lightning_cwrf.callbacks import CriticalRewindCallback, DefenseCallback, GradientMaskCallback, PrivacyScoringCallback
+from lightning_cwrf.callbacks import (
+    CriticalRewindCallback,
+    DefenseCallback,
+    GradientMaskCallback,
+    PrivacyScoringCallback,
+)
 from lightning_cwrf.commands.base import UsageError
 from lightning_cwrf.commands.loading import SILENT, Loaded
 from lightning_cwrf.commands.objects import Named, checked_arguments, one_line, path_and_arguments

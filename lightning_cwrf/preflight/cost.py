@@ -29,7 +29,7 @@ def cost(subject: Subject) -> list[Finding]:
         with evaluating(subject.model):
             seconds = _best(lambda: classification_step(subject.model, subject.batch), subject)
         total = sum(len(ids) for name, ids in subject.ids.items() if ids is not None and name != "reference")
-        return f"an audit takes about {_shown(seconds * total / examples)} ({total} examples; reading them excluded)"
+        return f"an audit takes {_shown(seconds * total / examples)} ({total} examples; reading them excluded)"
 
     def scoring() -> str:
         reference = subject.reference
@@ -52,7 +52,7 @@ def cost(subject: Subject) -> list[Finding]:
         memory = "" if after is None or before is None else f"; peak memory of this process {after / 1e9:.2f} GB"
         if memory and after != before:
             memory += f", {(after - before) / 1e6:.0f} MB of it by scoring"
-        return f"scoring takes about {_shown(seconds)} ({subject.steps} steps of {_SCORED} examples){memory}"
+        return f"scoring takes {_shown(seconds)} ({subject.steps} steps of {_SCORED} examples){memory}"
 
     def tuning() -> str:
         trainer, loader = subject.trainer, subject.loader
@@ -68,7 +68,7 @@ def cost(subject: Subject) -> list[Finding]:
         )
         seconds = max(0.0, three - one) / 2 * len(loader) * epochs
         return (
-            f"fine-tuning takes about {_shown(seconds)} ({epochs} epochs of {len(loader)} steps; without the "
+            f"fine-tuning takes {_shown(seconds)} ({epochs} epochs of {len(loader)} steps; without the "
             "optimizer's own time)"
         )
 
@@ -110,10 +110,10 @@ def _shown(seconds: float) -> str:
     """A time in words.
 
     >>> _shown(0.2), _shown(75), _shown(9000)
-    ('less than a second', '75 s', '2.5 h')
+    ('less than a second', 'about 75 s', 'about 2.5 h')
     """
     if seconds < 1:
         return "less than a second"
     if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
