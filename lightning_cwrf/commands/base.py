@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -68,16 +67,6 @@ def add_common(parser: Any) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def with_arguments_apart(words: Sequence[str], objects: Sequence[str]) -> list[str]:
-    """Words of a command line in which ``--model.width 8`` has become ``--model_args.width 8``.
-
-    >>> with_arguments_apart(["--model", "mine.Net", "--model.init_args.width=8"], ["model"])
-    ['--model', 'mine.Net', '--model_args.width=8']
-    """
-    dotted = re.compile(rf"--({'|'.join(objects) or '(?!)'})\.(?:init_args\.)?")
-    return [dotted.sub(r"--\1_args.", word, count=1) if dotted.match(word) else word for word in words]
-
-
 def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
     """Raise where a file exists that would be overwritten, or a folder cannot be written to."""
     there = [str(path) for path in paths if path.exists()]
@@ -89,16 +78,3 @@ def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not folder.is_dir():
             raise UsageError(f"{path} cannot be written: {folder} is a file.")
-
-
-class Lazy:
-    """A value that is made when it is first asked for."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make, self._made = make, False
-        self._value: Any = None
-
-    def __call__(self) -> Any:
-        if not self._made:
-            self._value, self._made = self._make(), True
-        return self._value

@@ -13,10 +13,10 @@ from typing import Any
 
 from lightning_cwrf._version import __version__
 from lightning_cwrf.commands.audit import AuditCommand
-from lightning_cwrf.commands.base import DONE, EXIT_CODES, FAILED, WRONG_USE, Command, add_common, with_arguments_apart
+from lightning_cwrf.commands.base import DONE, EXIT_CODES, FAILED, WRONG_USE, Command, add_common
 from lightning_cwrf.commands.check import CheckCommand
 from lightning_cwrf.commands.harden import HardenCommand
-from lightning_cwrf.commands.objects import one_line
+from lightning_cwrf.commands.objects import arguments_joined, one_line, with_arguments_apart
 from lightning_cwrf.commands.report import ReportCommand
 
 COMMANDS: tuple[Command, ...] = (CheckCommand(), HardenCommand(), AuditCommand(), ReportCommand())
@@ -53,9 +53,15 @@ def _run(words: list[str]) -> int:
     if command is None:
         return _top_level(words)
     name = f"cwrf {command.name}"
+    printed = any(word.startswith("--print_config") for word in words)
+    words = [word for word in words if not word.startswith("--print_config")]
     try:
-        options = _parser(command).parse_args(with_arguments_apart(words[1:], command.objects))
-    except SystemExit as end:  # --help, --print_config
+        parser = _parser(command)
+        options = parser.parse_args(with_arguments_apart(words[1:], command.objects))
+        if printed:
+            print(parser.dump(arguments_joined(options, command.objects)), end="")
+            return DONE
+    except SystemExit as end:  # --help
         return end.code if isinstance(end.code, int) else DONE
     except Exception as error:  # jsonargparse raises many kinds
         return _fail(name, error, WRONG_USE, debug="--debug" in words)

@@ -31,8 +31,8 @@ from lightning_cwrf.report import comparison_table
 from lightning_cwrf.shadows import ShadowOutputs
 
 _EXPLAINED = """It checks first (as `cwrf check`) and stops at an error. Then it audits the finished model, scores its
-weights, rewinds the share --rate of them to their values from before training and freezes them, fine-tunes the rest with the
-loss of --defense, and audits the result. Written to --out: hardened.ckpt, which your own class loads
+weights, rewinds the share --rate of them to their values from before training and freezes them, fine-tunes the
+rest with the loss of --defense, and audits the result. Written to --out: hardened.ckpt, which your own class loads
 (load_from_checkpoint), mask.safetensors, finished.json and hardened.json (the audits), report.html.
 
 examples:

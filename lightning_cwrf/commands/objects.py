@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +12,27 @@ from lightning_cwrf.commands.base import UsageError
 
 Named = str | dict[str, Any]
 """An import path, or ``{class_path: ..., init_args: {...}}``."""
+
+
+def with_arguments_apart(words: Sequence[str], objects: Sequence[str]) -> list[str]:
+    """Words of a command line in which ``--model.width 8`` has become ``--model_args.width 8``.
+
+    >>> with_arguments_apart(["--model", "mine.Net", "--model.init_args.width=8"], ["model"])
+    ['--model', 'mine.Net', '--model_args.width=8']
+    """
+    dotted = re.compile(rf"--({'|'.join(objects) or '(?!)'})\.(?:init_args\.)?")
+    return [dotted.sub(r"--\1_args.", word, count=1) if dotted.match(word) else word for word in words]
+
+
+def arguments_joined(options: Any, objects: Sequence[str]) -> Any:
+    """The options with the arguments of each object below its ``class_path``, for a YAML file."""
+    joined = options.clone()
+    for name in objects:
+        arguments = joined[f"{name}_args"]
+        if arguments and joined[name] is not None:
+            path, init = path_and_arguments(name, joined[name], arguments)
+            joined[name], joined[f"{name}_args"] = {"class_path": path, "init_args": init}, {}
+    return joined
 
 
 def path_and_arguments(option: str, given: Named, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -78,16 +99,11 @@ def checked_arguments(option: str, target: Any, given: Mapping[str, Any]) -> dic
     name = getattr(target, "__name__", type(target).__name__)
     parameters = inspect.signature(target).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    parser = ArgumentParser(exit_on_error=False)
-    known = [*parameters]
-    try:
-        add = parser.add_class_arguments if isinstance(target, type) else parser.add_function_arguments
-        every = ArgumentParser(exit_on_error=False)
-        getattr(every, add.__name__)(target, fail_untyped=False)
-        known = [each.partition(".")[0] for each in every.get_defaults(skip_validation=True)]
-        add(target, fail_untyped=False, skip={each for each in known if each not in given})
-    except Exception:  # a signature that jsonargparse cannot read
-        return dict(given)
+    every, parser = ArgumentParser(exit_on_error=False), ArgumentParser(exit_on_error=False)
+    add = "add_class_arguments" if isinstance(target, type) else "add_function_arguments"
+    getattr(every, add)(target, fail_untyped=False)
+    known = [each.partition(".")[0] for each in every.get_defaults(skip_validation=True).keys()]  # noqa: SIM118
+    getattr(parser, add)(target, fail_untyped=False, skip={each for each in known if each not in given})
     unknown = sorted(set(given) - set(known))
     if unknown and not takes_any:
         raise UsageError(

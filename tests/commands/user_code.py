@@ -2,10 +2,10 @@
 
 import torch
 
-from tests.helpers import loader, trainer
 from lightning_cwrf import VanillaSnapshotCallback
+from tests.helpers import loader, trainer
 
-MINE = '''
+MINE = """
 import torch
 from lightning import LightningDataModule, LightningModule
 from sklearn.datasets import load_digits
@@ -111,7 +111,7 @@ def fresh():
 
 
 number = 3
-'''
+"""
 
 
 def first_training(folder, module, epochs=12):
