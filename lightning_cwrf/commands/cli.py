@@ -124,7 +124,7 @@ def _parser(command: Command) -> Any:
 def _fail(name: str, error: BaseException, code: int, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    known = type(error).__name__ not in ("KeyError", "AttributeError", "IndexError", "AssertionError", "TypeError")
+    known = type(error).__name__ not in ("KeyError", "AttributeError", "IndexError", "AssertionError")
     message = one_line(error) if known and str(error) else f"{type(error).__name__}: {one_line(error)}"
     print(f"{name}: error: {message}", file=sys.stderr)
     if not debug:

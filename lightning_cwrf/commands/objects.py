@@ -71,9 +71,9 @@ def imported(option: str, path: str) -> Any:
     except Exception as error:  # the user's file may raise anything
         raise UsageError(f"--{option}: {module} cannot be imported ({type(error).__name__}: {error}).") from error
     if not hasattr(found, name):
-        kinds = [each for each, value in vars(found).items() if isinstance(value, type) and not each.startswith("_")]
-        own = [each for each in kinds if getattr(found, each).__module__ == module]
-        raise UsageError(f"--{option}: {module} has no {name!r}; it has {', '.join(own) or 'no class'}.")
+        own = [each for each, value in vars(found).items() if getattr(value, "__module__", None) == module]
+        listed = ", ".join(each for each in own if not each.startswith("_"))
+        raise UsageError(f"--{option}: {module} has no {name!r}; it has {listed or 'no class or function'}.")
     return getattr(found, name)
 
 
@@ -81,7 +81,7 @@ def imported_class(option: str, path: str, kind: type) -> Any:
     """The class of that path, which must be a subclass of ``kind``."""
     found = imported(option, path)
     if not isinstance(found, type):
-        raise UsageError(f"--{option} must name a class, and {path} is a {type(found).__name__}.")
+        raise UsageError(f"--{option} must name a class, and {path} is none (it is of type {type(found).__name__}).")
     if not issubclass(found, kind):
         old = any(base.__module__.startswith("pytorch_lightning.") for base in found.__mro__)
         more = " It inherits that of pytorch_lightning; import it from lightning.pytorch." if old else ""
@@ -137,4 +137,5 @@ def one_line(error: BaseException) -> str:
     """
     text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    return re.sub(r"\ba (int|object)\b", r"an \1", text)

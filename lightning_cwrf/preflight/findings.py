@@ -98,7 +98,7 @@ def attempt(name: str, rule: Callable[[], str], *, fix: str = "") -> list[Findin
         try:
             text = rule()
         except Exception as error:  # the user's own model and data may raise anything
-            known = isinstance(error, (ValueError, MisconfigurationException))
+            known = isinstance(error, (ValueError, TypeError, MisconfigurationException))
             message = str(error) if known and str(error) else f"{type(error).__name__}: {error}"
             return [*_warned(name, seen), Finding(name, "error", message, fix)]
     found = _warned(name, seen)
