@@ -36,8 +36,7 @@ def add_gate_options(parser: Any) -> None:
     """``--fail-above`` and ``--judge``."""
     parser.add_argument(
         "--fail-above",
-        action="append",
-        type=str,
+        type=list[str],
         default=[],
         metavar="METRIC=VALUE",
         help="exit with code 3 if a metric is above this, such as lira/tpr_at_fpr_0.001=0.05; may be repeated",
@@ -60,7 +59,7 @@ def explain_gate() -> str:
     )
 
 
-def parse_gates(texts: str | Sequence[str], judge: str, attacks: Sequence[str]) -> list[Gate]:
+def parse_gates(texts: Sequence[str], judge: str, attacks: Sequence[str]) -> list[Gate]:
     """Read ``--fail-above``; ``attacks`` are those that will run.
 
     Raises:
@@ -69,7 +68,7 @@ def parse_gates(texts: str | Sequence[str], judge: str, attacks: Sequence[str]) 
     if judge not in ("bound", "value"):
         raise UsageError(f"--judge must be 'bound' or 'value', not {judge!r}.")
     gates = []
-    for text in [texts] if isinstance(texts, str) else texts:
+    for text in texts:
         found = re.fullmatch(r"\s*([\w./-]+?)\s*=\s*([-+.\deE]+)\s*", text)
         if found is None:
             raise UsageError(f"--fail-above must be METRIC=VALUE, such as lira/tpr_at_fpr_0.001=0.05, not {text!r}.")

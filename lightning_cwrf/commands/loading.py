@@ -122,7 +122,7 @@ class Source:
         except TypeError as error:
             raise UsageError(f"--{option} {path}: {error}") from error
         if isinstance(found, Dataset) and self.options.batch_size is not None:
-            return DataLoader(found, batch_size=self.options.batch_size)
+            return DataLoader(found, batch_size=self.options.batch_size, shuffle=option == "members")  # to train with
         return found
 
 

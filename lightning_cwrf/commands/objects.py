@@ -15,13 +15,17 @@ Named = str | dict[str, Any]
 
 
 def with_arguments_apart(words: Sequence[str], objects: Sequence[str]) -> list[str]:
-    """Words of a command line in which ``--model.width 8`` has become ``--model_args.width 8``.
+    """Words of a command line as jsonargparse takes them.
 
-    >>> with_arguments_apart(["--model", "mine.Net", "--model.init_args.width=8"], ["model"])
-    ['--model', 'mine.Net', '--model_args.width=8']
+    ``--model.width 8`` becomes ``--model_args.width 8``, and ``--fail-above``, which may be repeated,
+    ``--fail-above+``.
+
+    >>> with_arguments_apart(["--model", "mine.Net", "--model.init_args.width=8", "--fail-above=a=1"], ["model"])
+    ['--model', 'mine.Net', '--model_args.width=8', '--fail-above+=a=1']
     """
     dotted = re.compile(rf"--({'|'.join(objects) or '(?!)'})\.(?:init_args\.)?")
-    return [dotted.sub(r"--\1_args.", word, count=1) if dotted.match(word) else word for word in words]
+    rewritten = [dotted.sub(r"--\1_args.", word, count=1) if dotted.match(word) else word for word in words]
+    return [re.sub(r"^--fail[-_]above(?=$|=)", "--fail-above+", word) for word in rewritten]
 
 
 def arguments_joined(options: Any, objects: Sequence[str]) -> Any:

@@ -104,7 +104,7 @@ def test_a_hardening(user, capsys):
     assert "hardened.ckpt" in capsys.readouterr().err
     assert (user / "hardened" / "hardened.ckpt").read_bytes() == kept
     assert main(["report", "hardened/finished.json", "hardened/hardened.json"]) == 0
-    assert Path("report.html").read_text(encoding="utf-8").startswith("<!doctype html>") or Path("report.html").exists()
+    assert "hardened" in Path("report.html").read_text(encoding="utf-8")
     assert main(["report", "hardened/finished.json"]) == 2
 
 
