@@ -33,7 +33,7 @@ def unseen_share(trainer: Trainer, *, so_far: bool = False) -> float:
 
 def planned_share(trainer: Trainer, loader: DataLoader[Any]) -> float:
     """:func:`unseen_share` of a fit of this loader that has not begun."""
-    limit: int | float = trainer.limit_train_batches  # type: ignore[attr-defined]
+    limit: int | float = trainer.limit_train_batches
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         limit = trainer.overfit_batches  # type: ignore[attr-defined]
     whole = len(loader)

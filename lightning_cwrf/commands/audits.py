@@ -89,7 +89,7 @@ def shadow_plan(loaded: Loaded, store: Path) -> ShadowPlan | None:
         recipe = ShadowRecipe.like(trainer, loaded.model, loader=loaded.members)
     except ValueError as error:
         raise UsageError(f"--shadows: {error}") from error
-    pool = ConcatDataset([_examples(data, name) for name, data in loaded.audited.items()])
+    pool: Dataset[Any] = ConcatDataset([_examples(data, name) for name, data in loaded.audited.items()])
     return ShadowPlan(recipe, pool, loaded.data("population"), options.shadows, store, options.seed)
 
 
@@ -104,7 +104,15 @@ def audited(
     """Audit one model on the members and non-members, with a progress bar over its batches."""
     model = model.to(loaded.device)
     with _progress(model, f"audit of {name}"):
-        return audit(model, **loaded.audited, shadows=shadows, seed=loaded.options.seed, **settings)
+        sides = loaded.audited
+        return audit(
+            model,
+            members=sides["members"],
+            nonmembers=sides["nonmembers"],
+            shadows=shadows,
+            seed=loaded.options.seed,
+            **settings,
+        )
 
 
 @contextmanager

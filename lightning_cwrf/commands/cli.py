@@ -101,7 +101,7 @@ def _top_level(words: list[str]) -> int:
 def _parser(command: Command) -> Any:
     from jsonargparse import SUPPRESS, ArgumentParser, DefaultHelpFormatter
 
-    class Formatter(DefaultHelpFormatter):  # type: ignore[misc]
+    class Formatter(DefaultHelpFormatter):
         """Keeps the lines of the explanation as they are written."""
 
         def _fill_text(self, text: str, width: int, indent: str) -> str:

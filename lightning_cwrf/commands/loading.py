@@ -112,7 +112,7 @@ class Source:
             if self.datamodule is None:
                 raise UsageError(f"--{option} {path} is a split of a DataModule: pass --data, or an import path.")
             try:
-                found = datamodule_loader(self.datamodule, split)
+                found: Any = datamodule_loader(self.datamodule, split)
             except Exception as error:
                 raise UsageError(f"--{option} {path}: {one_line(error)}") from error
         else:
@@ -123,7 +123,8 @@ class Source:
             raise UsageError(f"--{option} {path}: {error}") from error
         if isinstance(found, Dataset) and self.options.batch_size is not None:
             return DataLoader(found, batch_size=self.options.batch_size, shuffle=option == "members")  # to train with
-        return found
+        data: Batches = found
+        return data
 
 
 def load(options: Any) -> Loaded:
@@ -155,7 +156,7 @@ def load_model(options: Any) -> LightningModule:
     if not file.is_file():
         raise UsageError(f"--checkpoint: there is no file {file}.")
     try:
-        loaded = {_LIGHTNING: ""} if options.unpickle else read_saved(file, "the finished weights")[0]
+        loaded: Any = {_LIGHTNING: ""} if options.unpickle else read_saved(file, "the finished weights")[0]
         if isinstance(loaded, Mapping) and _LIGHTNING in loaded:
             model = cls.load_from_checkpoint(file, map_location="cpu", weights_only=not options.unpickle, **given)
             load_seen_state(model, loaded.get(SEEN_KEY, {}))

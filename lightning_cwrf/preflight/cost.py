@@ -32,8 +32,8 @@ def cost(subject: Subject) -> list[Finding]:
         return f"an audit takes {_shown(seconds * total / examples)} ({total} examples; reading them excluded)"
 
     def scoring() -> str:
-        reference = subject.reference
-        if reference is None or subject.vanilla is None:
+        reference, vanilla = subject.reference, subject.vanilla
+        if reference is None or vanilla is None:
             return ""
         given: Any = {"lam": subject.lam, "batch_size": _SCORED}
         before = _peak(subject)
@@ -41,7 +41,7 @@ def cost(subject: Subject) -> list[Finding]:
         def score(steps: int) -> float:
             return _timed(
                 lambda: privacy_vulnerability_scores(
-                    subject.model, subject.vanilla, subject.plain, reference, steps=steps, **given
+                    subject.model, vanilla, subject.plain, reference, steps=steps, **given
                 ),
                 subject,
             )
@@ -49,9 +49,10 @@ def cost(subject: Subject) -> list[Finding]:
         one, two = score(1), score(2)
         seconds = one + max(0.0, two - one) * (subject.steps - 1)
         after = _peak(subject)
-        memory = "" if after is None or before is None else f"; peak memory of this process {after / 1e9:.2f} GB"
-        if memory and after != before:
-            memory += f", {(after - before) / 1e6:.0f} MB of it by scoring"
+        memory = ""
+        if before is not None and after is not None:
+            memory = f"; peak memory of this process {after / 1e9:.2f} GB"
+            memory += f", {(after - before) / 1e6:.0f} MB of it by scoring" if after > before else ""
         return f"scoring takes {_shown(seconds)} ({subject.steps} steps of {_SCORED} examples){memory}"
 
     def tuning() -> str:

@@ -59,12 +59,10 @@ def augmentation(subject: Subject) -> list[Finding]:
     found = []
     if subject.members is not None and not reads_alike(subject.loader):
         found.append(Finding("augmentation", "ok", "training data are augmented at random; members= are read instead."))
-    sides = {name: data for name, data in subject.sides.items() if name != "reference"}
-    if "nonmembers" not in sides:
-        sides["nonmembers"] = sides["members"]
+    nonmembers = subject.plain if subject.nonmembers is None else subject.nonmembers
 
     def rule() -> str:
-        AuditedData(**sides).check()
+        AuditedData(subject.plain, nonmembers).check()
         return "every example is the same when it is read again"
 
     return found + attempt("augmentation", rule)

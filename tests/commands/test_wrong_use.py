@@ -154,7 +154,7 @@ WRONG_YAML = {
     "setting of a defense": ({"defense": {"class_path": "hamp", "init_args": {"gama": 1}}}, "HAMP has no setting gama"),
     "trainer is text": ({"trainer": "fast"}, "trainer: "),
     "trainer has an unknown key": ({"trainer": {"precison": 16}}, "Trainer has no argument precison"),
-    "gate is no list": ({"fail_above": "loss/auroc=0.6"}, "fail_above: Expected a List"),
+    "gate is no list": ({"fail_above": "loss/auroc=0.6"}, "fail_above: Expected a list"),
     "rate above 1": ({"rate": 3}, r"rate must be a number in \[0, 1\], not 3"),
 }
 
