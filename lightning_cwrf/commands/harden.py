@@ -18,7 +18,7 @@ from lightning_cwrf.commands.base import FAILED, Command, Job, UsageError, check
 from lightning_cwrf.commands.check import CheckJob, check_job
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, add_model_options
-from lightning_cwrf.commands.reporting import write_html
+from lightning_cwrf.commands.reporting import has_html, write_html
 from lightning_cwrf.commands.training import (
     add_training_options,
     cwrf_callbacks,
@@ -128,7 +128,8 @@ class HardenJob(Job):
         print("\n" + comparison_table(self.results, self.seconds))
         if not options.control:
             print("How much of this is the fine-tuning alone is not known: run it with --control too.")
-        write_html(self.results, self.out / "report.html", mask=self.out / "mask.safetensors", seconds=self.seconds)
+        if has_html():
+            write_html(self.results, self.out / "report.html", mask=self.out / "mask.safetensors", seconds=self.seconds)
         print(f"\nsaved {', '.join(map(str, outputs(self.out, options)))}")
         code, lines = judged(self.gates, list(self.results.values())[-1], options.judge)
         if lines:
@@ -138,8 +139,9 @@ class HardenJob(Job):
 
 def outputs(out: Path, options: Any) -> list[Path]:
     """The files that a hardening writes."""
-    names = ["hardened.ckpt", "mask.safetensors", "finished.json", "hardened.json", "report.html"]
-    return [out / name for name in [*names, *(["control.json"] if options.control else [])]]
+    names = ["hardened.ckpt", "mask.safetensors", "finished.json", "hardened.json"]
+    names += ["control.json"] if options.control else []
+    return [out / name for name in [*names, *(["report.html"] if has_html() else [])]]
 
 
 class HardenCommand(Command):
