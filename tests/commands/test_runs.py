@@ -108,6 +108,7 @@ def test_a_hardening(user, capsys):
     assert main(["report", "hardened/finished.json"]) == 2
 
 
+@pytest.mark.slow
 def test_the_hardened_model_is_not_audited_on_its_reference_data(user, capsys):
     assert main(harden("--overwrite", steps="2")) == 0
     settings = {"checkpoint": "hardened/hardened.ckpt"}
@@ -117,6 +118,7 @@ def test_the_hardened_model_is_not_audited_on_its_reference_data(user, capsys):
     assert "reference data of the scoring" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model(user):
     for out in ("a", "b"):
         assert main(harden(out=out, steps="2")) == 0
