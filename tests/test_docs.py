@@ -66,6 +66,7 @@ def examples():
         DOCS / "shadows.md",
         DOCS / "guide.md",
         DOCS / "report.md",
+        DOCS / "command.md",
     ]:
         for i, code in enumerate(blocks(page)):
             slow = [pytest.mark.slow] if "train_shadows(" in code else []
