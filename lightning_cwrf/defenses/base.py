@@ -19,6 +19,7 @@ from lightning_cwrf.defenses.bases import (
     free_step,
     is_module,
 )
+from lightning_cwrf.defenses.monitors import OURS, check_monitors
 from lightning_cwrf.defenses.settings import Defense, M, build, derived, is_settings, setting_names
 from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.lightning_private import initial_hparams, logs_hparams, set_initial_hparams, set_logs_hparams
@@ -158,6 +159,10 @@ class DefenseMixin(ConfigureDefense, _Base):
     def on_weights_frozen(self, mask: WeightMask) -> None:
         """Called by GradientMaskCallback before the first step; for a defense that handles gradients itself."""
 
+    def on_train_start(self) -> None:
+        check_monitors(self, DefenseMixin, self.defense.mixin.__name__)
+        super().on_train_start()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         _check_automatic(self, type(self).__name__)
         where = f"epoch {self.current_epoch}, batch {batch_idx}"
@@ -177,7 +182,7 @@ class DefenseMixin(ConfigureDefense, _Base):
                 f"{self.defense_settings}. Lower the learning rate, or clip gradients."
             )
         logged = {"prog_bar": True, "on_step": True, "on_epoch": True, "sync_dist": True, "batch_size": size}
-        self.log("train_loss", loss.detach(), **logged)  # type: ignore[arg-type]
+        self.log(OURS, loss.detach(), **logged)  # type: ignore[arg-type]
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
