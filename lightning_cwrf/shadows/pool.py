@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lightning_cwrf.classification import split_batch
 from lightning_cwrf.data import check_disjoint, example_digests, isolated_rng
 from lightning_cwrf.shadows.membership import balanced_membership
+from lightning_cwrf.targets import class_indices
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _pass(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
     targets = []
     for batch in DataLoader(data, batch_size=256):
         try:
-            targets.append(split_batch(batch)[1])
+            targets.append(class_indices(split_batch(batch)[1]))
         except TypeError as error:
             raise TypeError(f"the {name} must give pairs (inputs, target), or dicts with a target: {error}") from error
         digests += example_digests(batch)
