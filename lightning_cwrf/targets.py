@@ -1,4 +1,4 @@
-"""Targets and logits in the forms that data sets and binary classifiers have, as class indices and logits of classes."""
+"""Targets as class indices, and the one logit of a binary classifier as two classes."""
 
 from __future__ import annotations
 
