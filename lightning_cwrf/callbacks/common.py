@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -169,8 +169,14 @@ def averaging_in(trainer: Trainer) -> Callback | None:
     return found[0] if found else None
 
 
-def refuse_averaging(trainer: Trainer, callback: Callback) -> None:
-    """Raise where weights are averaged over time: an average is not bit-identical to the vanilla weights."""
+def refuse_moved_weights(trainer: Trainer, callback: Callback) -> None:
+    """Raise where a callback averages weights over time, or prunes them: they cannot stay at their vanilla values."""
+    if callbacks_of(trainer, ModelPruning):
+        raise MisconfigurationException(
+            f"{type(callback).__name__} does not work with ModelPruning, which renames the weights and sets some of "
+            "them to zero. Harden the model first, and prune it in a later fit; or prune it before, and make that "
+            "permanent (torch.nn.utils.prune.remove)."
+        )
     averaging = averaging_in(trainer)
     if averaging is not None:
         raise MisconfigurationException(
