@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_cwrf.data import check_batches, first_batches
 from lightning_cwrf.data.poisson import PoissonBatches, users_loader
 from lightning_cwrf.defenses.state import saved_defense
-from lightning_cwrf.trainers import callbacks_of, warn_if_finished
+from lightning_cwrf.trainers import callbacks_of, refuse_pytorch_lightning, warn_if_finished
 
 C = TypeVar("C", bound=Callback)
 _START_ANEW = (
@@ -34,6 +34,7 @@ class CheckedCallback(Callback):
         """
         first: Any = self  # the trainer, where the Trainer was given the class instead of an instance
         _refuse_classes(given[0] if isinstance(first, Callback) else first)
+        refuse_pytorch_lightning(*given[:2])
         self._set_up(*given, **stage)
 
     def _set_up(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -23,6 +23,7 @@ from lightning_cwrf.defenses.monitors import OURS, check_monitors
 from lightning_cwrf.defenses.settings import Defense, M, build, derived, is_settings, setting_names
 from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.lightning_private import initial_hparams, logs_hparams, set_initial_hparams, set_logs_hparams
+from lightning_cwrf.trainers import refuse_pytorch_lightning
 from lightning_cwrf.weights.masks import WeightMask
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ DefenseMixin.defense_class.mixin = DefenseMixin
 def _check_module(cls: type[DefenseMixin], module: Any) -> None:
     """Raise unless the defense can be attached to ``module``."""
     name = type(module).__name__
+    refuse_pytorch_lightning(module)
     if not isinstance(module, LightningModule):
         what = f"the class {module.__name__} itself: make an instance" if isinstance(module, type) else name
         raise TypeError(f"{cls.__name__}.attach needs a LightningModule, not {what}.")

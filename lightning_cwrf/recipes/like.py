@@ -28,6 +28,7 @@ from lightning_cwrf.lightning_private import trainer_of
 from lightning_cwrf.recipes.cwrf import config_of
 from lightning_cwrf.recipes.defended import attached_defense, original_class
 from lightning_cwrf.shadows.identity import identity
+from lightning_cwrf.trainers import refuse_pytorch_lightning
 
 _OBSERVERS = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar)
 """Callbacks that observe a training and do not shape it."""
@@ -56,6 +57,7 @@ def read_training(
     defense: Defense | None,
 ) -> dict[str, Any]:
     """The fields of a :class:`~lightning_cwrf.ShadowRecipe`; the arguments are those of its ``like``."""
+    refuse_pytorch_lightning(trainer, model)
     if not isinstance(model, LightningModule):
         raise TypeError(f"like reads the training of a LightningModule, not of a {type(model).__name__}.")
     given: Any = trainer
