@@ -7,6 +7,7 @@ place of everything in this file but the checks.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -269,7 +270,17 @@ def _forward(module: nn.Module, inputs: Any) -> Any:
 
 
 def _mismatch(module: nn.Module, inputs: Any) -> str | None:
-    """Why inputs of another type than the weights' may have failed; None where they are of the same."""
+    """Why a call may have failed: inputs that ``forward`` does not take, or of another type than the weights."""
+    named, placed = (inputs, ()) if isinstance(inputs, Mapping) else ({}, (inputs,))
+    try:
+        inspect.signature(module.forward).bind(*placed, **named)
+    except TypeError as error:
+        return (
+            f"its forward has other arguments ({error}). Logits must not depend on the targets, so give an argument "
+            f"such as labels a default; leave entries that it does not take out of the batch; or {_OVERRIDE}."
+        )
+    if isinstance(inputs, (list, tuple)):
+        return f"they are a {type(inputs).__name__} of {len(inputs)}; {_OVERRIDE}."
     for value in inputs.values() if isinstance(inputs, Mapping) else [inputs]:
         if isinstance(value, np.ndarray):
             return "they are NumPy arrays; pass tensors (torch.from_numpy, or a TensorDataset in a DataLoader)."

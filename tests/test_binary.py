@@ -197,14 +197,15 @@ def test_hardening_audit_and_shadow_models(tmp_path):
 
     model, vanilla, run = first_training()
     recipe = ShadowRecipe.like(run, model)
-    base = train_shadows(recipe, pool(0, 128), n=4, keep_weights=True, population=pool(300, 340))
+    base = train_shadows(recipe, pool(0, 128), n=4, keep_weights=True, population=pool(300, 340), store=tmp_path)
     hardened = copy.deepcopy(model)
     privacy = MIAAuditCallback(nonmembers=batches(64, 128))
     callbacks = [PrivacyScoringCallback(batches(200, 240), vanilla, steps=2), CriticalRewindCallback(0.1)]
     callbacks += [GradientMaskCallback(), DefenseCallback("relaxloss", alpha=0.3), privacy]
     run = trainer(max_epochs=2, callbacks=callbacks)
     run.fit(hardened, batches(0, 64, shuffle=True))
-    shadows = train_shadows(ShadowRecipe.like(run, hardened), pool(0, 128), n=4, base=base, population=pool(300, 340))
+    data = {"population": pool(300, 340), "store": tmp_path}
+    shadows = train_shadows(ShadowRecipe.like(run, hardened), pool(0, 128), n=4, base=base, **data)
     assert shadows.logits.shape == (4, 128, 2)
     result = audit(hardened, members=pool(0, 64), nonmembers=pool(64, 128), shadows=shadows)
     assert not result.failures

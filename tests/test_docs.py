@@ -46,7 +46,13 @@ def blocks(page, language="python"):
 
 
 def examples():
-    for page in [*sorted(PAGES.glob("*.md")), DOCS / "audit.md", DOCS / "shadows.md", DOCS / "guide.md"]:
+    for page in [
+        *sorted(PAGES.glob("*.md")),
+        DOCS / "audit.md",
+        DOCS / "shadows.md",
+        DOCS / "guide.md",
+        DOCS / "models.md",
+    ]:
         for i, code in enumerate(blocks(page)):
             slow = [pytest.mark.slow] if "train_shadows(" in code else []
             yield pytest.param(code, id=f"{page.stem}-{i}", marks=slow)

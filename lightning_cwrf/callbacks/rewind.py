@@ -215,9 +215,9 @@ def _scores_identity(scores: str | PathLike[str] | Mapping[str, Tensor] | None) 
 def _refuse_finetuning(trainer: Trainer, pl_module: LightningModule) -> None:
     """Raise where a callback has frozen weights that it may train later: the mask would not cover them."""
     names = [type(other).__name__ for other in callbacks_of(trainer, BaseFinetuning)]
-    total = sum(p.numel() for p in pl_module.parameters())
     frozen = sum(p.numel() for p in pl_module.parameters() if not p.requires_grad)
     if names and frozen:
+        total = sum(p.numel() for p in pl_module.parameters())
         raise MisconfigurationException(
             f"{names[0]} has {frozen:,} of {total:,} weights frozen now and may train them later: they could be "
             f"neither scored nor rewound. Remove {names[0]} from the Trainer of this fit, so that all weights are "

@@ -262,6 +262,8 @@ def _check_module(cls: type[DefenseMixin], module: Any) -> None:
     refuse_pytorch_lightning(module)
     if not isinstance(module, LightningModule):
         what = f"the class {module.__name__} itself: make an instance" if isinstance(module, type) else name
+        if hasattr(module, "_orig_mod"):
+            what += f" (torch.compile): compile it afterwards, torch.compile({cls.__name__}.attach(module))"
         raise TypeError(f"{cls.__name__}.attach needs a LightningModule, not {what}.")
     if isinstance(module, DefenseMixin):
         raise MisconfigurationException(

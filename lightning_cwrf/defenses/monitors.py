@@ -60,6 +60,13 @@ def check_monitors(module: LightningModule, root: Any, name: str) -> None:
         )
 
 
+def is_training_metric(module: LightningModule, monitor: str) -> bool:
+    """Whether the training step of a module that has been fitted logs a metric, and its validation does not."""
+    if monitor in _forms(OURS):
+        return True
+    return monitor in _logged_by(module, lambda each: each.training_step) - _logged_elsewhere(module)
+
+
 def _waiting(trainer: Trainer) -> dict[str, list[str]]:
     """Who waits for which metric."""
     found: dict[str, list[str]] = {}

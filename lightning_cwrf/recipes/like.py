@@ -24,6 +24,7 @@ from lightning_cwrf.data import reads_alike
 from lightning_cwrf.data.poisson import users_loader, whole_order
 from lightning_cwrf.defenses import Defense
 from lightning_cwrf.defenses.base import own_hparams
+from lightning_cwrf.defenses.monitors import is_training_metric
 from lightning_cwrf.lightning_private import trainer_of
 from lightning_cwrf.recipes.cwrf import config_of
 from lightning_cwrf.recipes.defended import attached_defense, original_class
@@ -72,7 +73,7 @@ def read_training(
     attached: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     defense = attached_defense(model, attached) if defense is None else defense
     found = _loader_of(trainer) if loader is None else loader
-    _check_schedulers(trainer)
+    _check_schedulers(trainer, model)
     return {
         "build_module": _module_of(model) if build_module is None else build_module,
         "trainer_kwargs": _arguments_of(trainer, attached),
@@ -139,9 +140,11 @@ def _arguments_of(trainer: Trainer, callbacks: Sequence[Callback]) -> dict[str, 
     return {"max_epochs": trainer.max_epochs, **changed}
 
 
-def _check_schedulers(trainer: Trainer) -> None:
+def _check_schedulers(trainer: Trainer, model: LightningModule) -> None:
+    """Raise for a scheduler that waits for a metric of the validation."""
     for config in trainer.lr_scheduler_configs if trainer.train_dataloader is not None else ():
-        if config.reduce_on_plateau and trainer.val_dataloaders is not None:
+        validated = config.reduce_on_plateau and trainer.val_dataloaders is not None
+        if validated and not (config.monitor and is_training_metric(model, config.monitor)):
             raise ValueError(
                 f"a scheduler waits for {config.monitor!r}, and shadow models have no validation data; let it monitor "
                 "a training metric, or write the recipe as a function of your own."
@@ -158,10 +161,12 @@ def _loader_of(trainer: Trainer) -> Any:
 def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | None) -> dict[str, Any]:
     order = whole_order(loader)
     if order is None:
+        sampler = type(getattr(getattr(loader, "batch_sampler", None), "sampler", None)).__name__
+        why = f" (its {sampler} draws some examples, or some more often)" if sampler.endswith("Sampler") else ""
         raise ValueError(
-            "this training loader cannot be read: pass loader=, a DataLoader that reads a whole data set in order or "
-            "shuffled (in place of a sampler of some examples, one over their Subset), or write the recipe as a "
-            "function."
+            f"this training loader cannot be read{why}: pass loader=, a DataLoader that reads a whole data set in "
+            "order or shuffled (in place of a sampler of some examples, one over their Subset), or write the recipe as "
+            "a function."
         )
     some = DataLoader(loader.dataset, batch_size=16, collate_fn=loader.collate_fn)
     if augment is None and not reads_alike(some):

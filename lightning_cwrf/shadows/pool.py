@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import split_batch
-from lightning_cwrf.data import check_disjoint, example_digests, isolated_rng
+from lightning_cwrf.data import as_loader, check_disjoint, example_digests, isolated_rng
+from lightning_cwrf.data.loading import Collated
 from lightning_cwrf.shadows.membership import balanced_membership
 from lightning_cwrf.targets import class_indices
 
@@ -38,6 +39,23 @@ def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
     others: list[bytes] = [] if population is None else _read(population, "population")[0]
     check_disjoint(digests, others, "the population", "in the pool, which shadow models train on")
     return PoolData(digests, targets, others)
+
+
+def batched(data: Dataset[Any] | None, recipe: Any) -> Dataset[Any] | None:
+    """A data set whose examples are batched by the recipe's ``collate_fn`` where PyTorch's own cannot, as padded text.
+
+    PyTorch's own comes first, because that of a recipe may augment at random.
+    """
+    collate_fn = getattr(recipe, "collate_fn", None)
+    if collate_fn is None or not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+        return data
+    with isolated_rng():
+        try:
+            for _ in DataLoader(data, batch_size=256):
+                pass
+        except (RuntimeError, TypeError):
+            return Collated(data, collate_fn)
+    return data
 
 
 def joint_digest(digests: list[bytes]) -> str:
@@ -76,7 +94,7 @@ def _read(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
 def _pass(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
     digests: list[bytes] = []
     targets = []
-    for batch in DataLoader(data, batch_size=256):
+    for batch in as_loader(data, shuffle=False):
         try:
             targets.append(class_indices(split_batch(batch)[1]))
         except TypeError as error:

@@ -20,7 +20,7 @@ from lightning_cwrf.shadows.dispatch import train_missing
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.jobs import Job, Recipe, Run, View, recipe_identity
 from lightning_cwrf.shadows.outputs import ShadowOutputs
-from lightning_cwrf.shadows.pool import PoolData, joint_digest, membership_of, read_data
+from lightning_cwrf.shadows.pool import PoolData, batched, joint_digest, membership_of, read_data
 from lightning_cwrf.shadows.store import ShadowStore
 
 if not TYPE_CHECKING:
@@ -86,6 +86,7 @@ def train_shadows(
     _check_arguments(recipe, views, store, base, dtype, seed, workers, stack)
     for name, flag in (("keep_weights", keep_weights), ("progress", progress)):
         check_flag(name, flag)
+    pool, population = batched(pool, recipe), batched(population, recipe)
     data = read_data(pool, population)
     membership = membership_of(n, data.digests, seed)
     if base is not None:
