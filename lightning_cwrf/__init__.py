@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_cwrf.auditing import insert_canaries as insert_canaries
     from lightning_cwrf.callbacks import CriticalRewindCallback as CriticalRewindCallback
     from lightning_cwrf.callbacks import DefenseCallback as DefenseCallback
+    from lightning_cwrf.callbacks import FinishedWeightsCallback as FinishedWeightsCallback
     from lightning_cwrf.callbacks import GradientMaskCallback as GradientMaskCallback
     from lightning_cwrf.callbacks import MIAAuditCallback as MIAAuditCallback
     from lightning_cwrf.callbacks import PrivacyScoringCallback as PrivacyScoringCallback
@@ -56,6 +57,7 @@ _PUBLIC = {
     "callbacks": (
         "CriticalRewindCallback",
         "DefenseCallback",
+        "FinishedWeightsCallback",
         "GradientMaskCallback",
         "MIAAuditCallback",
         "PrivacyScoringCallback",

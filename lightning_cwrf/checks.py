@@ -84,7 +84,7 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, not {_shown(value)}.")
 
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+def check_choice(name: str, value: Any, choices: Collection[str], *, hint: str = "") -> None:
     """Raise a ValueError unless ``value`` is one of ``choices``.
 
     >>> check_choice("to", "zeros", ["vanilla", "zero"])
@@ -92,7 +92,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     ValueError: to must be 'vanilla' or 'zero', not 'zeros'.
     """
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}.")
+        raise ValueError(_sentence(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}.", hint))
 
 
 def check_confidence(confidence: Any) -> None:

@@ -1,14 +1,25 @@
-"""What is read from a Trainer: its callbacks, and what it does to a batch."""
+"""What is read from a Trainer and its DataModule: callbacks, loaders, and what is done to a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_cwrf.checks import check_choice
+from lightning_cwrf.data import check_batches
+
 C = TypeVar("C")
+
+Split: TypeAlias = Literal["train", "val", "test", "predict"]
+"""A split of a DataModule, by the name of its hook: ``train_dataloader`` and so on."""
+
+SPLITS = {"train": "fit", "val": "fit", "test": "test", "predict": "predict"}
+"""The stage that a DataModule is set up for to have each split."""
 
 
 def callbacks_of(trainer: Trainer, *kinds: type[C]) -> list[C]:
@@ -52,3 +63,35 @@ def transfer_of(trainer: Trainer) -> Callable[[Any], Any]:
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
     return transfer
+
+
+def datamodule_loader(
+    source: LightningDataModule | LightningModule, split: Split, *, ready: Collection[str] = ()
+) -> Any:
+    """The loader of one split of a DataModule, or of a module that has the loader hooks itself.
+
+    Args:
+        source: whose data are prepared (``prepare_data``); a DataModule is set up for the split's stage.
+        split: which loader.
+        ready: the stages that the DataModule is set up for already, such as ``"fit"`` inside of a fit.
+
+    Raises:
+        ValueError: an unknown split.
+        MisconfigurationException: there is no such loader, or it gives several loaders.
+    """
+    check_choice("split", split, SPLITS)
+    hook, name = f"{split}_dataloader", type(source).__name__
+    if not is_overridden(hook, source):
+        raise MisconfigurationException(
+            f"there is no {split!r} split: {name} has no {hook}. Pass a loader or a dataset."
+        )
+    if isinstance(source, LightningDataModule) and SPLITS[split] not in ready:
+        source.setup(SPLITS[split])
+    loader = getattr(source, hook)()
+    try:
+        check_batches(loader)
+    except TypeError as error:
+        raise MisconfigurationException(
+            f"{name}.{hook} cannot be used as one split: {error} Pass a loader or a dataset."
+        ) from error
+    return loader

@@ -2,6 +2,7 @@
 
 from lightning_cwrf.callbacks.audit import MIAAuditCallback
 from lightning_cwrf.callbacks.defense import DefenseCallback
+from lightning_cwrf.callbacks.finished import FinishedWeightsCallback
 from lightning_cwrf.callbacks.gradient_mask import GradientMaskCallback
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
@@ -10,6 +11,7 @@ from lightning_cwrf.callbacks.snapshot import VanillaSnapshotCallback
 __all__ = [
     "CriticalRewindCallback",
     "DefenseCallback",
+    "FinishedWeightsCallback",
     "GradientMaskCallback",
     "MIAAuditCallback",
     "PrivacyScoringCallback",

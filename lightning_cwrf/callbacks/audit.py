@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
@@ -15,16 +15,21 @@ from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.auditing import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.auditing.audited import AuditedData
 from lightning_cwrf.auditing.run import unlike_shadows
-from lightning_cwrf.callbacks.common import OncePerModule, averaging_in, saved_state, training_data
+from lightning_cwrf.callbacks.common import (
+    ReadsData,
+    averaging_in,
+    saved_state,
+    training_data,
+)
 from lightning_cwrf.callbacks.coverage import check_coverage, undrawn
 from lightning_cwrf.checks import check_choice, check_confidence, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.overlap import OVERLAPS
 from lightning_cwrf.shadows import ShadowOutputs
-from lightning_cwrf.trainers import transfer_of
+from lightning_cwrf.trainers import Split, transfer_of
 
 
-class MIAAuditCallback(OncePerModule):
+class MIAAuditCallback(ReadsData):
     """Runs membership inference attacks on the model during training, and logs their results.
 
     The loss attack runs every few epochs; at the end also LiRA and RMIA where shadow models are given. Every value is
@@ -37,7 +42,9 @@ class MIAAuditCallback(OncePerModule):
     go to the loggers alone.
 
     Args:
-        nonmembers: examples that the model never saw: a loader or a dataset, read without augmentation.
+        nonmembers: examples that the model never saw: a loader or a dataset, read without augmentation; the name of a
+            split (``"test"``: the ``test_dataloader`` of the fit's DataModule, or of the module); or a DataModule,
+            whose test split is read.
         members: training examples, likewise. Default: those that the trainer's own loader can give in the batches that
             are used, in order.
         shadows: outputs of shadow models trained on members and non-members by the same recipe
@@ -59,8 +66,8 @@ class MIAAuditCallback(OncePerModule):
 
     def __init__(
         self,
-        nonmembers: Batches,
-        members: Batches | None = None,
+        nonmembers: Split | LightningDataModule | Batches,
+        members: Split | LightningDataModule | Batches | None = None,
         shadows: ShadowOutputs | None = None,
         every_n_epochs: int = 5,
         confidence: float = 0.95,
@@ -78,8 +85,7 @@ class MIAAuditCallback(OncePerModule):
             raise TypeError(f"shadows must be what train_shadows returns, not {type(shadows).__name__}.")
         if attacks is not None:
             _check_attacks(attacks)
-        self.nonmembers = nonmembers
-        self.members = members
+        self.take_data(nonmembers=nonmembers, members=members)
         self.shadows = shadows
         self.attacks = attacks
         self.every_n_epochs = every_n_epochs

@@ -6,16 +6,23 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_cwrf.checks import check_choice
 from lightning_cwrf.data import check_batches, first_batches
 from lightning_cwrf.data.poisson import PoissonBatches, users_loader
 from lightning_cwrf.defenses.state import saved_defense
-from lightning_cwrf.trainers import callbacks_of, refuse_pytorch_lightning, warn_if_finished
+from lightning_cwrf.trainers import (
+    SPLITS,
+    callbacks_of,
+    datamodule_loader,
+    refuse_pytorch_lightning,
+    warn_if_finished,
+)
 
 C = TypeVar("C", bound=Callback)
 _START_ANEW = (
@@ -114,6 +121,44 @@ class OncePerModule(CheckedCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_module": None}  # a weak reference cannot be copied or sent to another process
+
+
+class ReadsData(OncePerModule):
+    """A callback with data arguments, each of which can be a split of the fit's DataModule.
+
+    They are attributes under their names: as given, and in a fit the loader of the split.
+    """
+
+    _given: dict[str, Any]
+    nonmembers: Any
+    members: Any
+
+    def take_data(self, **given: Any) -> None:
+        """Keep data arguments: batches, the name of a split, a DataModule (its test split), or None.
+
+        Raises:
+            TypeError: none of these.
+            ValueError: no name of a split.
+        """
+        for name, data in given.items():
+            if isinstance(data, str):
+                check_choice(name, data, SPLITS, hint="Else pass a loader or a dataset.")
+            elif data is not None and not isinstance(data, LightningDataModule):
+                check_batches(data, name)
+            setattr(self, name, data)
+        self._given = given
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().prepare(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        for name, data in self._given.items():
+            if isinstance(data, LightningDataModule):
+                setattr(self, name, datamodule_loader(data, "test"))
+            elif isinstance(data, str):
+                split: Any = data
+                source = getattr(trainer, "datamodule", None) or pl_module
+                setattr(self, name, datamodule_loader(source, split, ready=("fit",)))
 
 
 class RewindsWeights(OncePerModule):

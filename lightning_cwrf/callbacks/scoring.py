@@ -7,21 +7,26 @@ from os import PathLike
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_cwrf.callbacks.common import OncePerModule, RewindsWeights, saved_state, training_data
+from lightning_cwrf.callbacks.common import (
+    ReadsData,
+    RewindsWeights,
+    saved_state,
+    training_data,
+)
 from lightning_cwrf.checks import check_choice, check_integer
-from lightning_cwrf.data import Batches, all_ids, check_batches, isolated_rng
+from lightning_cwrf.data import Batches, all_ids, isolated_rng
 from lightning_cwrf.data.seen import SCORED, record_seen
-from lightning_cwrf.trainers import callbacks_of, transfer_of
+from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
 from lightning_cwrf.weights.score_files import save_scores
 from lightning_cwrf.weights.scores import check_scoring, learnability_scores, privacy_vulnerability_scores
 from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
 
 
-class PrivacyScoringCallback(OncePerModule):
+class PrivacyScoringCallback(ReadsData):
     """Scores every weight's privacy vulnerability when training starts (CWRF, Algorithm 1, lines 1-10).
 
     The scores are in :attr:`scores` afterwards, and the vanilla weights in :attr:`vanilla_weights` until the fit ends;
@@ -32,13 +37,15 @@ class PrivacyScoringCallback(OncePerModule):
     as the weights. A resumed run does not score again.
 
     Args:
-        nonmembers: reference data D_re that the model never saw, disjoint from test data: a loader or a dataset.
+        nonmembers: reference data D_re that the model never saw, disjoint from test data: a loader, a dataset, the name
+            of a split (``"val"``: the ``val_dataloader`` of the fit's DataModule, or of the module), or a DataModule,
+            whose test split is read.
         vanilla: θ_vn: a path, a state dict, an untrained module, a factory, or ``"redraw"``
             (:func:`~lightning_cwrf.weights.vanilla.load_vanilla`).
         lam: λ of Eq. 4. Published: 0.7 (CIFAR-10, CINIC-10), 0.9 (CIFAR-100).
         steps: T, the number of batches. Published: 30.
         lr: η_e, the learning rate of the steps on the copy.
-        members: training data. Default: the trainer's own.
+        members: training data, likewise. Default: the trainer's own.
         kind: ``"privacy"`` (Eq. 4); ``"learnability"`` (Eq. 2 on the members' loss alone) and ``"random"`` are controls
             that show what the choice of weights adds.
         batch_size: examples in a batch of members, and in one of reference data. Published: 256. Batches of an iterable
@@ -53,12 +60,12 @@ class PrivacyScoringCallback(OncePerModule):
 
     def __init__(
         self,
-        nonmembers: Batches,
+        nonmembers: Split | LightningDataModule | Batches,
         vanilla: VanillaSource,
         lam: float = 0.7,
         steps: int = 30,
         lr: float = 1e-3,
-        members: Batches | None = None,
+        members: Split | LightningDataModule | Batches | None = None,
         kind: Literal["privacy", "learnability", "random"] = "privacy",
         batch_size: int = 256,
     ) -> None:
@@ -67,16 +74,12 @@ class PrivacyScoringCallback(OncePerModule):
         check_integer("batch_size", batch_size, low=1)
         self.batch_size = batch_size
         check_source(vanilla)
-        check_batches(nonmembers, "nonmembers")
-        if members is not None:
-            check_batches(members, "members")
+        self.take_data(nonmembers=nonmembers, members=members)
         self.kind = kind
-        self.nonmembers = nonmembers
         self.vanilla = vanilla
         self.lam = lam
         self.steps = steps
         self.lr = lr
-        self.members = members
         self.reset()
 
     def reset(self) -> None:

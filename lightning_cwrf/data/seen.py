@@ -17,6 +17,9 @@ from lightning_cwrf.data.examples import ExampleId
 SCORED = "reference data of the scoring"
 """What a module has seen whose weights CWRF has scored."""
 
+SEEN_KEY = "lightning_cwrf_seen"
+"""Where a checkpoint has the record."""
+
 _ATTRIBUTE = "_lightning_cwrf_seen"
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_cwrf.classification import classification_step, deferred_checks
-from lightning_cwrf.data.seen import load_seen_state, seen_state
+from lightning_cwrf.data.seen import SEEN_KEY, load_seen_state, seen_state
 from lightning_cwrf.defenses._legacy import Configured, ConfigureDefense, configured_settings
 from lightning_cwrf.defenses.bases import (
     attached_class,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     _Base = LightningModule
 else:
     _Base = object
-_SEEN_KEY = "lightning_cwrf_seen"
 
 
 class DefenseMixin(ConfigureDefense, _Base):
@@ -196,7 +195,7 @@ class DefenseMixin(ConfigureDefense, _Base):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        load_seen_state(self, checkpoint.get(_SEEN_KEY, {}))
+        load_seen_state(self, checkpoint.get(SEEN_KEY, {}))
         self.defense_state.load(checkpoint)
 
     def _begin_defense(self, defense: Defense) -> None:
@@ -227,7 +226,7 @@ def save_defense(module: LightningModule, state: DefenseState, checkpoint: dict[
     """Put into a checkpoint what a defense keeps, and the non-members that the module has seen."""
     state.save(checkpoint)
     if seen := seen_state(module):
-        checkpoint[_SEEN_KEY] = seen
+        checkpoint[SEEN_KEY] = seen
 
 
 def own_hparams(module: LightningModule) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -14,17 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cwrf.data import isolated_rng
-from lightning_cwrf.files import digest, load_tensors, save_tensors
+from lightning_cwrf.files import digest, save_tensors
 from lightning_cwrf.weights.copies import capture as capture
 from lightning_cwrf.weights.copies import tensors_of
+from lightning_cwrf.weights.reading import read_saved, state_dict_in
 from lightning_cwrf.weights.redraw import redraw as redraw
 
 VanillaSource: TypeAlias = "str | PathLike[str] | Mapping[str, Tensor] | nn.Module | Callable[[], nn.Module]"
 """A path (safetensors, Lightning checkpoint, or state dict), a state dict, a module, a factory, or ``"redraw"``."""
 
 _KIND = "lightning_cwrf.Vanilla/1"
-# The first bytes of files that torch.save writes: a zip archive, or the pickle of old versions.
-_TORCH_FILES = (b"PK\x03\x04", b"\x80")
 
 
 def save_vanilla(source: nn.Module | Mapping[str, Tensor], path: str | PathLike[str]) -> Path:
@@ -137,42 +135,18 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"no vanilla weights at {path}. VanillaSnapshotCallback({str(path)!r}) in the first training's Trainer "
             'saves them there; pass vanilla="redraw" to draw new ones.'
         )
-    with path.open("rb") as file:
-        begin = file.read(9)
-    # A safetensors file begins with the length of its header, whose bytes can be any, and the header itself.
-    if begin.startswith(_TORCH_FILES) and begin[8:] != b"{":
-        return _state_in(_unpickled(path), str(path))
-    try:
-        tensors, kind, _ = load_tensors(path, what="file of weights")
-    except ValueError as error:
-        raise ValueError(f"cannot read vanilla weights from {path}: {error}") from error
+    loaded, kind = read_saved(path, "vanilla weights")
     if kind is not None and kind.startswith("lightning_cwrf.") and kind != _KIND:
         raise ValueError(
             f"{path} holds {kind} instead of vanilla weights. VanillaSnapshotCallback, or save_vanilla(model, path) "
             "before the training, writes them."
         )
-    return tensors
-
-
-def _unpickled(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:  # given a path, PyTorch goes by its suffix
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the reader fail in many ways
-        # PyTorch's own message advises to load the file with pickle, which a file of weights never needs.
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = f"it holds a {found[1]}" if found else "it is damaged, or holds objects of other types"
-        raise ValueError(
-            f"cannot read vanilla weights from {path}: {why}. Only tensors and plain values are read, because anything "
-            "else in such a file can run code. Save the weights with save_vanilla(model, path), or pass a state dict."
-        ) from error
+    return _state_in(loaded, str(path))
 
 
 def _state_in(loaded: Any, where: str) -> dict[str, Tensor]:
     """The state dict in ``loaded``, which is one itself or a checkpoint from before the training."""
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{where} holds no state dict; save the weights with save_vanilla(model, path).")
+    state = state_dict_in(loaded, where)
     if state is not loaded:
         for name in ("global_step", "epoch"):
             if loaded.get(name):
