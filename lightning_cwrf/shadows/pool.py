@@ -41,7 +41,7 @@ def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
     return PoolData(digests, targets, others)
 
 
-def batched(data: Dataset[Any] | None, recipe: Any) -> Dataset[Any] | None:
+def batched(data: Any, recipe: Any) -> Any:
     """A data set whose examples are batched by the recipe's ``collate_fn`` where PyTorch's own cannot, as padded text.
 
     PyTorch's own comes first, because that of a recipe may augment at random.
