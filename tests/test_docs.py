@@ -60,14 +60,8 @@ def blocks(page, language="python"):
 
 
 def examples():
-    for page in [
-        *sorted(PAGES.glob("*.md")),
-        DOCS / "audit.md",
-        DOCS / "shadows.md",
-        DOCS / "guide.md",
-        DOCS / "report.md",
-        DOCS / "command.md",
-    ]:
+    others = [DOCS / f"{name}.md" for name in ("audit", "shadows", "guide", "models", "report", "command")]
+    for page in [*sorted(PAGES.glob("*.md")), *others]:
         for i, code in enumerate(blocks(page)):
             slow = [pytest.mark.slow] if "train_shadows(" in code else []
             yield pytest.param(code, id=f"{page.stem}-{i}", marks=slow)
@@ -88,7 +82,8 @@ def files(tmp_path_factory):
     torch.manual_seed(0)
     run = trainer(folder, max_epochs=8, callbacks=[VanillaSnapshotCallback(folder / "init.safetensors")])
     run.fit(MyLitClassifier(), loader(0, 64))
-    run.save_checkpoint(folder / "finished.ckpt")
+    for name in ("finished.ckpt", "pretrained.ckpt"):
+        run.save_checkpoint(folder / name)
     return folder
 
 

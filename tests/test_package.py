@@ -17,8 +17,8 @@ from tests.helpers import Classifier
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_cwrf"
 # Lowest layer first, as in docs/architecture.md: each may import those before it.
-PURE = ("_version", "_deprecated", "checks", "classification", "files", "registry", "lightning_private", "data",
-        "outputs", "weights", "metrics", "attacks", "shadows", "auditing", "report")  # fmt: skip
+PURE = ("_version", "_deprecated", "checks", "targets", "classification", "files", "registry", "lightning_private",
+        "data", "outputs", "weights", "metrics", "attacks", "shadows", "auditing", "report")  # fmt: skip
 LAYERS = (*PURE, "trainers", "defenses", "callbacks", "recipes", "exporting", "preflight", "commands", "__main__")
 
 

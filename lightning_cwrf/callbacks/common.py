@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -16,7 +16,13 @@ from lightning_cwrf.checks import check_choice
 from lightning_cwrf.data import check_batches, first_batches
 from lightning_cwrf.data.poisson import PoissonBatches, users_loader
 from lightning_cwrf.defenses.state import saved_defense
-from lightning_cwrf.trainers import SPLITS, callbacks_of, datamodule_loader, warn_if_finished
+from lightning_cwrf.trainers import (
+    SPLITS,
+    callbacks_of,
+    datamodule_loader,
+    refuse_pytorch_lightning,
+    warn_if_finished,
+)
 
 C = TypeVar("C", bound=Callback)
 _START_ANEW = (
@@ -38,6 +44,7 @@ class CheckedCallback(Callback):
         """
         first: Any = self  # the trainer, where the Trainer was given the class instead of an instance
         _refuse_classes(given[0] if isinstance(first, Callback) else first)
+        refuse_pytorch_lightning(*given[:2])
         self._set_up(*given, **stage)
 
     def _set_up(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -211,8 +218,14 @@ def averaging_in(trainer: Trainer) -> Callback | None:
     return found[0] if found else None
 
 
-def refuse_averaging(trainer: Trainer, callback: Callback) -> None:
-    """Raise where weights are averaged over time: an average is not bit-identical to the vanilla weights."""
+def refuse_moved_weights(trainer: Trainer, callback: Callback) -> None:
+    """Raise where a callback averages weights over time, or prunes them: they cannot stay at their vanilla values."""
+    if callbacks_of(trainer, ModelPruning):
+        raise MisconfigurationException(
+            f"{type(callback).__name__} does not work with ModelPruning, which renames the weights and sets some of "
+            "them to zero. Harden the model first, and prune it in a later fit; or prune it before, and make that "
+            "permanent (torch.nn.utils.prune.remove)."
+        )
     averaging = averaging_in(trainer)
     if averaging is not None:
         raise MisconfigurationException(

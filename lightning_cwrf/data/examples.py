@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lightning_cwrf.classification import split_batch
 from lightning_cwrf.data.loading import Batches, as_loader, some_batches
 from lightning_cwrf.data.rng import isolated_rng
+from lightning_cwrf.targets import class_indices
 
 Key: TypeAlias = Callable[[Any], Hashable]
 """Gives the id of one example, in the form of its batch: ``(x[i], y[i])`` or ``{"ids": ids[i], "label": y[i]}``."""
@@ -158,7 +159,7 @@ def example_ids(batch: Any, key: Key | None = None) -> list[ExampleId]:
         return [(known, None) for known in example_keys(batch, key)]
     try:
         _, targets = split_batch(batch)
-        labels = torch.as_tensor(targets).tolist()
+        labels = class_indices(torch.as_tensor(targets)).tolist()
         labels = list(map(int, labels))
     except (TypeError, ValueError, RuntimeError):  # only the user's own step can find them
         labels = []

@@ -181,6 +181,20 @@ def iterates_itself(data: Any) -> bool:
     return kind.__iter__ is not DataLoader.__iter__
 
 
+class Collated(Dataset[Any]):
+    """A data set, and how its examples become a batch wherever it is read without a loader."""
+
+    def __init__(self, data: Dataset[Any], collate_fn: Callable[[list[Any]], Any]) -> None:
+        self.data = data
+        self.collate_fn = collate_fn
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
 def _loader(data: Batches, batch_size: int | None) -> DataLoader[Any] | None:
     """The data's loader; None for an iterable of batches."""
     if isinstance(data, DataLoader):
@@ -189,7 +203,9 @@ def _loader(data: Batches, batch_size: int | None) -> DataLoader[Any] | None:
         return None
     if not isinstance(data, IterableDataset) and hasattr(data, "__len__") and len(data) == 0:
         return DataLoader(data, batch_sampler=[])  # a RandomSampler would raise, with a message about itself
-    return DataLoader(data, batch_size=batch_size or 256)
+    return DataLoader(
+        data, batch_size=batch_size or 256, collate_fn=data.collate_fn if isinstance(data, Collated) else None
+    )
 
 
 def loader_like(loader: DataLoader[Any], generator: torch.Generator | None = None, **settings: Any) -> DataLoader[Any]:

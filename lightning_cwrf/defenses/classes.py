@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.lightning_private import COMPILED, drop_compiled_steps
+from lightning_cwrf.trainers import refuse_pytorch_lightning
 
 _ATTACHED: dict[tuple[type, type], Any] = {}
 
@@ -97,6 +98,7 @@ def check_bases(cls: type, root: type) -> None:
 
     A subclass of a hardened class whose own ``training_step`` does not call the defense's is warned about.
     """
+    refuse_pytorch_lightning(cls)
     if not issubclass(cls, LightningModule):
         return
     order = cls.__mro__

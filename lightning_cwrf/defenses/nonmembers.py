@@ -18,6 +18,7 @@ from lightning_cwrf.data.sampling import support
 from lightning_cwrf.data.seen import record_seen
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.defenses.state import DefenseState
+from lightning_cwrf.targets import class_indices
 from lightning_cwrf.trainers import transfer_of
 
 
@@ -102,7 +103,7 @@ class NonmemberBatches:
             )
         if self._by_class is None:
             with isolated_rng():
-                labels = torch.cat([split_batch(batch)[1] for batch in as_loader(loader, shuffle=False)])
+                labels = torch.cat([class_indices(split_batch(each)[1]) for each in as_loader(loader, shuffle=False)])
             self._places = support(loader).places
             self._by_class = {c: (labels == c).nonzero().flatten() for c in set(labels.tolist())}
         chosen = []

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_cwrf.callbacks import GradientMaskCallback
-from lightning_cwrf.callbacks.common import refuse_averaging, refuse_sharding
+from lightning_cwrf.callbacks.common import refuse_moved_weights, refuse_sharding
 from lightning_cwrf.classification import check_no_probabilities, classification_step
 from lightning_cwrf.defenses import DPSGD
 from lightning_cwrf.defenses.dpsgd.layers import unsupported_layers
@@ -125,7 +125,7 @@ def strategy(subject: Subject) -> list[Finding]:
     def rule() -> str:
         callback = GradientMaskCallback()
         refuse_sharding(trainer, callback)
-        refuse_averaging(trainer, callback)
+        refuse_moved_weights(trainer, callback)
         return _devices(trainer)
 
     return attempt("devices", rule)

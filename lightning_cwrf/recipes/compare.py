@@ -11,6 +11,7 @@ from torch import nn
 from lightning_cwrf.callbacks.defense import defense_of
 from lightning_cwrf.data.seen import SCORED, seen_by
 from lightning_cwrf.defenses import Defense, DefenseMixin
+from lightning_cwrf.weights.copies import check_not_lazy
 
 
 def differences(built: LightningModule, model: LightningModule, *, with_cwrf: bool) -> list[str]:
@@ -28,6 +29,7 @@ def differences(built: LightningModule, model: LightningModule, *, with_cwrf: bo
 
 def check_rebuilt(built: LightningModule, model: LightningModule, *, may_freeze: bool) -> None:
     """Raise a ValueError unless a recipe that was read from a model builds the same module again."""
+    check_not_lazy(built)
     ours, theirs = _shapes(built), _shapes(model)
     if ours != theirs:
         names = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))

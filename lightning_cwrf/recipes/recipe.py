@@ -22,6 +22,7 @@ from lightning_cwrf.recipes.fit import SILENT, Augmented, fit, quiet
 from lightning_cwrf.recipes.like import read_training
 from lightning_cwrf.recipes.stacking import check_stackable, train_stack
 from lightning_cwrf.shadows.jobs import seed_all
+from lightning_cwrf.trainers import refuse_pytorch_lightning
 from lightning_cwrf.weights.vanilla import capture
 
 _CHECKED = {"defense": (Defense, "create_defense(name, ...)"), "cwrf": (CWRFConfig, "CWRFConfig(nonmembers)")}
@@ -203,6 +204,7 @@ class ShadowRecipe:
             TypeError: ``build_module`` does not build a LightningModule.
         """
         model = self.build_module()
+        refuse_pytorch_lightning(model)
         if not isinstance(model, LightningModule):
             raise TypeError(f"build_module must build a LightningModule, not a {type(model).__name__}.")
         if self.defense is not None:

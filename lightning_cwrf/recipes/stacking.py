@@ -54,7 +54,8 @@ def check_stackable(model: LightningModule) -> None:
         raise ValueError(f"{name} cannot be stacked: it uses manual optimization. Leave stack=1.")
     if isinstance(model, DefenseMixin) and type(model).defense_step is not DefenseMixin.defense_step:
         raise ValueError(f"{name} cannot be stacked: its defense is more than a loss of each batch. Leave stack=1.")
-    hooks = [hook for hook in _HOOKS if getattr(type(model), hook) is not getattr(LightningModule, hook)]
+    bases = [base for base in type(model).__mro__ if base not in (DefenseMixin, *LightningModule.__mro__)]
+    hooks = [hook for hook in _HOOKS if any(hook in vars(base) for base in bases)]
     if hooks:
         raise ValueError(
             f"{name} cannot be stacked: it has {', '.join(hooks)}, which would see all models at once. Leave stack=1."

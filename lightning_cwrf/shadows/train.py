@@ -20,7 +20,7 @@ from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.jobs import OTHER_CODE, Job, Recipe, Run, View, names, recipe_identity, train
 from lightning_cwrf.shadows.outputs import ShadowOutputs
-from lightning_cwrf.shadows.pool import PoolData, joint_digest, membership_of, read_data
+from lightning_cwrf.shadows.pool import PoolData, batched, joint_digest, membership_of, read_data
 from lightning_cwrf.shadows.store import ShadowStore
 from lightning_cwrf.shadows.workers import ATTEMPTS, end_workers, run
 
@@ -87,6 +87,7 @@ def train_shadows(
     _check_arguments(recipe, views, store, base, dtype, seed, workers, stack)
     for name, flag in (("keep_weights", keep_weights), ("progress", progress)):
         check_flag(name, flag)
+    pool, population = batched(pool, recipe), batched(population, recipe)
     data = read_data(pool, population)
     membership = membership_of(n, data.digests, seed)
     if base is not None:

@@ -72,8 +72,8 @@ def check_trained(
         warnings.warn(f"{_GUESSES}: {found}. If it is untrained: {_LOAD}.", stacklevel=2)
     elif descends is False:
         warnings.warn(
-            "the model's weights do not correlate with the vanilla weights: it was not trained from those. Rewinding to "
-            'them is like vanilla="redraw".',
+            "the model's weights do not correlate with the vanilla weights: it was not trained from those. To rewind "
+            'to them is like vanilla="redraw".',
             stacklevel=2,
         )
 

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_cwrf import (
@@ -23,6 +23,15 @@ def test_weight_averaging_is_refused(averaging):
     model, vanilla = finished()
     with pytest.raises(MisconfigurationException, match="average over training"):
         trainer(callbacks=[*cwrf(vanilla), averaging()]).fit(model, loader(0, 64))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_pruning_is_refused(first):
+    model, vanilla = finished()
+    pruning = ModelPruning("l1_unstructured", amount=0.5)
+    callbacks = [pruning, *cwrf(vanilla)] if first else [*cwrf(vanilla), pruning]
+    with pytest.raises(MisconfigurationException, match="does not work with ModelPruning, which renames the weights"):
+        trainer(callbacks=callbacks).fit(model, loader(0, 64))
 
 
 @pytest.mark.parametrize(

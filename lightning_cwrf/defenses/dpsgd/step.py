@@ -165,7 +165,9 @@ class PrivateStep:
             if found != examples:
                 raise MisconfigurationException(
                     f"{name} has {found} gradients for {examples} examples: its layer takes inputs whose first "
-                    "dimension is not the batch. Keep the batch first, and do not merge it with other dimensions."
+                    "dimension is not the batch, as position embeddings often do. Freeze it before the fit "
+                    f"(module.get_parameter({name!r}).requires_grad_(False)), or keep the batch first, and do not "
+                    "merge it with other dimensions."
                 )
 
     def privatize(self) -> None:
