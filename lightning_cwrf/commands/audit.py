@@ -12,7 +12,7 @@ from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, audit
 from lightning_cwrf.commands.base import Command, Job, UsageError, check_outputs
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, Loaded, add_model_options, load
-from lightning_cwrf.commands.reporting import check_html, write_html
+from lightning_cwrf.report import write_report
 
 _EXPLAINED = """The loss attack needs the model alone; LiRA and RMIA, which are stronger, need --shadows. The table
 shows each attack's AUC (0.5 is chance) and its TPR at a low FPR, with confidence intervals.
@@ -52,7 +52,7 @@ class AuditJob(Job):
         if self.out is not None:
             print(f"\nsaved {result.save(self.out)}")
         if self.report is not None:
-            print(f"saved {write_html({Path(options.checkpoint).stem: result}, self.report)}")
+            print(f"saved {write_report({Path(options.checkpoint).stem: result}, self.report, overwrite=True)}")
         code, lines = judged(self.gates, result, options.judge)
         if lines:
             print("\n" + "\n".join(lines))
@@ -81,8 +81,6 @@ class AuditCommand(Command):
         if options.checkpoint is None:
             raise UsageError("--checkpoint is missing: pass the file of the finished weights.")
         check_confidence(options.confidence)
-        if options.report is not None:
-            check_html()
         out, report = (None if each is None else Path(each) for each in (options.out, options.report))
         check_outputs([each for each in (out, report) if each is not None], options.overwrite)
         names = options.attacks or (["loss", "lira", "rmia"] if options.shadows else ["loss"])

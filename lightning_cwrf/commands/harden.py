@@ -18,7 +18,6 @@ from lightning_cwrf.commands.base import FAILED, Command, Job, UsageError, check
 from lightning_cwrf.commands.check import CheckJob, check_job
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, add_model_options
-from lightning_cwrf.commands.reporting import has_html, write_html
 from lightning_cwrf.commands.training import (
     add_training_options,
     cwrf_callbacks,
@@ -27,7 +26,7 @@ from lightning_cwrf.commands.training import (
     trainer_arguments,
 )
 from lightning_cwrf.data import Batches
-from lightning_cwrf.report import comparison_table
+from lightning_cwrf.report import comparison_table, write_report
 from lightning_cwrf.shadows import ShadowOutputs
 
 _EXPLAINED = """It checks first (as `cwrf check`) and stops at an error. Then it audits the finished model, scores its
@@ -128,8 +127,13 @@ class HardenJob(Job):
         print("\n" + comparison_table(self.results, self.seconds))
         if not options.control:
             print("How much of this is the fine-tuning alone is not known: run it with --control too.")
-        if has_html():
-            write_html(self.results, self.out / "report.html", mask=self.out / "mask.safetensors", seconds=self.seconds)
+        write_report(
+            self.results,
+            self.out / "report.html",
+            mask=self.out / "mask.safetensors",
+            seconds=self.seconds,
+            overwrite=True,
+        )
         print(f"\nsaved {', '.join(map(str, outputs(self.out, options)))}")
         code, lines = judged(self.gates, list(self.results.values())[-1], options.judge)
         if lines:
@@ -141,7 +145,7 @@ def outputs(out: Path, options: Any) -> list[Path]:
     """The files that a hardening writes."""
     names = ["hardened.ckpt", "mask.safetensors", "finished.json", "hardened.json"]
     names += ["control.json"] if options.control else []
-    return [out / name for name in [*names, *(["report.html"] if has_html() else [])]]
+    return [out / name for name in [*names, "report.html"]]
 
 
 class HardenCommand(Command):

@@ -8,8 +8,7 @@ from typing import Any
 
 from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.commands.base import DONE, Command, Job, UsageError, check_outputs
-from lightning_cwrf.commands.reporting import check_html, write_html
-from lightning_cwrf.report import comparison_table
+from lightning_cwrf.report import comparison_table, write_report
 
 _EXPLAINED = """Audits are named by their files, in the given order: before, then after. No model is read.
 
@@ -27,7 +26,7 @@ class ReportJob(Job):
 
     def run(self) -> int:
         print(comparison_table(self.results))
-        print(f"\nsaved {write_html(self.results, self.out)}")
+        print(f"\nsaved {write_report(self.results, self.out, overwrite=True)}")
         return DONE
 
 
@@ -55,5 +54,4 @@ class ReportCommand(Command):
             raise UsageError("an audit is named twice.")
         results = {name: AuditResult.load(path) for name, path in zip(names, paths, strict=True)}
         comparison_table(results)  # raises where they cannot be compared
-        check_html()
         return ReportJob(results, out)
