@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Callable, Collection
 from typing import Any, Literal, TypeAlias, TypeVar
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.checks import check_choice
-from lightning_cwrf.data import check_batches
+from lightning_cwrf.data import all_ids, check_batches, isolated_rng
 
 C = TypeVar("C")
 
@@ -85,9 +89,14 @@ def datamodule_loader(
         raise MisconfigurationException(
             f"there is no {split!r} split: {name} has no {hook}. Pass a loader or a dataset."
         )
-    if isinstance(source, LightningDataModule) and SPLITS[split] not in ready:
-        source.setup(SPLITS[split])
-    loader = getattr(source, hook)()
+    stage = SPLITS[split]
+    with isolated_rng():
+        if not isinstance(source, LightningDataModule) or stage in ready:
+            loader = getattr(source, hook)()
+        else:
+            loader = _set_up_copy(source, stage, hook)
+    if isinstance(loader, (list, tuple)) and len(loader) == 1:
+        loader = loader[0]
     try:
         check_batches(loader)
     except TypeError as error:
@@ -95,3 +104,37 @@ def datamodule_loader(
             f"{name}.{hook} cannot be used as one split: {error} Pass a loader or a dataset."
         ) from error
     return loader
+
+
+def _set_up_copy(source: LightningDataModule, stage: str, hook: str) -> Any:
+    """A loader of a shallow copy that is set up: on the DataModule itself it could change what a fit trains on.
+
+    Where that draws random numbers, it is done again after other ones, and must give the same examples.
+    """
+
+    def loader() -> Any:
+        work = copy.copy(source)
+        work.setup(stage)
+        return getattr(work, hook)()
+
+    before = _random_states()
+    first = loader()
+    if _random_states() != before and not _same_examples(first, loader()):
+        raise MisconfigurationException(
+            f"{type(source).__name__} splits its data at random, so its examples are others each time it is set up: "
+            "what the model was trained on would be in its test split. Pass random_split a generator of a fixed seed, "
+            "generator=torch.Generator().manual_seed(0), in this training and in the first."
+        )
+    return first
+
+
+def _random_states() -> tuple[Any, ...]:
+    numpy = repr(np.random.get_state())  # noqa: NPY002 - the global state is what users draw from
+    return random.getstate(), numpy, bytes(torch.get_rng_state().numpy())
+
+
+def _same_examples(first: Any, second: Any) -> bool:
+    ours, theirs = (getattr(getattr(each, "dataset", each), "indices", None) for each in (first, second))
+    if ours is not None and theirs is not None:  # of Subsets
+        return list(ours) == list(theirs)
+    return all_ids(first) == all_ids(second)

@@ -157,6 +157,9 @@ class ReadsData(OncePerModule):
             return
         for name, data in self._given.items():
             if isinstance(data, LightningDataModule):
+                if trainer.is_global_zero and data is not getattr(trainer, "datamodule", None):
+                    data.prepare_data()
+                trainer.strategy.barrier()
                 setattr(self, name, datamodule_loader(data, "test"))
             elif isinstance(data, str):
                 split: Any = data

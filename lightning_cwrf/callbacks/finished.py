@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -114,7 +115,7 @@ class FinishedWeightsCallback(OncePerModule):
         own = module.state_dict()
         faults = [f"lack {name!r}" for name in own if name not in state]
         faults += [f"have an unknown {name!r}" for name in state if name not in own]
-        if faults and module.strict_loading is False:
+        if faults and module.strict_loading is False and own.keys() & state.keys():
             rank_zero_warn(f"the finished weights in {self.path} {_listed(faults)}: strict_loading is False.")
             faults = []
         sized = {name: value for name, value in own.items() if name in state and not is_lazy(value)}
@@ -122,6 +123,17 @@ class FinishedWeightsCallback(OncePerModule):
             f"have {name!r} of shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
             for name, value in sized.items()
             if state[name].shape != value.shape
+        ]
+        faults += [
+            f"have {name!r} as {state[name].dtype}"
+            for name, value in sized.items()
+            if value.is_floating_point() and not state[name].is_floating_point()
+        ]
+        parameters = {name for name, _ in module.named_parameters()}  # a buffer may hold NaN or -inf on purpose
+        faults += [
+            f"have NaN or infinite values in {name!r}"
+            for name in sized
+            if name in parameters and not torch.isfinite(state[name]).all()
         ]
         if faults:
             raise ValueError(

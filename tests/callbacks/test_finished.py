@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader, random_split
 
 from lightning_cwrf import (
     AuditResult,
@@ -37,7 +38,7 @@ class Splits(LightningDataModule):
         return loader(100, 140)
 
     def test_dataloader(self):
-        return torch.utils.data.DataLoader(self.test, batch_size=16)
+        return DataLoader(self.test, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +200,14 @@ def test_weights_that_do_not_fit_are_an_error_that_names_them(runs, tmp_path):
         fit(Classifier(), {**state, "more": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"'net\.0\.weight' of shape \(8, 1, 3, 3\) instead of \(4, 1, 3, 3\)"):
         fit(Classifier(width=4), state)
+    with pytest.raises(ValueError, match=r"have 'net\.0\.weight' as torch\.int8"):
+        fit(Classifier(), {name: (100 * value).to(torch.int8) for name, value in state.items()})
+    with pytest.raises(ValueError, match=r"NaN or infinite values in 'net\.5\.bias'"):
+        fit(Classifier(), {**state, "net.5.bias": torch.full((10,), torch.nan)})
     loose = Classifier()
     loose.strict_loading = False
+    with pytest.raises(ValueError, match=r"lack 'net\.0\.weight'"):
+        fit(loose, {})
     with pytest.warns(UserWarning, match=r"lack 'net\.5\.bias': strict_loading is False"):
         fit(loose, lacking)
     assert torch.equal(loose.net[0].weight, state["net.0.weight"])
@@ -230,12 +237,64 @@ def test_splits_of_a_datamodule_are_read_for_their_stage(runs):
     data = Splits()
     callbacks = hardening(runs, members="train")
     trainer(callbacks=callbacks, max_epochs=1).fit(Classifier(), datamodule=data)
-    assert data.stages == ["fit", "test"]
+    assert data.stages == ["fit"]  # the test split is that of a copy
     assert len(callbacks[1].nonmembers.dataset) == 40
     assert len(callbacks[-1].nonmembers.dataset) == 64
     given = MIAAuditCallback(nonmembers=Splits())  # its test split
     trainer(callbacks=[given], max_epochs=1).fit(Classifier(), loader(0, 64))
     assert given.result is not None
+
+
+class SplitsAtRandom(Splits):
+    """Splits all data in each ``setup``, and scales them by the stage."""
+
+    generator = None
+
+    def setup(self, stage):
+        parts = random_split(part(0, 300), [100, 100, 100], generator=self.generator and self.generator())
+        self.train, self.val, self.test = parts
+        self.scale = 1.0 if stage == "fit" else 0.5
+
+    def train_dataloader(self):
+        self.made = (list(self.train.indices), self.scale)
+        return DataLoader(self.train, batch_size=50)
+
+    def test_dataloader(self):
+        return DataLoader(self.test, batch_size=50)
+
+
+def test_reading_a_split_does_not_change_what_the_fit_trains_on():
+    class Seeded(SplitsAtRandom):
+        def generator(self):
+            return torch.Generator().manual_seed(1)
+
+    made = []
+    for audits in ([], [MIAAuditCallback(nonmembers="test")]):
+        torch.manual_seed(3)
+        data = Seeded()
+        trainer(callbacks=audits, max_epochs=1).fit(Classifier(), datamodule=data)
+        made.append((*data.made, torch.rand(1).item()))
+    assert made[0] == made[1]
+    assert made[0][1] == 1.0
+
+
+def test_a_split_that_depends_on_the_random_state_is_an_error():
+    with pytest.raises(MisconfigurationException, match="SplitsAtRandom splits its data at random"):
+        trainer(callbacks=[MIAAuditCallback(nonmembers="test")]).fit(Classifier(), datamodule=SplitsAtRandom())
+
+
+def test_a_datamodule_beside_that_of_the_fit_is_prepared_and_one_loader_may_be_in_a_list():
+    class Prepared(Splits):
+        def prepare_data(self):
+            self.ready = True
+
+        def test_dataloader(self):
+            assert self.ready
+            return [super().test_dataloader()]
+
+    audit = MIAAuditCallback(nonmembers=Prepared())
+    trainer(callbacks=[audit], max_epochs=1).fit(Classifier(), loader(0, 64))
+    assert len(audit.result.is_member) == 128
 
 
 def test_splits_that_are_not_there_are_an_error():
