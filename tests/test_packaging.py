@@ -51,8 +51,9 @@ def wheel(tmp_path_factory):
 def test_the_wheel_has_the_package_its_types_and_its_licence_alone(wheel):
     names = set(wheel.namelist())
     (info,) = {name.split("/")[0] for name in names} - {"lightning_cwrf"}
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_cwrf").rglob("*.py")}
-    assert {name for name in names if name.startswith("lightning_cwrf/")} >= {*sources, "lightning_cwrf/py.typed"}
+    package = (path for path in (ROOT / "lightning_cwrf").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    assert {name for name in names if name.startswith("lightning_cwrf/")} == {str(p.relative_to(ROOT)) for p in package}
+    assert "lightning_cwrf/py.typed" in names
     assert f"{info}/licenses/LICENSE" in names
     assert info == f"lightning_cwrf-{lightning_cwrf.__version__}.dist-info"
 

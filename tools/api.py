@@ -14,7 +14,7 @@ _DOCTEST = re.compile(r"^>>> .*(?:\n(?!\s*$).*)*", re.M)
 
 
 def subpackages() -> list[str]:
-    """The public subpackages and modules: what ``dir(lightning_cwrf)`` shows beside its names, and the functions of metrics."""
+    """What ``dir(lightning_cwrf)`` shows beside its names, and the functions of metrics."""
     package = importlib.import_module(PACKAGE)
     return sorted(f"{PACKAGE}.{name}" for name in {*dir(package), "metrics.functional"} - set(package.__all__))
 
@@ -34,8 +34,12 @@ def names(title: str) -> dict[str, str]:
 def page(title: str) -> str:
     """The page of one module: its docstring, and each public name. A name of two modules is on the first page."""
     earlier = {path for other in subpackages() if other < title for path in names(other).values()}
-    parts = [f"# {title} {{#{title}}}", f"::: {title}\n    options: {{members: false, show_root_heading: false, show_root_toc_entry: false}}"]
-    return "\n\n".join([*parts, *(f"::: {path}" for path in names(title).values() if path not in earlier)]) + "\n"
+    parts = [
+        f"# {title} {{#{title}}}",
+        f"::: {title}\n    options: {{members: false, show_root_heading: false, show_root_toc_entry: false}}",
+    ]
+    parts += [f"::: {path}" for path in names(title).values() if path not in earlier]
+    return "\n\n".join(parts) + "\n"
 
 
 def index() -> str:

@@ -20,8 +20,8 @@ def relinked(markdown: str, folder: str, pages: Mapping[str, str], address: str 
         address: of the repository, without a slash at the end; None: links to other files become their text.
         page: where this text is among the pages.
 
-    >>> relinked("[Guide](guide.md#yaml), [run](../run.py), [us](https://example.org)", "docs", {"docs/guide.md": "g.md"}, None)
-    '[Guide](g.md#yaml), run, [us](https://example.org)'
+    >>> relinked("[Guide](guide.md#yaml), [run](../run.py)", "docs", {"docs/guide.md": "g.md"}, None)
+    '[Guide](g.md#yaml), run'
     >>> relinked("[run](../run.py)", "docs", {}, "https://example.org/project")
     '[run](https://example.org/project/blob/main/run.py)'
     """

@@ -9,7 +9,7 @@ from typing import Any
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 sys.path.insert(0, str(Path(__file__).parent))
-from links import relinked  # noqa: E402, a build environment has no other path to it
+from links import relinked
 
 
 class ReadmeHook(MetadataHookInterface):

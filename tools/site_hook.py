@@ -27,7 +27,6 @@ ROOT = Path(__file__).parents[1]
 TOP = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
-
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The navigation lists the pages of the API, which is that of this tree."""
     sys.path.insert(0, str(ROOT))

@@ -1,4 +1,4 @@
-"""Try an installed lightning_cwrf: ``python -I tools/smoke.py`` in an environment that has the wheel and nothing else."""
+"""Try an installed wheel: ``python -I tools/smoke.py`` in an environment with nothing else."""
 
 from __future__ import annotations
 
