@@ -169,6 +169,8 @@ def test_whole_pages_run(page, files, monkeypatch, tmp_path):
     shutil.copy(files / "finished.ckpt", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", RandomImages)
+    small = functools.partial(torchvision.models.ResNet, torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    monkeypatch.setattr(torchvision.models, "resnet18", small)  # a shorter one, for time
     names = {"MyLitClassifier": MyLitClassifier, "train_set": part(0, 64), "test_set": part(64, 128)}
     code = shortened("\n".join(blocks(page)))
     exec(re.sub(r"(\d)_000\b", r"\1", code) if page.stem == "cifar" else code, names)
