@@ -38,6 +38,18 @@ def test_the_version_is_that_of_the_installed_metadata():
     assert lightning_cwrf.__version__ == _version.__version__ == importlib.metadata.version("lightning-cwrf")
 
 
+def test_the_lowest_versions_are_those_of_pyproject():
+    claimed = re.findall(r'"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    constraints = dict(line.split("==") for line in run("tools/lowest.py").splitlines())
+    assert {"torch", "lightning", "scikit-learn", "dask"} <= constraints.keys()
+    assert not {"pytest", "mkdocs", "hatchling"} & constraints.keys()
+    assert set(constraints.items()) < set(claimed)
+
+
+def test_examples_in_the_tools_hold():
+    run("-m", "doctest", "tools/links.py", "tools/lowest.py")
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
