@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_cwrf.attacks import Evidence, create_attack
 from lightning_cwrf.auditing.estimates import with_shadow_intervals
-from lightning_cwrf.auditing.result import Estimate
+from lightning_cwrf.auditing.values import Estimate
 from lightning_cwrf.metrics import AttackAdvantage, MembershipAUROC, TPRAtFPR
 from lightning_cwrf.metrics.functional import (
     advantage_interval,

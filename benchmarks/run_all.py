@@ -26,6 +26,7 @@ BENCHMARKS = (
     "rmia_speed",
     "attack_speed",
     "audit_speed",
+    "audit_command",
     "shadows",
 )
 

@@ -35,10 +35,11 @@ from lightning_cwrf import (
     PrivacyScoringCallback,
     ShadowRecipe,
     VanillaSnapshotCallback,
+    WeightMask,
     train_shadows,
 )
 from lightning_cwrf.auditing import audit
-from lightning_cwrf.report import comparison_table, plot_losses, plot_roc
+from lightning_cwrf.report import comparison_table, plot_losses, plot_roc, write_report
 from lightning_cwrf.shadows import ShadowOutputs
 
 MEMBERS = NONMEMBERS = 300
@@ -157,6 +158,7 @@ def main(arguments: argparse.Namespace) -> None:
     def audited(model: LightningModule, signals: ShadowOutputs) -> AuditResult:
         return audit(model, members=members, nonmembers=nonmembers, shadows=signals, seed=seed)
 
+    mask: WeightMask | None = None
     results: dict[str, AuditResult] = {}
     seconds: dict[str, float] = {}
     vanilla = out / "vanilla.safetensors"
@@ -174,10 +176,21 @@ def main(arguments: argparse.Namespace) -> None:
         began = time.perf_counter()
         trainer = fit(hardened, members, arguments.tune_epochs, callbacks, bar=name)
         seconds[name] = time.perf_counter() - began
+        mask = next((each.mask for each in callbacks if isinstance(each, CriticalRewindCallback)), None)
         results[name] = audited(hardened, shadows(trainer, hardened, base))
     print("\n" + comparison_table(results, seconds))
-    plots = [plot_roc(results, out / "roc.png"), plot_losses(results, out / "losses.png")]
-    print(f"\nsaved {', '.join(map(str, plots))}")
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+    report = write_report(
+        results,
+        out / "report.html",
+        title="Handwritten digits: membership inference before and after CWRF",
+        mask=mask,
+        settings=settings,
+        seconds=seconds,
+        overwrite=True,
+    )
+    saved = [report, plot_roc(results, out / "roc.png"), plot_losses(results, out / "losses.png")]
+    print(f"\nsaved {', '.join(map(str, saved))}")
 
 
 def _quiet() -> None:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from lightning_cwrf.defenses import WeightPenalty as WeightPenalty
     from lightning_cwrf.defenses import WeightPenaltyMixin as WeightPenaltyMixin
     from lightning_cwrf.defenses import create_defense as create_defense
+    from lightning_cwrf.exporting import export as export
+    from lightning_cwrf.preflight import check as check
     from lightning_cwrf.recipes import CWRFConfig as CWRFConfig
     from lightning_cwrf.recipes import ShadowRecipe as ShadowRecipe
     from lightning_cwrf.shadows import train_shadows as train_shadows
@@ -89,6 +91,8 @@ _PUBLIC = {
         "WeightPenaltyMixin",
         "create_defense",
     ),
+    "exporting": ("export",),
+    "preflight": ("check",),
     "recipes": ("CWRFConfig", "ShadowRecipe"),
     "shadows": ("train_shadows",),
     "weights": ("WeightMask", "learnability_scores", "privacy_vulnerability_scores", "score_correlation"),

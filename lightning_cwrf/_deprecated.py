@@ -72,12 +72,7 @@ def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
 
 
 def renamed_names(module: str, **names: str) -> Callable[..., Any]:
-    """A module's ``__getattr__`` that finds renamed classes and functions.
-
-    Args:
-        module: its name.
-        names: the new name for each old one.
-    """
+    """A module's ``__getattr__`` that finds renamed classes and functions: ``old="new"``."""
 
     def find(name: str, stacklevel: int = 3) -> Any:
         if name not in names:
@@ -89,10 +84,7 @@ def renamed_names(module: str, **names: str) -> Callable[..., Any]:
 
 
 def renamed(**names: str) -> Callable[[T], T]:
-    """A decorator that takes arguments by their old names too; on a class, attributes as well.
-
-    Args:
-        names: the new name for each old one.
+    """A decorator that takes arguments by their old names too (``old="new"``); on a class, attributes as well.
 
     >>> @renamed(start="base")
     ... def train(base=None):

@@ -18,20 +18,9 @@ def check_number(
     high_open: bool = False,
     hint: str = "",
 ) -> None:
-    """Raise unless ``value`` is a finite number between ``low`` and ``high``.
+    """Raise unless ``value`` is a finite number from ``low`` to ``high``; ``low_open``: ``low`` itself is excluded.
 
-    Args:
-        name: of the argument, for the message.
-        value: the argument. Strings, bools, None and tensors are not numbers; NumPy scalars are.
-        low: smallest value.
-        high: largest value.
-        low_open: ``low`` itself is excluded.
-        high_open: ``high`` itself is excluded.
-        hint: a sentence to end the message with.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: NaN, infinite, or out of range.
+    Strings, bools, None and tensors are not numbers; NumPy scalars are. The message ends with the sentence ``hint``.
 
     >>> check_number("rate", 0.03, low=0, high=1)
     >>> check_number("rate", "0.03", low=0, high=1)
@@ -51,11 +40,7 @@ def check_number(
 
 
 def check_integer(name: str, value: Any, *, low: int | None = None, high: int | None = None, hint: str = "") -> None:
-    """Raise unless ``value`` is an integer between ``low`` and ``high``; 3.0 is not one, nor is True.
-
-    Raises:
-        TypeError: not an integer.
-        ValueError: out of range.
+    """Raise unless ``value`` is an integer from ``low`` to ``high``; 3.0 is not one, nor is True.
 
     >>> check_integer("steps", 0, low=1)
     Traceback (most recent call last):

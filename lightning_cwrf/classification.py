@@ -7,6 +7,7 @@ place of everything in this file but the checks.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lightning_cwrf.targets import NOT_BINARY, as_classes, wrong_targets
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 _OVERRIDE = "define classification_step(batch) -> (logits, targets) on your module"
@@ -81,14 +84,11 @@ def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
             f"logits must be a floating-point tensor of shape (n, K) with K >= 2 classes, "
             f"not {logits.dtype} of shape {tuple(logits.shape)}; {_OVERRIDE}."
         )
+    checks = _CHECKS.get()
     if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim != 1:
-        raise ValueError(
-            f"targets must be class indices of shape (n,), not {targets.dtype} of shape {tuple(targets.shape)}; "
-            "turn one-hot or probability targets into indices with .argmax(-1)."
-        )
+        raise ValueError(wrong_targets(targets, logits.shape[1], readable=checks is not None))
     if len(logits) != len(targets):
         raise ValueError(f"{len(logits)} rows of logits do not fit {len(targets)} targets.")
-    checks = _CHECKS.get()
     return targets.long() if checks is None else checks.take(logits, targets.long())
 
 
@@ -100,6 +100,11 @@ class ValueChecks:
         classes = logits.shape[1]
         wrong = (targets < 0) | (targets >= classes)
         if wrong.any():
+            if (targets == NOT_BINARY).any():
+                raise ValueError(
+                    "a model with one output for each example is a binary classifier, whose targets are 0 and 1; some "
+                    "of these are neither. Regression is not supported; of more classes, return a logit for each."
+                )
             raise ValueError(
                 f"label {int(targets[wrong][0])} is out of range: the model has {classes} classes, labels go from 0 to "
                 f"{classes - 1}."
@@ -231,7 +236,8 @@ def classification_step(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """Run ``module`` on ``batch`` and return checked ``(logits, targets)`` of shapes ``(n, K)`` and ``(n,)``.
 
     A method ``classification_step(batch)`` of the module is used where there is one; else the batch is taken apart by
-    :func:`split_batch`, dict inputs are passed as keyword arguments, and :func:`extract_logits` reads the output.
+    :func:`split_batch`, dict inputs are passed as keyword arguments, and :func:`extract_logits` reads the output. One
+    logit for each example is a binary classifier's (:func:`~lightning_cwrf.targets.as_classes`): K is 2.
 
     Raises:
         TypeError: the batch or the output has an unknown form.
@@ -249,6 +255,7 @@ def classification_step(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         logits = extract_logits(_forward(module, inputs))
     if isinstance(targets, np.ndarray):
         targets = torch.from_numpy(targets)
+    logits, targets = as_classes(logits, targets)
     return logits, check_targets(logits, targets)
 
 
@@ -263,7 +270,17 @@ def _forward(module: nn.Module, inputs: Any) -> Any:
 
 
 def _mismatch(module: nn.Module, inputs: Any) -> str | None:
-    """Why inputs of another type than the weights' may have failed; None where they are of the same."""
+    """Why a call may have failed: inputs that ``forward`` does not take, or of another type than the weights."""
+    named, placed = (inputs, ()) if isinstance(inputs, Mapping) else ({}, (inputs,))
+    try:
+        inspect.signature(module.forward).bind(*placed, **named)
+    except TypeError as error:
+        return (
+            f"its forward has other arguments ({error}). Logits must not depend on the targets, so give an argument "
+            f"such as labels a default; leave entries that it does not take out of the batch; or {_OVERRIDE}."
+        )
+    if isinstance(inputs, (list, tuple)):
+        return f"they are a {type(inputs).__name__} of {len(inputs)}; {_OVERRIDE}."
     for value in inputs.values() if isinstance(inputs, Mapping) else [inputs]:
         if isinstance(value, np.ndarray):
             return "they are NumPy arrays; pass tensors (torch.from_numpy, or a TensorDataset in a DataLoader)."

@@ -33,18 +33,9 @@ class TensorFile(NamedTuple):
 def save_tensors(
     tensors: Mapping[str, Tensor], path: str | PathLike[str], kind: str, metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write tensors as safetensors with a digest of the content; an existing file is replaced in one step.
+    """Write tensors as safetensors with a digest of the content, by :func:`replacing`; tied ones under each name.
 
-    After a crash or on a full disk, the old file is unchanged. Missing folders are created.
-
-    Args:
-        tensors: by name; tied ones are written under each name.
-        path: of the file.
-        kind: the format, for example ``"lightning_cwrf.WeightMask/1"``, which :func:`load_tensors` checks.
-        metadata: other text, by name.
-
-    Returns:
-        The path.
+    ``kind`` is the format, for example ``"lightning_cwrf.WeightMask/1"``, which :func:`load_tensors` checks.
     """
     # A copy each: safetensors raises for tensors that share memory.
     whole = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
@@ -71,16 +62,9 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
 
 
 def load_tensors(path: str | PathLike[str], kind: str | None = None, *, what: str = "tensor file") -> TensorFile:
-    """Read a safetensors file and check it.
+    """Read a safetensors file and check it; ``what`` it is, as in ``"weight mask"``, is for messages.
 
-    Args:
-        path: of the file.
-        kind: the required format; None: any safetensors file, also one of another program, which has no digest.
-        what: a name of the file for messages, for example ``"weight mask"``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a safetensors file, a truncated or changed one, or one of another kind.
+    ``kind`` is the required format; None: any safetensors file, also one of another program, which has no digest.
     """
     path = Path(path)
     if not path.is_file():

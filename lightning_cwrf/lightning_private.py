@@ -18,6 +18,14 @@ def trainer_of(module: Any) -> Any:
     return getattr(module, "_trainer", None)
 
 
+def in_started_processes(trainer: Any) -> bool:
+    """Whether a fit runs in processes that end with it (``ddp_spawn``, ``ddp_fork``, ``ddp_notebook``).
+
+    What callbacks keep in memory there does not reach the caller.
+    """
+    return getattr(trainer.strategy, "_start_method", "popen") != "popen"
+
+
 def training_source(trainer: Any) -> Any:
     """Where a fit takes its training loader from: ``dataloader()`` makes it, and ``instance`` is the loader to use."""
     return trainer.fit_loop._data_source

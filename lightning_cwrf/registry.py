@@ -28,12 +28,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def add(self, name: Any, entry: T) -> None:
-        """Register an entry; the same one twice is fine, and so is a class that was defined again by the same name.
-
-        Raises:
-            TypeError: the name is not a string.
-            ValueError: another entry has this name.
-        """
+        """Register an entry; the same one twice is fine, and so is a class that was defined again by the same name."""
         self.check_name(name)
         known = self._entries.get(name, entry)
         if known != entry and _path_of(known) != _path_of(entry):

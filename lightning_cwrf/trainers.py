@@ -28,6 +28,23 @@ def callbacks_of(trainer: Trainer, *kinds: type[C]) -> list[C]:
     return [callback for callback in callbacks if isinstance(callback, kinds)]
 
 
+def refuse_pytorch_lightning(*objects: Any) -> None:
+    """Raise a TypeError for a class or an object of ``pytorch_lightning``, whose classes are no others' subclasses.
+
+    Checks of this package would miss its callbacks and strategies.
+    """
+    for each in objects:
+        cls = each if isinstance(each, type) else type(each)
+        theirs = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "pytorch_lightning"]
+        if theirs:
+            raise TypeError(
+                f"{cls.__name__} is a {theirs[0].__name__} of pytorch_lightning, and lightning_cwrf works with "
+                "lightning.pytorch, the same library under its present name. Import everything from there, in all "
+                "files: `import lightning.pytorch as pl`, `from lightning.pytorch import ...`. Checkpoints stay as "
+                "they are."
+            )
+
+
 def warn_if_finished(trainer: Trainer) -> None:
     """Warn in ``setup`` of a fit where this Trainer has trained all its epochs before: the fit trains nothing."""
     epochs = trainer.max_epochs

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_cwrf import RelaxLossMixin
+from lightning_cwrf.data import isolated_rng
+from lightning_cwrf.weights.vanilla import capture
 
 
 @functools.cache
@@ -108,13 +110,29 @@ def trainer(tmp_path=None, **kwargs):
     return Trainer(**{**settings, **kwargs})
 
 
-def trained(seed=0, epochs=2, **kwargs):
-    """A finished model and its vanilla weights."""
+def trained(seed=0, epochs=2, cls=Classifier, optimizer="adam", **kwargs):
+    """A finished model and its vanilla weights: new ones in each call, of one training for all.
+
+    It was trained with the default optimizer, which ``optimizer`` replaces in further fits.
+    """
+    vanilla, weights, grads = _training(cls, seed, epochs, tuple(kwargs.items()))
     torch.manual_seed(seed)
-    model = Classifier(**kwargs)
-    vanilla = {name: value.clone() for name, value in model.state_dict().items()}
-    trainer(max_epochs=epochs).fit(model, loader(0, 64, shuffle=True))
-    return model, vanilla
+    model = cls(optimizer=optimizer, **kwargs)
+    model.load_state_dict(weights)
+    for name, p in model.named_parameters():
+        p.grad = None if grads[name] is None else grads[name].clone()
+    return model, {name: value.clone() for name, value in vanilla.items()}
+
+
+@functools.cache
+def _training(cls, seed, epochs, kwargs):
+    """The weights before and after a training on the digits 0 to 64, and the gradients that it left."""
+    with isolated_rng():
+        torch.manual_seed(seed)
+        model = cls(**dict(kwargs))
+        vanilla = capture(model)
+        trainer(max_epochs=epochs).fit(model, loader(0, 64, shuffle=True))
+    return vanilla, capture(model), {name: p.grad for name, p in model.named_parameters()}
 
 
 def snapshot(model):

@@ -53,8 +53,7 @@ def test_batches_of_unknown_form(batch):
 @pytest.mark.parametrize(
     ("logits", "targets", "message"),
     [
-        (torch.zeros(2, 1), torch.tensor([0, 0]), "K >= 2"),
-        (torch.zeros(2), torch.tensor([0, 0]), r"shape \(n, K\)"),
+        (torch.zeros(2, 0), torch.tensor([0, 0]), "K >= 2"),
         (torch.zeros(2, 5, 3), torch.tensor([0, 0]), r"shape \(n, K\)"),
         (torch.zeros(2, 3, dtype=torch.long), torch.tensor([0, 0]), "floating-point"),
         (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), "class indices"),

@@ -5,7 +5,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_cwrf.weights.vanilla import save_vanilla
-from tests.helpers import Classifier, DigitsReference, HardenedClassifier
+from tests.helpers import DigitsReference, HardenedClassifier, trained
 
 CONFIG = """
 seed_everything: 0
@@ -22,6 +22,7 @@ trainer:
   enable_progress_bar: false
   enable_model_summary: false
   callbacks:
+    - {class_path: lightning_cwrf.FinishedWeightsCallback, init_args: {path: FINISHED}}
     - class_path: lightning_cwrf.PrivacyScoringCallback
       init_args: {nonmembers: {class_path: tests.helpers.DigitsReference}, vanilla: VANILLA, steps: 2, lam: 0.9}
     - class_path: lightning_cwrf.CriticalRewindCallback
@@ -33,12 +34,14 @@ trainer:
 
 
 def test_a_hardening_run_from_yaml(tmp_path, monkeypatch):
-    torch.manual_seed(1)
-    vanilla = save_vanilla(Classifier(width=4), tmp_path / "vanilla.safetensors")
-    config = yaml.safe_load(CONFIG.replace("VANILLA", str(vanilla)))
+    model, vanilla = trained(epochs=5, width=4)
+    vanilla = save_vanilla(vanilla, tmp_path / "vanilla.safetensors")
+    finished = tmp_path / "finished.pt"
+    torch.save(model.state_dict(), finished)
+    config = yaml.safe_load(CONFIG.replace("VANILLA", str(vanilla)).replace("FINISHED", str(finished)))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     cli = LightningCLI(args=["fit", "--config", str(tmp_path / "run.yaml")], save_config_callback=None)
-    scoring, rewind, *_, audit = [c for c in cli.trainer.callbacks if "lightning_cwrf" in type(c).__module__]
+    _, scoring, rewind, *_, audit = [c for c in cli.trainer.callbacks if "lightning_cwrf" in type(c).__module__]
     assert type(cli.model) is HardenedClassifier
     assert cli.model.defense_settings["alpha"] == 0.5
     assert isinstance(scoring.nonmembers, DigitsReference)

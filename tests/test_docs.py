@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import inspect
 import os
 import re
 import shutil
@@ -14,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-import yaml
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -45,8 +44,22 @@ class MyLitClassifier(Classifier):
         self.save_hyperparameters()
         self.net[4].p = dropout
 
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), self.hparams.lr)
+
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+
+class MyData(LightningDataModule):
+    def train_dataloader(self):
+        return loader(0, 64)
+
+    def val_dataloader(self):
+        return loader(200, 260)
+
+    def test_dataloader(self):
+        return loader(64, 128)
 
 
 def blocks(page, language="python"):
@@ -54,7 +67,8 @@ def blocks(page, language="python"):
 
 
 def examples():
-    for page in [*sorted(PAGES.glob("*.md")), DOCS / "audit.md", DOCS / "shadows.md", DOCS / "guide.md"]:
+    others = [DOCS / f"{name}.md" for name in ("audit", "shadows", "guide", "models", "report", "command")]
+    for page in [*sorted(PAGES.glob("*.md")), *others]:
         for i, code in enumerate(blocks(page)):
             slow = [pytest.mark.slow] if "train_shadows(" in code else []
             yield pytest.param(code, id=f"{page.stem}-{i}", marks=slow)
@@ -73,9 +87,10 @@ def files(tmp_path_factory):
     """The finished model and the initial weights that README and guide load."""
     folder = tmp_path_factory.mktemp("files")
     torch.manual_seed(0)
-    run = trainer(folder, max_epochs=1, callbacks=[VanillaSnapshotCallback(folder / "init.safetensors")])
+    run = trainer(folder, max_epochs=8, callbacks=[VanillaSnapshotCallback(folder / "init.safetensors")])
     run.fit(MyLitClassifier(), loader(0, 64))
-    run.save_checkpoint(folder / "finished.ckpt")
+    for name in ("finished.ckpt", "pretrained.ckpt"):
+        run.save_checkpoint(folder / name)
     return folder
 
 
@@ -105,7 +120,7 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    model = MyLitClassifier()
+    model = MyLitClassifier.load_from_checkpoint("finished.ckpt")
     names = {
         **{name: getattr(lightning_cwrf, name) for name in dir(lightning_cwrf)},
         "LightningModule": LightningModule,
@@ -125,6 +140,7 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
         "loss": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         "optimizer": torch.optim.Adam(model.parameters()),
         "functools": functools,
+        "privacy": after_a_run["hardened_audit"],
     }
     with ATTACKS.temporary(), DEFENSES.temporary():
         exec(shortened(code), names)
@@ -207,12 +223,14 @@ def test_the_ddp_page_runs_as_a_script_on_two_processes(files, tmp_path):
     assert done.stdout.count("64 members, 64 non-members") == 1
 
 
-def test_the_yaml_example_names_what_exists():
+@pytest.mark.slow
+def test_the_yaml_example_hardens_the_finished_model(files, monkeypatch, tmp_path):
     (example,) = blocks(DOCS / "guide.md", "yaml")
-    config = yaml.safe_load(example)
-    assert set(config) == {"model", "trainer"}
-    for callback in config["trainer"]["callbacks"]:
-        package, name = callback["class_path"].split(".")
-        assert package == "lightning_cwrf"
-        known = inspect.signature(getattr(lightning_cwrf, name)).parameters
-        assert set(callback.get("init_args", {})) <= set(known)
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    (tmp_path / "harden.yaml").write_text(example.replace("max_epochs: 40", "max_epochs: 1"))
+    cli = LightningCLI(args=["fit", "--config", "harden.yaml"], save_config_callback=None)
+    assert type(cli.model) is MyLitClassifier
+    audited = next(each for each in cli.trainer.callbacks if isinstance(each, MIAAuditCallback))
+    assert audited.result.model_metrics["train_accuracy"].value > 0.5  # it was trained before

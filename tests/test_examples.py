@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_harden_digits_runs_and_resumes(tmp_path):
-    """The main job, made small: it says what it does, prints the table, saves the plots, and trains nothing twice."""
+    """The main job, made small: it prints the table, saves the report and the plots, and trains nothing twice."""
     command = [sys.executable, str(ROOT / "examples" / "harden_digits.py"), "--out", str(tmp_path), "--seed", "3"]
     command += ["--shadows", "4", "--epochs", "4", "--tune-epochs", "2", "--rate", "0.05", "--alpha", "0.4"]
     tables = []
@@ -38,6 +38,10 @@ def test_harden_digits_runs_and_resumes(tmp_path):
         assert len(re.findall(r"\d\.\d+ \[|\d+\.\d$|\d+\.\d ", line)) >= 3, line
     for name in ("roc.png", "losses.png"):
         assert (tmp_path / name).stat().st_size > 10_000
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(
+        text in report for text in ("CWRF, r = 0.05", "Verdict", "Rewound weights", "ROC of LiRA", "tune_epochs")
+    )
     models = sorted((tmp_path / "shadows").rglob("model-*.safetensors"))
     assert len(models) == 16  # three recipes of four, and the weights of the base models
     without_seconds = [re.sub(r"^seconds.*$", "", table, flags=re.M) for table in tables]

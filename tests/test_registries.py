@@ -11,6 +11,7 @@ import torch
 from lightning_cwrf.attacks import available_attacks, create_attack, register_attack
 from lightning_cwrf.attacks.base import ATTACKS
 from lightning_cwrf.auditing import AuditResult, attack_metrics, audit_outputs
+from lightning_cwrf.commands import main
 from lightning_cwrf.metrics import MembershipMetric, available_metrics, register_metric
 from lightning_cwrf.metrics.base import METRICS
 from lightning_cwrf.outputs import ModelOutputs
@@ -39,7 +40,12 @@ def test_the_docs_list_every_attack_and_metric():
     assert undocumented("numbers.md", available_metrics()) == []
 
 
-def test_a_new_attack_is_found_everywhere():
+def help_of(command, capsys):
+    assert main([command, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_new_attack_is_found_everywhere(capsys):
     with ATTACKS.temporary():
 
         @register_attack("noise")
@@ -50,13 +56,14 @@ def test_a_new_attack_is_found_everywhere():
         with pytest.raises(ValueError, match=r"no attack 'nois'; available: .*, noise, "):
             create_attack("nois")
         assert undocumented("audit.md", available_attacks()) == ["noise"]
+        assert re.search(r"^attacks: .*\bnoise\b", help_of("audit", capsys), re.M)
         with_signal, _ = calibration("noise")
         assert with_signal < 0.55  # the table of all attacks would fail
         assert set(audited(attacks=["loss", "noise"]).estimates["noise"]) == set(attack_metrics(0.5))
     assert "noise" not in available_attacks()
 
 
-def test_a_new_metric_is_found_everywhere(tmp_path):
+def test_a_new_metric_is_found_everywhere(tmp_path, capsys):
     with METRICS.temporary():
 
         @register_metric("top_half")
@@ -69,6 +76,7 @@ def test_a_new_metric_is_found_everywhere(tmp_path):
 
         assert "top_half" in available_metrics()
         assert "top_half" in instances()
+        assert re.search(r"^  top_half$", help_of("audit", capsys), re.M)
         assert undocumented("numbers.md", available_metrics()) == ["top_half"]
         assert not is_calibrated("top_half")  # the table of all metrics would fail
         result = audited(attacks=["loss"])

@@ -13,6 +13,7 @@ from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, Privacy
 from lightning_cwrf.weights.copies import copied
 from lightning_cwrf.weights.scores import learnability_scores, privacy_vulnerability_scores
 from lightning_cwrf.weights.vanilla import capture, load_vanilla, redraw, save_vanilla
+from tests.callbacks.helpers import finished
 from tests.helpers import Classifier, loader, trainer
 
 
@@ -183,16 +184,6 @@ def test_a_copy_that_computes_with_the_models_own_weights_is_an_error():
         learnability_scores(Closes(), batches(), steps=2)
 
 
-def finished(make=Classifier):
-    torch.manual_seed(0)
-    model = make()
-    vanilla = capture(model)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model, vanilla
-
-
 def hardened(model, vanilla, fitted=None):
     callbacks = [PrivacyScoringCallback(loader(100, 140), vanilla, steps=2), CriticalRewindCallback(0.3)]
     callbacks.append(GradientMaskCallback())
@@ -215,8 +206,8 @@ def test_a_compiled_lightning_module_is_hardened_as_it_is_uncompiled():
 
 
 class OldNorms(Classifier):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             nn.utils.weight_norm(self.net[5])

@@ -71,16 +71,15 @@ class Evidence:
     population_inputs: Tensor | None = None
     view_logits: Tensor | None = None
     shadow_view_logits: Tensor | None = per_model_field()  # noqa: RUF009 - a descriptor each, no shared value
-    _signals: dict[tuple[Signal, str], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _versions: dict[tuple[Signal, str], int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _own: dict[str, PerModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def writes(self) -> dict[str, int]:
         """How often each tensor was written to, cached signals included: attacks share them, so none may."""
-        found = {name: version_of(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        for key, values in self._signals.items():
-            found[f"{key[1]}'s {getattr(key[0], '__name__', 'signal')}"] = version_of(values) - self._versions[key]
-        for name, value in vars(self).items():
-            if isinstance(value, PerModel):
+        found = {}
+        for name, value in (*vars(self).items(), *self._own.items()):
+            if isinstance(value, Tensor):
+                found[name] = version_of(value)
+            elif isinstance(value, PerModel):
                 found |= {f"{name}{what}": count for what, count in value.writes().items()}
         return found
 
@@ -105,12 +104,10 @@ class Evidence:
         Raises:
             ValueError: the evidence has no such outputs.
         """
-        if (signal, of) not in self._signals:
-            logits, _, targets = _PARTS[of]
-            values = signal(self.require(logits), self.require(targets))
-            self._signals[signal, of] = values
-            self._versions[signal, of] = version_of(values)
-        return self._signals[signal, of]
+        name, _, targets = _PARTS[of]
+        if name not in self._own:
+            self._own[name] = PerModel(self.require(name)[None])
+        return self._own[name].signal(signal, self.require(targets))[0]
 
     def shadow_signals(self, signal: Signal, of: Part = "examples") -> Tensor:
         """The same of every shadow model: ``(k, n)``, ``(k, m)`` or ``(k, q, n)``; arguments as for :meth:`signal`."""
@@ -148,8 +145,7 @@ class Evidence:
 
     def _replace(self, changes: Mapping[str, Any]) -> Evidence:
         changed = replace(self, **changes)
-        object.__setattr__(changed, "_signals", self._signals)  # of the audited model, which is the same
-        object.__setattr__(changed, "_versions", self._versions)
+        object.__setattr__(changed, "_own", self._own)  # of the audited model, which is the same
         return changed
 
 

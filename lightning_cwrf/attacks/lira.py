@@ -136,12 +136,6 @@ def _reference_code(target: Tensor, shadows: Tensor, membership: Tensor, online:
     signals (offline: all OUT signals) around their common mean, so it includes the spread between examples. Every
     example uses the same number of models, its first ones. Offline the score is ``−log N(φ)`` under OUT, which is
     two-sided: an example with an unusually low signal counts as a member too.
-
-    Args:
-        target: ``(q, n)``.
-        shadows: ``(q, k, n)``.
-        membership: bool ``(k, n)``.
-        online: with the IN models.
     """
     check_membership(membership, tuple(shadows.shape[1:]))
     membership = membership.to(shadows.device)

@@ -34,8 +34,7 @@ class PerModel:
         self._outputs, self._columns = outputs, columns
         self._whole: PerModel | None = None
         self._rows: Tensor | None = None
-        self._signals: dict[Signal, tuple[Tensor, Tensor]] = {}
-        self._versions: dict[Signal, int] = {}
+        self._signals: dict[Signal, tuple[Tensor, Tensor, int]] = {}
 
     def __len__(self) -> int:
         return len(self._outputs) if self._rows is None else len(self._rows)
@@ -59,19 +58,17 @@ class PerModel:
         """``signal(logits, targets)`` of every model, ``(k, ..., n)``. Cached: do not write into it."""
         if self._whole is not None and self._rows is not None:
             return self._whole.signal(signal, targets)[self._rows]
-        known, values = self._signals.get(signal, (None, None))
-        if known is not targets or values is None:
+        if signal not in self._signals or self._signals[signal][0] is not targets:
             values = torch.stack([signal(self._examples(each), targets) for each in self._outputs])
-            self._signals[signal] = (targets, values)
-            self._versions[signal] = version_of(values)
-        return values
+            self._signals[signal] = (targets, values, version_of(values))
+        return self._signals[signal][1]
 
     def writes(self) -> dict[str, int]:
         """How often the outputs were written to in place, and each cached signal, by name."""
         whole = self if self._whole is None else self._whole
         signals = {
-            f"'s {getattr(signal, '__name__', 'signal')}": version_of(values) - whole._versions[signal]
-            for signal, (_, values) in whole._signals.items()
+            f"'s {getattr(signal, '__name__', 'signal')}": version_of(values) - before
+            for signal, (_, values, before) in whole._signals.items()
         }
         return {"": version_of(self._outputs), **signals}
 

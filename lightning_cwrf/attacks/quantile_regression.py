@@ -69,10 +69,8 @@ def quantile_regression(
             f"inputs and population_inputs must be flat features ({len(signal)}, d) and ({len(population_signal)}, d), "
             f"not {tuple(inputs.shape)} and {tuple(population_inputs.shape)}."
         )
-    x, known = (
-        check_finite("inputs", inputs.T).T.float(),
-        check_finite("population_inputs", population_inputs.T).T.float(),
-    )
+    x = check_finite("inputs", inputs.T).T.float()
+    known = check_finite("population_inputs", population_inputs.T).T.float()
     centre, spread = population_signal.mean(), population_signal.std().clamp_min(1e-6)
 
     def loss(predicted: Tensor, y: Tensor) -> Tensor:

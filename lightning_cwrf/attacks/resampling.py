@@ -51,7 +51,8 @@ def shadow_bootstrap(
 
     Raises:
         TypeError: ``resamples`` or ``seed`` is not an integer, ``examples`` not a bool.
-        ValueError: as for :func:`check_pairs`; a field without one entry per shadow model.
+        ValueError: fewer than 2 resamples; fewer than 8 shadow models, or ones that are not complementary pairs; a
+            field without one entry per shadow model.
 
     >>> membership = torch.tensor([[True, False] * 10, [False, True] * 10] * 4)
     >>> logits = torch.randn(9, 20, 3)
@@ -70,7 +71,10 @@ def shadow_bootstrap(
     found: dict[str, list[float]] = {name: [] for name in statistics}
     for _ in range(resamples):
         scores = attack(evidence.with_models(_draw_models(pairs, generator)))
-        drawn = [_draw(part, generator) if examples else part for part in (inside, outside)]
+        drawn = [
+            part[torch.randint(len(part), (len(part),), generator=generator)] if examples else part
+            for part in (inside, outside)
+        ]
         rows = torch.cat(drawn)
         for name, statistic in statistics.items():
             found[name].append(float(statistic(scores[rows], is_member[rows])))
@@ -79,10 +83,6 @@ def shadow_bootstrap(
 
 def check_pairs(membership: Tensor | None, resamples: int) -> int:
     """The number of complementary pairs of shadow models, checked to be enough to draw from.
-
-    Raises:
-        TypeError: ``resamples`` is not an integer.
-        ValueError: fewer than 2 resamples; fewer than 8 shadow models, or ones that are not complementary pairs.
 
     >>> check_pairs(torch.tensor([[True, False], [False, True]] * 5), resamples=100)
     5
@@ -104,10 +104,6 @@ def check_pairs(membership: Tensor | None, resamples: int) -> int:
             "the drawn models; lightning_cwrf.shadows.balanced_membership makes them."
         )
     return models // 2
-
-
-def _draw(places: Tensor, generator: torch.Generator) -> Tensor:
-    return places[torch.randint(len(places), (len(places),), generator=generator)]
 
 
 def _draw_models(pairs: int, generator: torch.Generator) -> Tensor:

@@ -55,15 +55,9 @@ def example_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def per_example(signal: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor) -> Tensor:
-    """``signal`` of every example, in blocks of examples: memory does not grow with the number of classes.
+    """``signal`` of every example, float64 ``(..., n)``, in blocks: memory does not grow with the number of classes.
 
-    Args:
-        signal: a function of logits ``(b, K)`` in float64 and targets ``(b, 1)`` that returns ``(b,)``.
-        logits: ``(..., n, K)``.
-        targets: ``(n,)``.
-
-    Returns:
-        float64 ``(..., n)``.
+    ``signal`` is a function of logits ``(b, K)`` in float64 and targets ``(b, 1)`` that returns ``(b,)``.
     """
     targets = check_targets(logits, targets).unsqueeze(-1)
     logits = logits.detach()
@@ -77,13 +71,7 @@ def per_example(signal: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targ
 
 
 def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return ``targets`` in int64 on the device of ``logits``.
-
-    Raises:
-        TypeError: logits that are not floats, targets that are not integers.
-        ValueError: shapes other than ``(..., n, K)`` and ``(n,)`` with K ≥ 2; targets that are not classes (which
-            examples).
-    """
+    """Return ``targets`` ``(n,)``, checked to be classes of ``logits`` ``(..., n, K)``, in int64 on their device."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise TypeError(f"logits must be a tensor of floats, not {_kind(logits)}.")
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:

@@ -2,8 +2,10 @@
 
 from lightning_cwrf.auditing.canaries import Canaries, insert_canaries
 from lightning_cwrf.auditing.estimates import FPRS, attack_metrics
-from lightning_cwrf.auditing.result import FPR, AuditResult, Estimate, Exposed, aligned
+from lightning_cwrf.auditing.result import AuditResult
 from lightning_cwrf.auditing.run import attack_scores, audit, audit_outputs
+from lightning_cwrf.auditing.tables import aligned
+from lightning_cwrf.auditing.values import FPR, Estimate, Exposed
 
 __all__ = [
     "FPR",

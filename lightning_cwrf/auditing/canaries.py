@@ -17,6 +17,7 @@ from lightning_cwrf.classification import TARGET_KEYS, split_batch
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.metrics.functional import one_run_epsilon
 from lightning_cwrf.outputs import collect_outputs
+from lightning_cwrf.targets import class_indices
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _wrong_labels(train: Dataset[Any], places: list[int], draws: Tensor, classes
 
 
 def _label(item: Any, place: int) -> int:
-    target = torch.as_tensor(split_batch(item)[1])
+    target = class_indices(torch.as_tensor(split_batch(item)[1]))
     if target.numel() != 1 or target.is_floating_point() or target.dtype == torch.bool or int(target) < 0:
         raise ValueError(
             f"the target of example {place} is not a class index: {target.dtype} of shape {tuple(target.shape)}"

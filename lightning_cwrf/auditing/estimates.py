@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_cwrf.attacks import Attack, Evidence, example_losses
 from lightning_cwrf.attacks.resampling import check_pairs, shadow_bootstrap
-from lightning_cwrf.auditing.result import Estimate
+from lightning_cwrf.auditing.values import Estimate
 from lightning_cwrf.metrics import AuditContext, Interval, LossGap, MembershipMetric
 from lightning_cwrf.metrics.base import METRICS
 from lightning_cwrf.metrics.functional import clopper_pearson, mean_interval

@@ -13,17 +13,7 @@ from lightning_cwrf.shadows import ShadowOutputs
 
 
 def evidence_of(sides: Sides, shadows: ShadowOutputs | None, extra: dict[str, Tensor] | None) -> Evidence:
-    """The evidence on the members, followed by the non-members.
-
-    Args:
-        sides: outputs of the audited model.
-        shadows: outputs of shadow models on a pool with every member and non-member.
-        extra: more fields of :class:`~lightning_cwrf.attacks.Evidence`, on the data before examples were dropped.
-
-    Raises:
-        ValueError: another number of classes than the shadow models have; an example that is not in their pool, or has
-            another label there.
-    """
+    """The evidence on the members, followed by the non-members; ``extra`` fields are of the data before any drop."""
     members, nonmembers, population = sides.members, sides.nonmembers, sides.population
     _check_classes(sides, shadows)
     logits = torch.cat([members.logits, nonmembers.logits])
@@ -75,11 +65,7 @@ def _check_classes(sides: Sides, shadows: ShadowOutputs | None) -> None:
 
 
 def columns_of(digests: list[bytes], targets: Tensor, shadows: ShadowOutputs) -> Tensor:
-    """The column of each audited example in the shadow models' pool; the i-th copy of an example is the i-th there.
-
-    Raises:
-        ValueError: examples that are missing, or have another label there.
-    """
+    """The column of each audited example in the shadow models' pool; the i-th copy of an example is the i-th there."""
     places: dict[tuple[bytes, int], list[int]] = {}
     for column, known in enumerate(zip(shadows.digests, shadows.targets.tolist(), strict=True)):
         places.setdefault(known, []).append(column)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,51 +16,21 @@ from torch import Tensor
 from lightning_cwrf._deprecated import renamed
 from lightning_cwrf._version import __version__
 from lightning_cwrf.auditing.saved import read_json, write_json
+from lightning_cwrf.auditing.tables import aligned as aligned
+from lightning_cwrf.auditing.tables import html_table, markdown_table, markdown_text
+from lightning_cwrf.auditing.tables import percent as percent
+from lightning_cwrf.auditing.values import FPR as FPR
+from lightning_cwrf.auditing.values import Estimate as Estimate
+from lightning_cwrf.auditing.values import Exposed as Exposed
+from lightning_cwrf.auditing.values import estimate_of
 from lightning_cwrf.checks import check_integer
-from lightning_cwrf.metrics import Interval
 from lightning_cwrf.metrics.functional import membership_auroc, resolvable_auc
-
-FPR = 1e-3
-"""The false positive rate that tables show."""
 
 # The printed columns: a line has no space for more, and the others follow from these or need very many examples.
 _SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}", "advantage", "epsilon_lower_bound")
 _FORMAT = "lightning_cwrf.AuditResult/2"
 _RAW = ("scores", "is_member", "targets", "losses")
 _JSON_NAMES = {"estimates": "attacks", "model_metrics": "model"}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value, its confidence interval, its p-value against chance, and a note on the limits of the sample size.
-
-    ``interval`` is for these very shadow models; ``shadow_interval``, if requested, also covers the choice of shadow
-    models.
-    """
-
-    value: float
-    interval: Interval
-    note: str | None = None
-    p_value: float | None = None
-    shadow_interval: Interval | None = None
-
-    def __str__(self) -> str:
-        # A lower bound is an interval of its own.
-        if math.isinf(self.interval.high) and math.isfinite(self.interval.low):
-            return f"≥ {self.value:.3f}"
-        return f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]"
-
-
-class Exposed(NamedTuple):
-    """A member that an attack finds: its index among the members, its class and its score.
-
-    ``false_positive_rate`` is the share of non-members with at least this score.
-    """
-
-    member: int
-    target: int
-    score: float
-    false_positive_rate: float
 
 
 @renamed(model="model_metrics")
@@ -99,6 +70,20 @@ class AuditResult:
         flat = {f"{attack}/{name}": e.value for attack, found in self.estimates.items() for name, e in found.items()}
         return {**{name: estimate.value for name, estimate in self.model_metrics.items()}, **flat}
 
+    def bounds(self) -> dict[str, float]:
+        """The finite bounds of every interval, under the names of :meth:`values` with ``_low`` and ``_high`` appended.
+
+        A value that is itself a lower bound, such as that on ε, has none.
+        """
+        found = [("", self.model_metrics), *((f"{attack}/", each) for attack, each in self.estimates.items())]
+        return {
+            f"{prefix}{name}_{side}": bound
+            for prefix, estimates in found
+            for name, estimate in estimates.items()
+            for side, bound in zip(("low", "high"), estimate.interval, strict=True)
+            if math.isfinite(bound) and not estimate.is_lower_bound
+        }
+
     def notes(self, metrics: Sequence[str] | None = None) -> list[str]:
         """The limits of these metrics (None: of all), remarks, and the attacks that failed; each once."""
         notes = [*self.remarks, *self._overlaps()]
@@ -109,7 +94,11 @@ class AuditResult:
             if e.note and (metrics is None or name in metrics)
         ]
         if metrics is None or "auroc" in metrics:
-            notes += self._below_chance()
+            notes += [
+                f"{name}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, which no real attack "
+                "should give: are members and non-members swapped, or is the membership of the shadow models inverted?"
+                for name in self.below_chance()
+            ]
             notes.append(self._resolution())
         return [f"the {name} attack failed: {why}" for name, why in self.failures.items()] + list(dict.fromkeys(notes))
 
@@ -182,27 +171,81 @@ class AuditResult:
         content = read_json(path, _FORMAT)
         content |= content.pop("raw")
         content["estimates"] = {
-            attack: {name: _estimate_of(e) for name, e in found.items()} for attack, found in content["attacks"].items()
+            attack: {name: estimate_of(e) for name, e in found.items()} for attack, found in content["attacks"].items()
         }
-        content["model_metrics"] = {name: _estimate_of(e) for name, e in content["model"].items()}
+        content["model_metrics"] = {name: estimate_of(e) for name, e in content["model"].items()}
         # Fields of later versions have defaults, so that a file without them can be loaded.
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
+    def to_markdown(self) -> str:
+        """What ``print`` shows, as Markdown: two tables, and the notes as a list."""
+        lines = [f"{self._size_line()}.", "", *markdown_table(self._model_rows()), "", *markdown_table(self._rows())]
+        lines += ["", *(f"- {markdown_text(line)}" for line in self._below_table())]
+        return "\n".join(lines) + "\n"
+
+    def to_pandas(self) -> Any:
+        """Every estimate as a row of a ``pandas.DataFrame``.
+
+        The columns are attack (None for the metrics of the model itself), metric, value, low, high, p_value,
+        shadow_low, shadow_high and note.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas.") from error
+        found = [(None, self.model_metrics), *self.estimates.items()]
+        none = (math.nan, math.nan)
+        rows = [
+            (attack, name, e.value, *e.interval, e.p_value, *(e.shadow_interval or none), e.note)
+            for attack, estimates in found
+            for name, e in estimates.items()
+        ]
+        columns = ["attack", "metric", "value", "low", "high", "p_value", "shadow_low", "shadow_high", "note"]
+        frame = pd.DataFrame(rows, columns=columns)
+        return frame.astype(dict.fromkeys(columns[2:-1], "float64"))
+
+    def _repr_html_(self) -> str:
+        """The tables and notes of ``print`` for a notebook, in its own colours."""
+        notes = "".join(f"<li>{escape(line)}</li>" for line in self._below_table())
+        tables = "".join(html_table(rows) for rows in (self._model_rows(), self._rows()))
+        return f"<div><p>{self._size_line()}</p>{tables}<ul>{notes}</ul></div>"
+
     def __str__(self) -> str:
+        lines = [self._size_line(), *(f"{name}: {estimate}" for name, estimate in self._model_rows()[1:])]
+        return "\n".join([*lines, "", *aligned(self._rows()), *self._over_shadows(), "", *self._legend()])
+
+    def _size_line(self) -> str:
         members, nonmembers = self._sizes()
-        lines = [f"{members} members, {nonmembers} non-members"]
-        lines += [f"{name.replace('_', ' ')}: {estimate}" for name, estimate in self.model_metrics.items()]
-        every = list(dict.fromkeys(name for found in self.estimates.values() for name in found))
-        columns = [name for name in _SHOWN if name in every]
+        return f"{members} members, {nonmembers} non-members"
+
+    def _model_rows(self) -> list[list[str]]:
+        named = ([name.replace("_", " "), str(estimate)] for name, estimate in self.model_metrics.items())
+        return [["the model", "value"], *named]
+
+    def _rows(self) -> list[list[str]]:
+        """A row per attack."""
+        columns = [name for name in _SHOWN if name in self._metrics()]
         rows = [["attack", *columns, "p (AUC)"]]
         for attack, found in self.estimates.items():
             p = found["auroc"].p_value
             rows.append([attack, *(str(found[name]) for name in columns), "" if p is None else f"{p:.2g}"])
-        lines += ["", *aligned(rows), *self._over_shadows(), ""]
-        lines.append(f"In brackets: {percent(self.confidence)} confidence interval.")
-        rest = [name for name in every if name not in _SHOWN]
+        return rows
+
+    def _legend(self) -> list[str]:
+        """How to read the rows, and the notes."""
+        lines = [f"In brackets: {percent(self.confidence)} confidence interval."]
+        rest = [name for name in self._metrics() if name not in _SHOWN]
         lines += [f"Not shown, but in the estimates and the saved file: {', '.join(rest)}."] if rest else []
-        return "\n".join([*lines, *self.notes(_SHOWN)])
+        return [*lines, *self.notes(_SHOWN)]
+
+    def _below_table(self) -> list[str]:
+        return [line for line in (*self._over_shadows(), *self._legend()) if line]
+
+    def _metrics(self) -> list[str]:
+        return list(dict.fromkeys(name for found in self.estimates.values() for name in found))
 
     def _sizes(self) -> tuple[int, int]:
         members = int(self.is_member.sum())
@@ -218,15 +261,10 @@ class AuditResult:
             f"{percent(self.confidence)} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
         )
 
-    def _below_chance(self) -> list[str]:
-        """A line for each attack whose AUC is below 1/2 by more than twice the upper half of its interval."""
+    def below_chance(self) -> list[str]:
+        """The attacks whose AUC is below 1/2 by more than twice the upper half of its interval."""
         found = {name: estimates["auroc"] for name, estimates in self.estimates.items() if "auroc" in estimates}
-        return [
-            f"{name}: an AUC of {e.value:.3f} is below chance, which no real attack should give: are members and "
-            "non-members swapped, or is the membership of the shadow models inverted?"
-            for name, e in found.items()
-            if 0.5 - e.value > 2 * (e.interval.high - e.value)
-        ]
+        return [name for name, e in found.items() if 0.5 - e.value > 2 * (e.interval.high - e.value)]
 
     def _overlaps(self) -> list[str]:
         done = {"drop": "were left out", "allow": "were kept"}.get(self.overlap_policy, "were found")
@@ -251,38 +289,3 @@ class AuditResult:
         if attack not in self.scores:
             raise ValueError(f"this audit has no attack {attack!r}; it has {', '.join(self.scores)}.")
         return self.scores[attack]
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines with aligned columns.
-
-    >>> aligned([["a", "b"], ["long", "c"]])
-    ['a     b', 'long  c']
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def percent(share: float) -> str:
-    """A share as a percentage; 0.999 must not become 100%.
-
-    >>> percent(0.95), percent(0.999)
-    ('95%', '99.9%')
-    """
-    return f"{100 * share:.4g}%"
-
-
-def _estimate_of(content: dict[str, Any]) -> Estimate:
-    interval, over_shadows = (
-        None if bounds is None else Interval(*map(float, bounds))
-        for bounds in (content["interval"], content["shadow_interval"])
-    )
-    assert interval is not None
-    p_value = content["p_value"]
-    return Estimate(
-        float(content["value"]),
-        interval,
-        content["note"],
-        None if p_value is None else float(p_value),
-        over_shadows,
-    )

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cwrf.attacks import Attack, example_losses
+from lightning_cwrf.attacks import Attack, Evidence, create_attacks, example_losses
 from lightning_cwrf.attacks.resampling import check_pairs
-from lightning_cwrf.auditing.attacks import chosen_attacks, run_attacks
 from lightning_cwrf.auditing.audited import AuditedData, warn_of_draws
 from lightning_cwrf.auditing.estimates import (
     attack_metrics,
@@ -206,6 +205,39 @@ def audit_outputs(
         overlap_policy=overlap,
         remarks=[*remarks, *suspicions(sides, model, overlap)],
     )
+
+
+def chosen_attacks(attacks: Sequence[str | Attack] | None, *, with_shadows: bool) -> list[Attack]:
+    """The attacks of an audit; None: the loss attack, and with shadow models LiRA and RMIA."""
+    if attacks is None:
+        attacks = ["loss", "lira", "rmia"] if with_shadows else ["loss"]
+    return create_attacks(attacks)
+
+
+def run_attacks(attacks: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Scores of the attacks, and the reasons of those that failed.
+
+    If the user ``asked`` for them by name, one that lacks evidence is an error. One that writes into it always is.
+    """
+    if asked:
+        for attack in attacks:
+            attack.check(evidence)
+    scores, failures = {}, {}
+    untouched = evidence.writes()
+    for attack in attacks:
+        try:
+            scores[attack.name] = attack(evidence)
+        except Exception as error:  # a user's own attack may raise anything
+            if len(attacks) == 1:
+                raise
+            failures[attack.name] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        changed = [name for name, count in evidence.writes().items() if count != untouched.get(name, 0)]
+        if changed:
+            raise ValueError(
+                f"the {attack.name} attack changed the evidence's {', '.join(changed)} in place, which other attacks "
+                "see too; let it work on a copy (.clone())."
+            )
+    return scores, failures
 
 
 def attack_scores(

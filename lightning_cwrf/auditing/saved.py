@@ -29,10 +29,6 @@ def write_json(content: Mapping[str, Any], path: str | PathLike[str]) -> Path:
     """Write a nest of mappings, lists, dataclasses, numbers, text and tensors as JSON, with a digest of all of it.
 
     Tensors become base64 text with their dtype and shape; NaN and infinity, which JSON lacks, become text too.
-
-    Raises:
-        ValueError: the path has a suffix of weight files.
-        TypeError: a value that JSON cannot hold.
     """
     path = Path(path)
     if path.suffix in _WEIGHTS:
@@ -48,12 +44,7 @@ def write_json(content: Mapping[str, Any], path: str | PathLike[str]) -> Path:
 
 
 def read_json(path: str | PathLike[str], kind: str) -> dict[str, Any]:
-    """Read what :func:`write_json` wrote with this ``"format"``; tensors are restored, the rest stays as in JSON.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another kind of file, an older or newer format, or a file that was changed after it was written.
-    """
+    """Read what :func:`write_json` wrote with this ``"format"``; tensors are restored, the rest stays as in JSON."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no saved audit at {path}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from lightning_cwrf.auditing.result import Estimate
+from lightning_cwrf.auditing.values import Estimate
 from lightning_cwrf.checks import check_choice
 from lightning_cwrf.data.examples import ExampleId
 from lightning_cwrf.data.overlap import OVERLAPS, REMEDY, Overlap, is_ambiguous, places_among, told
@@ -37,18 +37,7 @@ def apart(
     seen: Mapping[str, Collection[ExampleId]],
     overlap: Overlap,
 ) -> Sides:
-    """Find examples that are on two sides, and handle them as ``overlap`` says.
-
-    Args:
-        members: the audited model's outputs on its training examples.
-        nonmembers: on examples that it never saw.
-        population: on further examples that it never saw.
-        seen: what else the model has seen, by kind.
-        overlap: ``"error"``, ``"drop"`` or ``"allow"``.
-
-    Raises:
-        ValueError: examples are on two sides, and ``overlap`` is ``"error"``; or none is left.
-    """
+    """Find examples that are on two sides, or ``seen`` by the model (by kind), and handle them as ``overlap`` says."""
     check_choice("overlap", overlap, OVERLAPS)
     inside = set(members.ids)
     messages: list[str] = []
@@ -85,13 +74,7 @@ def _seen(outputs: ModelOutputs, seen: Mapping[str, Collection[ExampleId]]) -> d
 
 
 def suspicions(sides: Sides, model: Mapping[str, Estimate], overlap: Overlap) -> list[str]:
-    """Probable mistakes: sides of different scale, swapped sides, copies, random outputs.
-
-    Args:
-        sides: of the audit.
-        model: train_accuracy, test_accuracy, train_loss, test_loss, loss_gap.
-        overlap: of the audit; with ``"allow"``, different examples share their content.
-    """
+    """Probable mistakes: sides of different scale, swapped sides, copies, random outputs."""
     remarks = [
         f"{len(outputs) - len(set(outputs.ids))} of the {len(outputs)} {name} are copies of others. Intervals and "
         "p-values count each as an independent example; remove copies if they are unintended."

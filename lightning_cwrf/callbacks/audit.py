@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
@@ -22,9 +26,12 @@ from lightning_cwrf.callbacks.common import (
     training_data,
 )
 from lightning_cwrf.callbacks.coverage import check_coverage, undrawn
-from lightning_cwrf.checks import check_choice, check_confidence, check_integer
+from lightning_cwrf.callbacks.loggers import log_figure
+from lightning_cwrf.checks import check_choice, check_confidence, check_flag, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.overlap import OVERLAPS
+from lightning_cwrf.lightning_private import in_started_processes
+from lightning_cwrf.report.plots import roc_figure
 from lightning_cwrf.shadows import ShadowOutputs
 from lightning_cwrf.trainers import Split, transfer_of
 
@@ -34,8 +41,9 @@ class MIAAuditCallback(ReadsData):
 
     The loss attack runs every few epochs; at the end also LiRA and RMIA where shadow models are given. Every value is
     logged as ``mia/<attack>/<metric>`` (``mia/lira/auroc``), those of the model itself as ``mia/<name>``
-    (``mia/loss_gap``). The last audit, with intervals and raw scores, is in :attr:`result`; the values of all audits
-    are in :attr:`history`.
+    (``mia/loss_gap``), and the bounds of their intervals beside them (``mia/lira/auroc_low``, ``mia/lira/auroc_high``).
+    The ROCs of the last audit go to loggers that take figures: TensorBoard, MLflow, Weights & Biases. The last audit,
+    with intervals and raw scores, is in :attr:`result`; the values of all audits are in :attr:`history`.
 
     The last audit is of the final weights. Where weights are averaged (``WeightAveraging``,
     ``StochasticWeightAveraging``) or otherwise changed after the last epoch, it runs when the fit ends, and its values
@@ -58,11 +66,18 @@ class MIAAuditCallback(ReadsData):
         overlap: what to do with non-members that are members, or reference data of the scoring or the defense:
             ``"error"``, ``"drop"`` or ``"allow"``, as for :func:`~lightning_cwrf.auditing.audit`.
         name: prefix of the logged values. Two audits in one Trainer need two names.
+        save: a file for the last audit (:meth:`AuditResult.save`), for runs from YAML, and for strategies whose
+            processes do not return :attr:`result` to the caller: ``ddp_spawn``, ``ddp_fork`` and ``ddp_notebook``.
+        overwrite: replace a file of an earlier run; otherwise it is an error before the training.
 
     >>> callback = MIAAuditCallback(nonmembers=[], every_n_epochs=10)
     """
 
     several = ", or give each another name="
+    why_not_sharded = (
+        "each process runs the model by itself here, which only all of them together can. Save a full checkpoint, load "
+        "it on one device after the fit, and pass it to lightning_cwrf.audit"
+    )
 
     def __init__(
         self,
@@ -75,6 +90,8 @@ class MIAAuditCallback(ReadsData):
         key: Key | None = None,
         overlap: Overlap = "error",
         name: str = "mia",
+        save: str | PathLike[str] | None = None,
+        overwrite: bool = False,
     ) -> None:
         check_integer("every_n_epochs", every_n_epochs, low=0)
         check_confidence(confidence)
@@ -93,6 +110,9 @@ class MIAAuditCallback(ReadsData):
         self.key = key
         self.overlap = overlap
         self.name = name
+        check_flag("overwrite", overwrite)
+        self.save = None if save is None else Path(save)
+        self.overwrite = overwrite
         self.reset()
 
     @property
@@ -105,6 +125,20 @@ class MIAAuditCallback(ReadsData):
         self._final_step = -1
         self._expected = 0.0  # the share of the members that the planned training leaves out
         self._audited: bytes | None = None
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().prepare(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if self.save is None and in_started_processes(trainer):
+            rank_zero_warn(
+                "the audit runs in processes that the strategy starts, which do not return its result: pass "
+                f"{type(self).__name__}(save=...), a file for AuditResult.load, or use the strategy 'ddp'."
+            )
+        if self.save is not None and self.save.exists() and self.result is None and not self.overwrite:
+            raise MisconfigurationException(
+                f"{self.save} exists; pass another file as save=, or overwrite=True to replace it."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the attacks once before training, so that bad data is an error before any time is spent."""
@@ -173,9 +207,19 @@ class MIAAuditCallback(ReadsData):
                 rank_zero_warn(remark)
         for name, why in self.result.failures.items():
             rank_zero_warn(f"the {name} attack failed and is left out: {why}")
+        if final and self.save is not None and trainer.is_global_zero:
+            self.result.save(self.save)
         values = self.result.values()
         self.history.append({"epoch": float(trainer.current_epoch), **values})
-        return values
+        if final:
+            self._log_figures(trainer, self.result)
+        return {**values, **self.result.bounds()}
+
+    def _log_figures(self, trainer: Trainer, result: AuditResult) -> None:
+        for attack in result.estimates:
+            log_figure(
+                trainer, f"{self.name}/roc/{attack}", functools.partial(roc_figure, {"this model": result}, attack)
+            )
 
     def _data(self, trainer: Trainer, *, final: bool) -> AuditedData:
         members = self.members if self.members is not None else training_data(trainer, self)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -16,7 +16,13 @@ from lightning_cwrf.checks import check_choice
 from lightning_cwrf.data import check_batches, first_batches
 from lightning_cwrf.data.poisson import PoissonBatches, users_loader
 from lightning_cwrf.defenses.state import saved_defense
-from lightning_cwrf.trainers import SPLITS, callbacks_of, datamodule_loader, warn_if_finished
+from lightning_cwrf.trainers import (
+    SPLITS,
+    callbacks_of,
+    datamodule_loader,
+    refuse_pytorch_lightning,
+    warn_if_finished,
+)
 
 C = TypeVar("C", bound=Callback)
 _START_ANEW = (
@@ -28,6 +34,9 @@ _START_ANEW = (
 class CheckedCallback(Callback):
     """A callback that checks in ``setup`` whether it can work in its Trainer."""
 
+    why_not_sharded = "a mask over whole parameters cannot follow. Use one device or DDP"
+    """Why it does not work with strategies that shard the weights, and what to do."""
+
     def setup(self, *given: Any, **stage: Any) -> None:
         """Raise for a class instead of an instance and for sharding strategies; then :meth:`prepare`.
 
@@ -35,6 +44,7 @@ class CheckedCallback(Callback):
         """
         first: Any = self  # the trainer, where the Trainer was given the class instead of an instance
         _refuse_classes(given[0] if isinstance(first, Callback) else first)
+        refuse_pytorch_lightning(*given[:2])
         self._set_up(*given, **stage)
 
     def _set_up(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -127,7 +137,7 @@ class ReadsData(OncePerModule):
     members: Any
 
     def take_data(self, **given: Any) -> None:
-        """Keep data arguments: batches, the name of a split, a DataModule (its test split), or None.
+        """Keep data arguments: batches, the name of a split, or a DataModule (its test split); members may be None.
 
         Raises:
             TypeError: none of these.
@@ -136,7 +146,7 @@ class ReadsData(OncePerModule):
         for name, data in given.items():
             if isinstance(data, str):
                 check_choice(name, data, SPLITS, hint="Else pass a loader or a dataset.")
-            elif data is not None and not isinstance(data, LightningDataModule):
+            elif not isinstance(data, LightningDataModule) and (data is not None or name != "members"):
                 check_batches(data, name)
             setattr(self, name, data)
         self._given = given
@@ -193,12 +203,12 @@ def earlier(trainer: Trainer, callback: Callback, kind: type[C], needs: str) -> 
     return found[0] if found else None
 
 
-def refuse_sharding(trainer: Trainer, callback: Callback) -> None:
-    """Raise where a strategy shards or flattens parameters, so that a mask of the full shape does not fit them."""
+def refuse_sharding(trainer: Trainer, callback: CheckedCallback) -> None:
+    """Raise where a strategy shards or flattens parameters."""
     if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        ours, theirs = type(callback).__name__, type(trainer.strategy).__name__
         raise MisconfigurationException(
-            f"{type(callback).__name__} does not work with {type(trainer.strategy).__name__}: it shards the weights, "
-            "and a mask over whole parameters cannot follow. Use one device or DDP."
+            f"{ours} does not work with {theirs}, which shards the weights: {callback.why_not_sharded}."
         )
 
 
@@ -208,8 +218,14 @@ def averaging_in(trainer: Trainer) -> Callback | None:
     return found[0] if found else None
 
 
-def refuse_averaging(trainer: Trainer, callback: Callback) -> None:
-    """Raise where weights are averaged over time: an average is not bit-identical to the vanilla weights."""
+def refuse_moved_weights(trainer: Trainer, callback: Callback) -> None:
+    """Raise where a callback averages weights over time, or prunes them: they cannot stay at their vanilla values."""
+    if callbacks_of(trainer, ModelPruning):
+        raise MisconfigurationException(
+            f"{type(callback).__name__} does not work with ModelPruning, which renames the weights and sets some of "
+            "them to zero. Harden the model first, and prune it in a later fit; or prune it before, and make that "
+            "permanent (torch.nn.utils.prune.remove)."
+        )
     averaging = averaging_in(trainer)
     if averaging is not None:
         raise MisconfigurationException(

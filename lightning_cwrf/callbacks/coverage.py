@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -23,18 +24,31 @@ def unseen_share(trainer: Trainer, *, so_far: bool = False) -> float:
         trainer: in a fit.
         so_far: count the batches so far, because training may be stopped early; else those that are planned.
     """
-    loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return 0.0
     batches = trainer.num_training_batches
     if math.isinf(batches) or batches == 0:
         return 0.0
-    epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
-    if trainer.max_steps != -1:
-        epochs = min(epochs, trainer.max_steps * trainer.accumulate_grad_batches / batches)
-    if so_far:
-        epochs = (trainer.fit_loop.epoch_loop.total_batch_idx + 1) / batches
-    given = support(loader, int(batches))
+    done = (trainer.fit_loop.epoch_loop.total_batch_idx + 1) / batches if so_far else None
+    return _unseen(trainer, trainer.train_dataloader, int(batches), done)
+
+
+def planned_share(trainer: Trainer, loader: DataLoader[Any]) -> float:
+    """:func:`unseen_share` of a fit of this loader that has not begun."""
+    limit: int | float = trainer.limit_train_batches
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        limit = trainer.overfit_batches  # type: ignore[attr-defined]
+    whole = len(loader)
+    batches = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+    return _unseen(trainer, loader, batches, None) if batches else 0.0
+
+
+def _unseen(trainer: Trainer, loader: Any, batches: int, epochs: float | None) -> float:
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return 0.0
+    if epochs is None:
+        epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
+        if trainer.max_steps != -1:
+            epochs = min(epochs, trainer.max_steps * trainer.accumulate_grad_batches / batches)
+    given = support(loader, batches)
     if epochs >= 1 or not given.places:
         return given.unseen(epochs)
     part = support(loader, max(1, math.ceil(epochs * batches)))

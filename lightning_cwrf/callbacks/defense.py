@@ -16,7 +16,7 @@ from lightning_cwrf.defenses.registry import create_defense
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.lightning_private import compile_context, drop_compiled_steps, trainer_of
-from lightning_cwrf.trainers import callbacks_of, warn_if_finished
+from lightning_cwrf.trainers import callbacks_of, refuse_pytorch_lightning, warn_if_finished
 
 
 class DefenseCallback(Callback):
@@ -53,6 +53,7 @@ class DefenseCallback(Callback):
         self._state: DefenseState | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_pytorch_lightning(trainer, pl_module)
         if stage != "fit":
             return
         warn_if_finished(trainer)

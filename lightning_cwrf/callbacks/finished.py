@@ -45,6 +45,10 @@ class FinishedWeightsCallback(OncePerModule):
     'finished.ckpt'
     """
 
+    why_not_sharded = (
+        "it loads whole weights into a whole model. Load them before the fit, in the module's configure_model"
+    )
+
     def __init__(self, path: str | PathLike[str]) -> None:
         if not isinstance(path, (str, PathLike)):
             raise TypeError(f"path must be that of a file of weights, not a {type(path).__name__}.")
@@ -62,13 +66,18 @@ class FinishedWeightsCallback(OncePerModule):
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().prepare(trainer, pl_module, stage)
-        resumes = trainer.ckpt_path is not None  # the weights then come from that checkpoint
-        if stage != "fit" or self.done_with is not None or resumes:
+        # A resumed run restores its own weights after this, and does not need the file.
+        if stage != "fit" or self.done_with is not None or not self.path.is_file():
             return
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()  # makes the layers; Lightning calls it again, as it may
         self._load(pl_module)
         self.done_with = self.settings()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.done_with is None:
+            raise FileNotFoundError(f"there are no finished weights at {self.path}.")
+        super().on_fit_start(trainer, pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
@@ -86,8 +95,6 @@ class FinishedWeightsCallback(OncePerModule):
         self.done_with = state_dict["settings"]
 
     def _load(self, module: LightningModule) -> None:
-        if not self.path.is_file():
-            raise FileNotFoundError(f"there are no finished weights at {self.path}.")
         loaded, state = self._read()
         if state is not loaded:
             module.on_load_checkpoint(loaded)  # as load_from_checkpoint does

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_cwrf.callbacks.common import HoldsWeights, earlier, refuse_averaging, saved_state
+from lightning_cwrf.callbacks.common import HoldsWeights, earlier, refuse_moved_weights, saved_state
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback, check_mask, mask_identity
 from lightning_cwrf.checks import check_choice
 from lightning_cwrf.weights.masks import WeightMask
@@ -76,7 +76,7 @@ class GradientMaskCallback(HoldsWeights):
         super().prepare(trainer, pl_module, stage)
         if stage != "fit":
             return
-        refuse_averaging(trainer, self)
+        refuse_moved_weights(trainer, self)
         rewind = earlier(trainer, self, CriticalRewindCallback, "the mask")
         if rewind is None and self.given_mask is None:
             raise MisconfigurationException(
@@ -139,6 +139,9 @@ class GradientMaskCallback(HoldsWeights):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check(trainer, pl_module, f"before epoch {trainer.current_epoch}")
+        self._tell_of_unfrozen(pl_module)
+
+    def _tell_of_unfrozen(self, pl_module: LightningModule) -> None:
         unfrozen = _trained(pl_module) - self._trained
         if unfrozen:
             self._trained |= unfrozen
@@ -152,6 +155,7 @@ class GradientMaskCallback(HoldsWeights):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check(trainer, pl_module, f"in epoch {trainer.current_epoch}")
+        self._tell_of_unfrozen(pl_module)  # the module's own on_train_epoch_start comes after that of callbacks
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check(trainer, pl_module, "when the training ended")

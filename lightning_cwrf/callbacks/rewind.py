@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_cwrf.callbacks.common import HoldsWeights, RewindsWeights, earlier, refuse_averaging, saved_state
+from lightning_cwrf.callbacks.common import HoldsWeights, RewindsWeights, earlier, refuse_moved_weights, saved_state
+from lightning_cwrf.callbacks.loggers import log_settings
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.checks import check_choice, check_flag
 from lightning_cwrf.files import digest
@@ -95,7 +96,7 @@ class CriticalRewindCallback(RewindsWeights):
         super().prepare(trainer, pl_module, stage)
         if stage != "fit":
             return
-        refuse_averaging(trainer, self)
+        refuse_moved_weights(trainer, self)
         if not callbacks_of(trainer, HoldsWeights):
             rank_zero_warn("nothing holds the rewound weights: put GradientMaskCallback after CriticalRewindCallback.")
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
@@ -109,17 +110,25 @@ class CriticalRewindCallback(RewindsWeights):
                 "CriticalRewindCallback needs scores: put PrivacyScoringCallback before it, or pass scores= or mask=."
             )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if self.mask is None:
+            _refuse_finetuning(trainer, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.mask is not None:
-            return
+        if self.mask is None:
+            self.mask = self._rewind(trainer, pl_module)
+            self.done_with = self.settings()
+        sizes = {"weights": self.mask.count, "of_weights": self.mask.total}
+        log_settings(trainer, "rewind", {**(self.done_with or {}), **sizes})
+
+    def _rewind(self, trainer: Trainer, pl_module: LightningModule) -> WeightMask:
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         mask = self._choose(pl_module, scoring)
         if mask.count == 0 and self.rate > 0:
             rank_zero_warn(f"rate {self.rate} of {mask.total} weights is less than one: nothing is rewound.")
-        _warn_of_finetuning(trainer, pl_module, mask)
         mask.rewind_(pl_module, self._vanilla_weights(trainer, pl_module, scoring))
-        self.mask = mask
-        self.done_with = self.settings()
+        return mask
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.mask is None:
@@ -208,14 +217,14 @@ def _scores_identity(scores: str | PathLike[str] | Mapping[str, Tensor] | None) 
         return None
 
 
-def _warn_of_finetuning(trainer: Trainer, pl_module: LightningModule, mask: WeightMask) -> None:
-    """Warn where a callback may unfreeze weights later that the mask does not cover."""
+def _refuse_finetuning(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raise where a callback has frozen weights that it may train later: the mask would not cover them."""
     names = [type(other).__name__ for other in callbacks_of(trainer, BaseFinetuning)]
-    total = sum(p.numel() for p in pl_module.parameters())
     frozen = sum(p.numel() for p in pl_module.parameters() if not p.requires_grad)
     if names and frozen:
-        rank_zero_warn(
-            f"{names[0]} has {frozen:,} of {total:,} weights frozen now and may train them later: the mask covers the "
-            f"other {mask.total:,} alone, so those are neither scored nor rewound nor held. To include them, have all "
-            "weights trainable from the start."
+        total = sum(p.numel() for p in pl_module.parameters())
+        raise MisconfigurationException(
+            f"{names[0]} has {frozen:,} of {total:,} weights frozen now and may train them later: they could be "
+            f"neither scored nor rewound. Remove {names[0]} from the Trainer of this fit, so that all weights are "
+            "trainable from the start; or, to leave those weights as they are, set their requires_grad to False."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal
 
@@ -11,19 +11,16 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_cwrf.callbacks.common import (
-    ReadsData,
-    RewindsWeights,
-    saved_state,
-    training_data,
-)
+from lightning_cwrf.callbacks.common import ReadsData, RewindsWeights, saved_state, training_data
+from lightning_cwrf.callbacks.loggers import log_settings
 from lightning_cwrf.checks import check_choice, check_integer
 from lightning_cwrf.data import Batches, all_ids, isolated_rng
 from lightning_cwrf.data.seen import SCORED, record_seen
 from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
 from lightning_cwrf.weights.score_files import save_scores
 from lightning_cwrf.weights.scores import check_scoring, learnability_scores, privacy_vulnerability_scores
-from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, is_file, load_vanilla
+from lightning_cwrf.weights.trained import check_trained
+from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, is_file, is_redraw, load_vanilla
 
 
 class PrivacyScoringCallback(ReadsData):
@@ -108,10 +105,14 @@ class PrivacyScoringCallback(ReadsData):
             record_seen(pl_module, SCORED, all_ids(self.nonmembers) or ())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.done_with is not None or self.scores is not None:
-            return
+        if self.done_with is None and self.scores is None:
+            self._do(trainer, pl_module)
+        log_settings(trainer, "scoring", self.done_with or {})
+
+    def _do(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A file is read again after the scoring, which needs the memory; drawn or built weights are kept.
         vanilla: Any = load_vanilla(self.vanilla, pl_module)
+        self.check_model(trainer, pl_module, None if is_redraw(self.vanilla) else vanilla)
         if is_file(self.vanilla):
             vanilla = self.vanilla
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
@@ -141,6 +142,11 @@ class PrivacyScoringCallback(ReadsData):
         if self.kind == "learnability":
             return learnability_scores(pl_module, members, **common)
         return privacy_vulnerability_scores(pl_module, vanilla, members, self.nonmembers, lam=self.lam, **common)
+
+    def check_model(self, trainer: Trainer, pl_module: LightningModule, vanilla: Mapping[str, Tensor] | None) -> None:
+        """Raise a ValueError where the model is untrained; ``vanilla`` is None if the weights were redrawn."""
+        members = self.members if self.members is not None else training_data(trainer, self)
+        check_trained(pl_module, members, vanilla, transfer=transfer_of(trainer))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.vanilla_weights = None

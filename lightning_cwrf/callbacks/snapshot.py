@@ -29,6 +29,11 @@ class VanillaSnapshotCallback(CheckedCallback):
     'init.safetensors'
     """
 
+    why_not_sharded = (
+        "no process has all of them. Save the weights before the Trainer is made: "
+        "lightning_cwrf.weights.save_vanilla(model, path)"
+    )
+
     def __init__(self, path: str | PathLike[str] = "vanilla.safetensors", overwrite: bool = False) -> None:
         check_flag("overwrite", overwrite)
         self.path = Path(path)

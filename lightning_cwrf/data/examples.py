@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lightning_cwrf.classification import split_batch
 from lightning_cwrf.data.loading import Batches, as_loader, some_batches
 from lightning_cwrf.data.rng import isolated_rng
+from lightning_cwrf.targets import class_indices
 
 Key: TypeAlias = Callable[[Any], Hashable]
 """Gives the id of one example, in the form of its batch: ``(x[i], y[i])`` or ``{"ids": ids[i], "label": y[i]}``."""
@@ -99,14 +100,10 @@ def _masked(leaf: Tensor, mask: Tensor) -> list[bytes]:
     return [kept[begin:end].tobytes() for begin, end in itertools.pairwise(ends)]
 
 
-def _bytes(rows: Tensor) -> list[bytes]:
-    return [row.tobytes() for row in rows.contiguous().view(torch.uint8).numpy()]
-
-
 def _rows(leaf: Tensor) -> list[bytes]:
     """The bytes of each example; integer sequences without the zeros at their end."""
     if not _is_sequence(leaf):
-        return _bytes(leaf.reshape(len(leaf), -1))
+        return [row.tobytes() for row in leaf.reshape(len(leaf), -1).contiguous().view(torch.uint8).numpy()]
     width = leaf.shape[1]
     # After the last value that is not zero; a row of zeros has none.
     ends = width - leaf.ne(0).flip(1).int().argmax(1) if width else torch.zeros(len(leaf), dtype=torch.long)
@@ -162,7 +159,7 @@ def example_ids(batch: Any, key: Key | None = None) -> list[ExampleId]:
         return [(known, None) for known in example_keys(batch, key)]
     try:
         _, targets = split_batch(batch)
-        labels = torch.as_tensor(targets).tolist()
+        labels = class_indices(torch.as_tensor(targets)).tolist()
         labels = list(map(int, labels))
     except (TypeError, ValueError, RuntimeError):  # only the user's own step can find them
         labels = []
@@ -173,11 +170,7 @@ def example_ids(batch: Any, key: Key | None = None) -> list[ExampleId]:
 
 
 def example_keys(batch: Any, key: Key) -> list[Hashable]:
-    """The key of each example of a batch.
-
-    Raises:
-        TypeError: ``key`` is not a function, or gives something that cannot be compared.
-    """
+    """The key of each example of a batch."""
     if not callable(key):
         raise TypeError(f"key must be a function of one example that gives its id, not {type(key).__name__}.")
     found: list[Hashable] = []
@@ -230,10 +223,7 @@ def reads_alike(data: Batches) -> bool:
 def check_reads_alike(data: Batches, name: str, transfer: Callable[[Any], Any] | None = None) -> None:
     """Raise a ValueError where the data read differently each time, so that examples have no fixed content.
 
-    Args:
-        data: a few hundred of its examples are read twice.
-        name: of the data, and of the argument to pass plain data by.
-        transfer: the Trainer's transfer of a batch, with the user's own hooks; it must not augment either.
+    The Trainer's ``transfer`` of a batch, with the user's own hooks, must not augment either.
     """
     if not reads_alike(data):
         raise ValueError(
@@ -262,14 +252,10 @@ def all_ids(data: Batches, key: Key | None = None) -> list[ExampleId] | None:
     if not whole:
         return None
     with isolated_rng():
-        return ids_of(as_loader(data, shuffle=False), key)
+        return [known for batch in as_loader(data, shuffle=False) for known in example_ids(batch, key)]
 
 
 def all_digests(data: Batches) -> set[bytes] | None:
     """Digests of every example's inputs; None where the data cannot be read completely and repeatedly."""
     ids = all_ids(data)
     return None if ids is None else {digest for digest, _ in ids if isinstance(digest, bytes)}
-
-
-def ids_of(batches: Iterable[Any], key: Key | None = None) -> list[ExampleId]:
-    return list(itertools.chain.from_iterable(example_ids(batch, key) for batch in batches))

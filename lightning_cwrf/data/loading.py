@@ -57,16 +57,8 @@ def as_loader(
     batches from the training loop. Hence a new loader is built over the examples that the sampler can give
     (:func:`~lightning_cwrf.data.sampling.support`), each once.
 
-    Args:
-        data: a ``DataLoader``, a ``Dataset`` (of single examples), or any iterable of batches, which is returned as is.
-        shuffle: random order, instead of the order of the loader or dataset.
-        batch_size: default: the loader's, or 256 for a bare ``Dataset``. It has no effect on the batches of an
-            iterable, of a dataset that gives whole batches, or of the user's own batch sampler.
-        generator: for the order; default: PyTorch's global one.
-
-    Raises:
-        TypeError: something else, such as a dict or a list of loaders.
-        ValueError: a sampler whose examples cannot be determined.
+    An iterable of batches is returned as it is. The default of ``batch_size`` is the loader's, or 256 for a data set;
+    it has no effect where a data set gives whole batches, or the user's own batch sampler makes them.
     """
     check_batches(data)
     loader = _loader(data, batch_size)
@@ -76,7 +68,7 @@ def as_loader(
     size = batch_size_of(loader)
     size = size if batch_size is None or size is None else batch_size
     if isinstance(loader.dataset, IterableDataset):
-        return _like(loader, generator, batch_size=size, drop_last=loader.drop_last)
+        return loader_like(loader, generator, batch_size=size, drop_last=loader.drop_last)
     given = support(loader)
     if not given.places:
         return []
@@ -86,9 +78,9 @@ def as_loader(
             groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
         return _grouped(loader, groups, generator)
     if given.places == range(len(loader.dataset)):  # type: ignore[arg-type]
-        return _like(loader, generator, batch_size=size, shuffle=shuffle)
+        return loader_like(loader, generator, batch_size=size, shuffle=shuffle)
     order: Any = SubsetRandomSampler(given.places, generator) if shuffle else given.places
-    return _like(loader, generator, batch_size=size, sampler=order)
+    return loader_like(loader, generator, batch_size=size, sampler=order)
 
 
 def some_batches(data: Batches, examples: int = 256, batches: int = 3, *, backwards: bool = False) -> Iterable[Any]:
@@ -111,7 +103,7 @@ def some_batches(data: Batches, examples: int = 256, batches: int = 3, *, backwa
     if backwards:
         chosen = [group[::-1] for group in reversed(chosen)]
     if given.batches is None and loader.batch_sampler is None:
-        return _like(loader, None, batch_size=None, sampler=[place for group in chosen for place in group])
+        return loader_like(loader, batch_size=None, sampler=[place for group in chosen for place in group])
     return _grouped(loader, chosen, None)
 
 
@@ -139,7 +131,7 @@ def first_batches(data: Batches, batches: float) -> Any:
         return data
     if used.batches is not None:
         return _grouped(data, used.batches, None)
-    return _like(data, None, dataset=Subset(data.dataset, list(used.places)), batch_size=batch_size_of(data))
+    return loader_like(data, dataset=Subset(data.dataset, list(used.places)), batch_size=batch_size_of(data))
 
 
 class _FirstBatches:
@@ -189,6 +181,20 @@ def iterates_itself(data: Any) -> bool:
     return kind.__iter__ is not DataLoader.__iter__
 
 
+class Collated(Dataset[Any]):
+    """A data set, and how its examples become a batch wherever it is read without a loader."""
+
+    def __init__(self, data: Dataset[Any], collate_fn: Callable[[list[Any]], Any]) -> None:
+        self.data = data
+        self.collate_fn = collate_fn
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
 def _loader(data: Batches, batch_size: int | None) -> DataLoader[Any] | None:
     """The data's loader; None for an iterable of batches."""
     if isinstance(data, DataLoader):
@@ -197,10 +203,12 @@ def _loader(data: Batches, batch_size: int | None) -> DataLoader[Any] | None:
         return None
     if not isinstance(data, IterableDataset) and hasattr(data, "__len__") and len(data) == 0:
         return DataLoader(data, batch_sampler=[])  # a RandomSampler would raise, with a message about itself
-    return DataLoader(data, batch_size=batch_size or 256)
+    return DataLoader(
+        data, batch_size=batch_size or 256, collate_fn=data.collate_fn if isinstance(data, Collated) else None
+    )
 
 
-def _like(loader: DataLoader[Any], generator: torch.Generator | None, **settings: Any) -> DataLoader[Any]:
+def loader_like(loader: DataLoader[Any], generator: torch.Generator | None = None, **settings: Any) -> DataLoader[Any]:
     """A new loader with the workers and collate function of this one."""
     kept: dict[str, Any] = {
         "dataset": loader.dataset,
@@ -217,14 +225,14 @@ def _like(loader: DataLoader[Any], generator: torch.Generator | None, **settings
 def rebuilt(loader: DataLoader[Any], data: Dataset[Any]) -> DataLoader[Any]:
     """A loader of other data, in order, with the batch size, workers and collate function of this one."""
     size = batch_size_of(loader) or getattr(loader.batch_sampler, "batch_size", None)
-    return _like(loader, None, dataset=data, batch_size=size)
+    return loader_like(loader, dataset=data, batch_size=size)
 
 
 def _grouped(loader: DataLoader[Any], groups: Sequence[Any], generator: torch.Generator | None) -> DataLoader[Any]:
     """A loader of these batches of indices."""
     if loader.batch_sampler is None:  # its data set takes whole batches
-        return _like(loader, generator, batch_size=None, sampler=groups)
-    return _like(loader, generator, batch_sampler=groups)
+        return loader_like(loader, generator, batch_size=None, sampler=groups)
+    return loader_like(loader, generator, batch_sampler=groups)
 
 
 def cycle(batches: Iterable[Any], name: str) -> Iterator[Any]:

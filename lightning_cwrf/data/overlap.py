@@ -32,10 +32,10 @@ def told(places: Sequence[int], total: int, name: str, what: str, by: str = "the
     """A message: how many examples of the data called ``name`` are something else too, and where.
 
     >>> told([0, 4], 9, "nonmembers", "members")
-    '2 of the 9 examples of nonmembers are members (the same inputs and label), at places 0, 4'
+    '2 of the 9 examples of nonmembers are members (the same inputs and label), at positions 0, 4'
     """
     shown = ", ".join(map(str, places[:10])) + (", ..." if len(places) > 10 else "")
-    return f"{len(places)} of the {total} examples of {name} are {what} ({by}), at places {shown}"
+    return f"{len(places)} of the {total} examples of {name} are {what} ({by}), at positions {shown}"
 
 
 def check_disjoint(
@@ -43,14 +43,8 @@ def check_disjoint(
 ) -> None:
     """Raise a ValueError if an example of the data called ``name`` is among the members, by its inputs.
 
-    If many members share their content (categorical data), content identifies no example: then it is a warning.
-
-    Args:
-        members: digests of inputs.
-        others: likewise.
-        name: of the others, for the message.
-        what: members are called there.
-        whole: these are all members, so that it is known whether many share their content.
+    If many members share their content (categorical data), content identifies no example: then it is a warning, unless
+    these are not the ``whole`` of them. Both are digests of inputs; ``what`` is what the message calls members.
     """
     places = places_among(others, set(members))
     if not places:
@@ -128,13 +122,8 @@ class OverlapCheck:
     """Compares members with other data by their inputs: all at once, or batch by batch where that is impossible.
 
     Where many members share their content (categorical data), content does not identify an example, and an overlap is a
-    warning. Where data read differently each time, nothing can be compared, which is a warning too.
-
-    Args:
-        members: training data; None: only the batches given to :meth:`see`.
-        others: data that must not contain them.
-        name: of the others, for the error.
-        what: a name of the members, for the error.
+    warning. Where data read differently each time, nothing can be compared, which is a warning too. Where the members
+    are None, only the batches given to :meth:`see` are compared.
 
     Attributes:
         others: the identity of each of the others; None where they cannot be read completely, or change.

@@ -18,7 +18,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from lightning_cwrf.data import SeededOrder
+from lightning_cwrf.data.loading import SeededOrder, loader_like
 
 
 class PoissonBatches:
@@ -87,19 +87,9 @@ class PoissonBatches:
 
     def __iter__(self) -> Iterator[Any]:
         first = self.first_step()
-        loader = self.loader
+        kept: dict[str, Any] = {"pin_memory": self.loader.pin_memory, "prefetch_factor": self.loader.prefetch_factor}
         # A new loader for each pass: its workers end with it.
-        yield from DataLoader(
-            loader.dataset,
-            batch_sampler=self._indices(first),
-            num_workers=loader.num_workers,
-            collate_fn=self._collate,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            prefetch_factor=loader.prefetch_factor,
-        )
+        yield from loader_like(self.loader, batch_sampler=self._indices(first), collate_fn=self._collate, **kept)
 
     def state_dict(self) -> dict[str, int]:
         """The number of the next step. With this method, Lightning can resume in the middle of a pass."""
@@ -149,15 +139,11 @@ def whole_order(loader: Any) -> Literal["shuffled", "in order"] | None:
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
-    if type(loader.batch_sampler) is not BatchSampler:
-        return None
-    order: Any = loader.batch_sampler.sampler  # a loader with a given batch sampler does not have it
+    # A loader with a given batch sampler does not have the sampler.
+    order: Any = loader.batch_sampler.sampler if type(loader.batch_sampler) is BatchSampler else None
     if isinstance(order, SequentialSampler):
         return "in order"
-    if isinstance(order, SeededOrder):
-        return "shuffled"
     if isinstance(order, DistributedSampler):
         return "shuffled" if order.shuffle else "in order"
-    if isinstance(order, RandomSampler) and not order.replacement and order.num_samples == len(order.data_source):
-        return "shuffled"
-    return None
+    whole = isinstance(order, RandomSampler) and not order.replacement and order.num_samples == len(order.data_source)
+    return "shuffled" if whole or isinstance(order, SeededOrder) else None

@@ -198,7 +198,7 @@ def _passes(sampler: Any, loader: DataLoader[Any]) -> list[list[Any]]:
                 f"which examples the {name} gives cannot be determined: it does not end. Pass the examples themselves "
                 "as a data set (for members: members=...)."
             )
-        new = set(itertools.chain.from_iterable(map(_flat, passes[-1]))) - seen
+        new = {place for item in passes[-1] for place in (item if isinstance(item, list) else [item])} - seen
         seen |= new
         if number > 0 and not new:
             return passes
@@ -235,10 +235,6 @@ def _shared(data: Any) -> dict[int, Any]:
 def _runs(sampler: Any, kind: type) -> bool:
     """Whether it is of this class and does not override the iteration."""
     return isinstance(sampler, kind) and type(sampler).__iter__ is kind.__iter__  # type: ignore[attr-defined]
-
-
-def _flat(item: Any) -> list[Any]:
-    return item if isinstance(item, list) else [item]
 
 
 def _place(item: Any) -> Any:

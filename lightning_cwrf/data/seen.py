@@ -24,16 +24,11 @@ _ATTRIBUTE = "_lightning_cwrf_seen"
 
 
 def record_seen(module: nn.Module, what: str, ids: Iterable[ExampleId]) -> None:
-    """Record on the module that it has seen these examples.
+    """Record on the module that it has seen these examples; ``what`` they are is in the words of a message.
 
     >>> record_seen(model := nn.Linear(2, 2), "reference data of the scoring", [(b"a", 0)])
     >>> seen_by(nn.Sequential(model))
     {'reference data of the scoring': {(b'a', 0)}}
-
-    Args:
-        module: the user's.
-        what: in the words of a message, ``"non-members that PAST trains against"``.
-        ids: of :func:`~lightning_cwrf.data.examples.example_ids`, by content.
     """
     record = vars(module).setdefault(_ATTRIBUTE, {})
     record.setdefault(what, set()).update(ids)

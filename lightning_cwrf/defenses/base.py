@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_cwrf.classification import classification_step, deferred_checks
 from lightning_cwrf.data.seen import SEEN_KEY, load_seen_state, seen_state
 from lightning_cwrf.defenses._legacy import Configured, ConfigureDefense, configured_settings
-from lightning_cwrf.defenses.bases import (
+from lightning_cwrf.defenses.classes import (
     attached_class,
     check_bases,
     check_names,
@@ -19,9 +19,11 @@ from lightning_cwrf.defenses.bases import (
     free_step,
     is_module,
 )
+from lightning_cwrf.defenses.monitors import OURS, check_monitors
 from lightning_cwrf.defenses.settings import Defense, M, build, derived, is_settings, setting_names
 from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.lightning_private import initial_hparams, logs_hparams, set_initial_hparams, set_logs_hparams
+from lightning_cwrf.trainers import refuse_pytorch_lightning
 from lightning_cwrf.weights.masks import WeightMask
 
 if TYPE_CHECKING:
@@ -157,6 +159,10 @@ class DefenseMixin(ConfigureDefense, _Base):
     def on_weights_frozen(self, mask: WeightMask) -> None:
         """Called by GradientMaskCallback before the first step; for a defense that handles gradients itself."""
 
+    def on_train_start(self) -> None:
+        check_monitors(self, DefenseMixin, self.defense.mixin.__name__)
+        super().on_train_start()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         _check_automatic(self, type(self).__name__)
         where = f"epoch {self.current_epoch}, batch {batch_idx}"
@@ -176,7 +182,7 @@ class DefenseMixin(ConfigureDefense, _Base):
                 f"{self.defense_settings}. Lower the learning rate, or clip gradients."
             )
         logged = {"prog_bar": True, "on_step": True, "on_epoch": True, "sync_dist": True, "batch_size": size}
-        self.log("train_loss", loss.detach(), **logged)  # type: ignore[arg-type]
+        self.log(OURS, loss.detach(), **logged)  # type: ignore[arg-type]
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -252,8 +258,11 @@ DefenseMixin.defense_class.mixin = DefenseMixin
 def _check_module(cls: type[DefenseMixin], module: Any) -> None:
     """Raise unless the defense can be attached to ``module``."""
     name = type(module).__name__
+    refuse_pytorch_lightning(module)
     if not isinstance(module, LightningModule):
         what = f"the class {module.__name__} itself: make an instance" if isinstance(module, type) else name
+        if hasattr(module, "_orig_mod"):
+            what += f" (torch.compile): compile it afterwards, torch.compile({cls.__name__}.attach(module))"
         raise TypeError(f"{cls.__name__}.attach needs a LightningModule, not {what}.")
     if isinstance(module, DefenseMixin):
         raise MisconfigurationException(

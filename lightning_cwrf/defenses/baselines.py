@@ -17,7 +17,7 @@ from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.composition import base_loss, check_on
 from lightning_cwrf.defenses.registry import register_defense
 from lightning_cwrf.defenses.settings import Defense
-from lightning_cwrf.weights.scores import trainable_parameters
+from lightning_cwrf.weights.descent import trainable_parameters
 
 
 def label_smoothing_loss(logits: Tensor, targets: Tensor, *, smoothing: float = 0.1) -> Tensor:
@@ -31,7 +31,7 @@ def label_smoothing_loss(logits: Tensor, targets: Tensor, *, smoothing: float = 
     >>> label_smoothing_loss(torch.zeros(1, 2), torch.tensor([0]), smoothing=0.5)
     tensor(0.6931)
     """
-    check_number("smoothing", smoothing, low=0, high=1, high_open=True)
+    LabelSmoothing(smoothing=smoothing)
     targets = check_targets(logits, targets)
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
@@ -47,7 +47,7 @@ def confidence_penalty_loss(logits: Tensor, targets: Tensor, *, beta: float = 0.
     >>> confidence_penalty_loss(torch.zeros(1, 2), torch.tensor([0]), beta=1.0)
     tensor(0.)
     """
-    check_number("beta", beta, low=0)
+    ConfidencePenalty(beta=beta)
     targets = check_targets(logits, targets)
     log_p = logits.log_softmax(-1)
     return F.cross_entropy(logits, targets) + beta * (log_p.exp() * log_p).sum(-1).mean()
@@ -59,8 +59,7 @@ def weight_penalty(parameters: list[Tensor], *, l1: float = 0.0, l2: float = 0.0
     >>> weight_penalty([torch.tensor([1.0, -2.0])], l1=1.0, l2=0.5)
     tensor(5.5000)
     """
-    check_number("l1", l1, low=0)
-    check_number("l2", l2, low=0)
+    WeightPenalty(l1=l1, l2=l2)
     if not parameters:
         raise ValueError("there are no parameters to penalise: all weights are frozen (requires_grad=False).")
     return torch.stack([l1 * p.abs().sum() + l2 * p.square().sum() for p in parameters]).sum()

@@ -30,13 +30,7 @@ def base_loss(module: Any, logits: Tensor, targets: Tensor) -> Tensor:
 def check_on(defense: Any, *, per_example: bool = False) -> None:
     """Raise unless a defense's setting ``on`` is None, or a defense that is a loss of logits and targets alone.
 
-    Args:
-        defense: has a setting ``on``.
-        per_example: that loss must be the mean of a loss of each example.
-
-    Raises:
-        TypeError: ``on`` is no defense.
-        ValueError: it is one that does not compose.
+    ``per_example``: that loss must be the mean of a loss of each example.
     """
     base, name = defense.on, type(defense).__name__
     if base is None:

@@ -16,6 +16,7 @@ from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.registry import register_defense
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.outputs import evaluating
+from lightning_cwrf.targets import two_classes
 
 
 def hamp_loss(logits: Tensor, targets: Tensor, *, gamma: float = 0.95, alpha: float = 1.0) -> Tensor:
@@ -124,7 +125,10 @@ class HAMPOutput(nn.Module):
         self.low, self.high, self.seed = low, high, seed
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of shape ``(n, K)`` with the values of random inputs' logits and the ranks of ``inputs``' own."""
+        """Logits of shape ``(n, K)`` with the values of random inputs' logits and the ranks of ``inputs``' own.
+
+        A binary classifier with one logit z for each example is shown as two classes, with logits 0 and z.
+        """
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
             raise TypeError(
@@ -132,8 +136,8 @@ class HAMPOutput(nn.Module):
             )
         noise = example_noise(inputs, self.seed) * (self.high - self.low) + self.low
         with evaluating(self.model):
-            logits = extract_logits(self.model(inputs))
-            values = extract_logits(self.model(noise.to(inputs.dtype)))
+            logits = two_classes(extract_logits(self.model(inputs)))
+            values = two_classes(extract_logits(self.model(noise.to(inputs.dtype))))
         values = values.to(logits.dtype).sort(-1, descending=True).values
         # Stable: among equal logits the first class is the predicted one, as argmax has it.
         order = logits.argsort(dim=-1, descending=True, stable=True)

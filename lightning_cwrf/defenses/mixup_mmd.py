@@ -62,9 +62,6 @@ def mixup_loss(logits: Tensor, targets: Tensor, others: Tensor, weight: float) -
 def mix_batch(batch: Any, order: Tensor, weight: float) -> Any:
     """The batch with every input ``w · x + (1 − w) · x[order]``; targets stay.
 
-    Raises:
-        TypeError: an input that is no floating-point tensor, or a batch of unknown form.
-
     >>> mix_batch((torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1])), torch.tensor([1, 0]), 0.75)[0]
     tensor([[1.],
             [3.]])

@@ -18,6 +18,7 @@ from lightning_cwrf.data.sampling import support
 from lightning_cwrf.data.seen import record_seen
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.defenses.state import DefenseState
+from lightning_cwrf.targets import class_indices
 from lightning_cwrf.trainers import transfer_of
 
 
@@ -56,10 +57,6 @@ class NonmemberBatches:
     uninterrupted one, and the caller's random state is not touched. Before the first batch the
     whole data are compared by content with the members'; where either cannot be read whole, the first epoch's
     batches are. The module keeps a record of what was drawn (:mod:`lightning_cwrf.data.seen`), for audits.
-
-    Args:
-        data: a loader, a dataset or an iterable of batches; it is restarted when it runs out.
-        defense: the defense's name, for errors.
     """
 
     def __init__(self, data: Batches, defense: str) -> None:
@@ -96,12 +93,7 @@ class NonmemberBatches:
         return classification_step(module, self._checked(module, member_batch, next(self._batches)))
 
     def like(self, module: LightningModule, member_batch: Any, targets: Tensor) -> Any:
-        """A batch with one non-member of the class of each target, on the module's device.
-
-        Raises:
-            TypeError: the data cannot be read by index.
-            ValueError: a class of the members is missing among the non-members.
-        """
+        """A batch with one non-member of the class of each target, on the module's device."""
         generator = self.generator(module)
         loader = DataLoader(self.data, batch_size=256) if isinstance(self.data, Dataset) else self.data
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -111,7 +103,7 @@ class NonmemberBatches:
             )
         if self._by_class is None:
             with isolated_rng():
-                labels = torch.cat([split_batch(batch)[1] for batch in as_loader(loader, shuffle=False)])
+                labels = torch.cat([class_indices(split_batch(each)[1]) for each in as_loader(loader, shuffle=False)])
             self._places = support(loader).places
             self._by_class = {c: (labels == c).nonzero().flatten() for c in set(labels.tolist())}
         chosen = []

@@ -21,8 +21,8 @@ from lightning_cwrf.defenses.composition import base_loss, check_on
 from lightning_cwrf.defenses.nonmembers import AgainstNonmembers, NonmemberState
 from lightning_cwrf.defenses.registry import register_defense
 from lightning_cwrf.defenses.settings import Defense
+from lightning_cwrf.weights.descent import trainable_parameters
 from lightning_cwrf.weights.masks import WeightMask
-from lightning_cwrf.weights.scores import trainable_parameters
 
 
 def past_weights(

@@ -91,12 +91,7 @@ def setting_names(cls: type[Defense]) -> list[str]:
 
 
 def build(cls: type[D], settings: Mapping[str, Any]) -> D:
-    """The defense with these settings.
-
-    Raises:
-        TypeError: an unknown setting, or one of the wrong type.
-        ValueError: a setting out of range.
-    """
+    """The defense with these settings, checked; unknown ones are an error."""
     known = setting_names(cls)
     unknown = sorted(set(settings) - set(known))
     if unknown:

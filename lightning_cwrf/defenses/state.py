@@ -16,11 +16,8 @@ CHECKPOINT_KEY = "lightning_cwrf_defense"
 class DefenseState:
     """What a defense keeps on a module while it is attached; ``detach`` drops it.
 
-    A defense that needs more than its settings has a subclass, and names it as the mixin's ``state_class``.
-
-    Args:
-        module: the module, whose class is that of the defense already.
-        defense: the settings.
+    A defense that needs more than its settings has a subclass, and names it as the mixin's ``state_class``. When it is
+    made, the module's class is that of the defense already.
     """
 
     def __init__(self, module: LightningModule, defense: Defense) -> None:

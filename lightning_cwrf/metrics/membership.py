@@ -5,24 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_cwrf.checks import check_number
+from lightning_cwrf.metrics import functional
 from lightning_cwrf.metrics.base import AuditContext, MembershipMetric, of_counts, register_metric
-from lightning_cwrf.metrics.functional import (
-    advantage_interval,
-    advantage_p_value,
-    attack_advantage,
-    auroc_interval,
-    auroc_p_value,
-    balanced_accuracy,
-    balanced_accuracy_interval,
-    fewest_nonmembers,
-    loss_gap,
-    loss_gap_interval,
-    loss_gap_p_value,
-    membership_auroc,
-    tpr_at_fpr,
-    tpr_interval,
-    tpr_p_value,
-)
 
 FPRS = (1e-3, 1e-5)
 """The false positive rates of an audit, as published."""
@@ -39,9 +23,9 @@ class MembershipAUROC(MembershipMetric):
     tensor(0.8750, dtype=torch.float64)
     """
 
-    value_function = staticmethod(membership_auroc)
-    interval_function = of_counts(auroc_interval)
-    p_value_function = staticmethod(auroc_p_value)
+    value_function = staticmethod(functional.membership_auroc)
+    interval_function = of_counts(functional.auroc_interval)
+    p_value_function = staticmethod(functional.auroc_p_value)
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
 
@@ -65,9 +49,9 @@ class TPRAtFPR(MembershipMetric):
     '2 non-members cannot show an FPR of 0.001: this is the TPR at zero false positives'
     """
 
-    value_function = staticmethod(tpr_at_fpr)
-    interval_function = of_counts(tpr_interval)
-    p_value_function = staticmethod(tpr_p_value)
+    value_function = staticmethod(functional.tpr_at_fpr)
+    interval_function = of_counts(functional.tpr_interval)
+    p_value_function = staticmethod(functional.tpr_p_value)
     settings = ("max_fpr",)
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
@@ -85,7 +69,7 @@ class TPRAtFPR(MembershipMetric):
         """Says so where there are too few non-members to show this FPR, or to bound the TPR from below."""
         with self._synced():
             nonmembers = int((~self._data()[1]).sum())
-        fewest = fewest_nonmembers(self.max_fpr)
+        fewest = functional.fewest_nonmembers(self.max_fpr)
         if nonmembers >= fewest:
             return None
         if nonmembers * self.max_fpr >= 1:
@@ -111,9 +95,9 @@ class AttackAdvantage(MembershipMetric):
     tensor(0.5000, dtype=torch.float64)
     """
 
-    value_function = staticmethod(attack_advantage)
-    interval_function = of_counts(advantage_interval)
-    p_value_function = staticmethod(advantage_p_value)
+    value_function = staticmethod(functional.attack_advantage)
+    interval_function = of_counts(functional.advantage_interval)
+    p_value_function = staticmethod(functional.advantage_p_value)
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
 
@@ -128,9 +112,9 @@ class BalancedAccuracy(MembershipMetric):
     tensor(0.7500, dtype=torch.float64)
     """
 
-    value_function = staticmethod(balanced_accuracy)
-    interval_function = of_counts(balanced_accuracy_interval)
-    p_value_function = staticmethod(advantage_p_value)
+    value_function = staticmethod(functional.balanced_accuracy)
+    interval_function = of_counts(functional.balanced_accuracy_interval)
+    p_value_function = staticmethod(functional.advantage_p_value)
     plot_lower_bound, plot_upper_bound = 0.5, 1.0
 
 
@@ -145,9 +129,9 @@ class LossGap(MembershipMetric):
     tensor(1., dtype=torch.float64)
     """
 
-    value_function = staticmethod(loss_gap)
-    interval_function = staticmethod(loss_gap_interval)
-    p_value_function = staticmethod(loss_gap_p_value)
+    value_function = staticmethod(functional.loss_gap)
+    interval_function = staticmethod(functional.loss_gap_interval)
+    p_value_function = staticmethod(functional.loss_gap_p_value)
 
     @classmethod
     def for_audit(cls, context: AuditContext) -> dict[str, MembershipMetric]:

@@ -9,15 +9,9 @@ from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lightning_cwrf.checks import check_integer, check_number
+from lightning_cwrf.metrics import functional
 from lightning_cwrf.metrics.base import AuditContext, MembershipMetric, register_metric
-from lightning_cwrf.metrics.functional import (
-    Interval,
-    advantage_interval,
-    advantage_p_value,
-    attack_advantage,
-    clopper_pearson,
-    p1_score,
-)
+from lightning_cwrf.metrics.functional import Interval, p1_score
 from lightning_cwrf.metrics.functional.roc import count_scores
 
 
@@ -39,7 +33,7 @@ class P1Score(MembershipMetric):
     tensor(0.6667, dtype=torch.float64)
     """
 
-    p_value_function = staticmethod(advantage_p_value)  # at a given accuracy P1 falls as the advantage rises
+    p_value_function = staticmethod(functional.advantage_p_value)  # at a given accuracy P1 falls as the advantage rises
     higher_is_better = True
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
     correct: list[Tensor]
@@ -70,10 +64,10 @@ class P1Score(MembershipMetric):
             self.correct.append(correct)
 
     def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
-        return p1_score(self._accuracy(is_member), attack_advantage(scores, is_member))
+        return p1_score(self._accuracy(is_member), functional.attack_advantage(scores, is_member))
 
     def _interval(self, scores: Tensor, is_member: Tensor, confidence: float) -> Interval:
-        low, high = advantage_interval(count_scores(scores, is_member), confidence)
+        low, high = functional.advantage_interval(count_scores(scores, is_member), confidence)
         worst, best = self._accuracy_interval(is_member, confidence)
         return Interval(float(p1_score(worst, high)), float(p1_score(best, low)))
 
@@ -82,7 +76,7 @@ class P1Score(MembershipMetric):
         trials = self.accuracy_examples if self.accuracy is not None else int((~is_member).sum())
         if trials is None:
             return Interval(accuracy, accuracy)
-        return clopper_pearson(round(accuracy * trials), trials, confidence)
+        return functional.clopper_pearson(round(accuracy * trials), trials, confidence)
 
     def _accuracy(self, is_member: Tensor) -> Tensor | float:
         if self.accuracy is not None:

@@ -1,4 +1,4 @@
-"""Comparing a model with the module that a recipe builds."""
+"""Comparing a model, and its defense, with the module that a recipe builds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 
 from lightning_cwrf.callbacks.defense import defense_of
 from lightning_cwrf.data.seen import SCORED, seen_by
-from lightning_cwrf.defenses import DefenseMixin
-from lightning_cwrf.recipes.defended import in_words, original_class
+from lightning_cwrf.defenses import Defense, DefenseMixin
+from lightning_cwrf.weights.copies import check_not_lazy
 
 
 def differences(built: LightningModule, model: LightningModule, *, with_cwrf: bool) -> list[str]:
@@ -29,6 +29,7 @@ def differences(built: LightningModule, model: LightningModule, *, with_cwrf: bo
 
 def check_rebuilt(built: LightningModule, model: LightningModule, *, may_freeze: bool) -> None:
     """Raise a ValueError unless a recipe that was read from a model builds the same module again."""
+    check_not_lazy(built)
     ours, theirs = _shapes(built), _shapes(model)
     if ours != theirs:
         names = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
@@ -52,6 +53,24 @@ def check_rebuilt(built: LightningModule, model: LightningModule, *, may_freeze:
             f"the model has {in_words(trained)}, and the rebuilt module has {in_words(again)}; pass build_module=, a "
             "function that builds it with its defense, as it was."
         )
+
+
+def original_class(model: LightningModule) -> Any:
+    """The class of a model without the defense that was attached to it."""
+    return getattr(type(model), "_attached_to", type(model))
+
+
+def in_words(defense: Defense | None) -> str:
+    """A defense and its settings, for a message.
+
+    >>> in_words(None)
+    'no defense'
+    """
+    if defense is None:
+        return "no defense"
+    settings = defense.named()
+    name = settings.pop("name")
+    return f"{name} ({', '.join(f'{key}={value}' for key, value in settings.items())})" if settings else str(name)
 
 
 def _shapes(module: nn.Module) -> Mapping[str, Any]:

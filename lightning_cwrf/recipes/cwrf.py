@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,7 +17,7 @@ from lightning_cwrf.checks import check_choice, check_integer
 from lightning_cwrf.data import Batches, all_digests, isolated_rng
 from lightning_cwrf.recipes.fit import quiet
 from lightning_cwrf.shadows.jobs import seed_all
-from lightning_cwrf.weights.vanilla import redraw
+from lightning_cwrf.weights.vanilla import is_redraw, redraw
 
 CALLBACKS = (PrivacyScoringCallback, CriticalRewindCallback, GradientMaskCallback)
 """The callbacks of CWRF, in the order in which a Trainer needs them."""
@@ -65,7 +65,7 @@ class CWRFConfig:
         names = ("lam", "steps", "lr", "kind", "batch_size")
         settings = {name: getattr(self, name) for name in names}
         return [
-            PrivacyScoringCallback(self.nonmembers, dict(vanilla), members=members, **settings),
+            _ShadowScoring(self.nonmembers, dict(vanilla), members=members, **settings),
             CriticalRewindCallback(self.rate, per_layer=self.per_layer, to=self.to),
             GradientMaskCallback(tune=self.tune),
         ]
@@ -82,6 +82,13 @@ class CWRFConfig:
         return self.callbacks(initial, members if self.members == "plain" else None)
 
 
+class _ShadowScoring(PrivacyScoringCallback):
+    """Scoring of a shadow model, which is trained however little its recipe trains it."""
+
+    def check_model(self, *given: Any) -> None:
+        pass
+
+
 def config_of(callbacks: Sequence[Callback], loader: Any, *, augmented: bool) -> CWRFConfig | None:
     """The settings of the CWRF callbacks among a Trainer's, with the loader of its training; None: there are none."""
     ours = {kind: each for kind in CALLBACKS for each in callbacks if isinstance(each, kind)}
@@ -94,7 +101,13 @@ def config_of(callbacks: Sequence[Callback], loader: Any, *, augmented: bool) ->
         )
     settings = {name: value for kind, each in ours.items() for name, value in _settings_of(kind, each).items()}
     scoring: Any = ours[PrivacyScoringCallback]
-    redrawn = isinstance(scoring.vanilla, str) and scoring.vanilla == "redraw"
+    redrawn = is_redraw(scoring.vanilla)
+    for name in ("nonmembers", "members"):
+        if isinstance(getattr(scoring, name), (str, LightningDataModule)):
+            raise ValueError(
+                f"PrivacyScoringCallback({name}=...) names a split, whose loader is known once its Trainer has fitted: "
+                "read the recipe after the fit, or pass the loader instead."
+            )
     members = _members_of(scoring.members, loader, augmented)
     return CWRFConfig(**settings, vanilla="redraw" if redrawn else "own", members=members)
 

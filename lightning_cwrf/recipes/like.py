@@ -20,14 +20,17 @@ from lightning.pytorch.callbacks import (
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
+from lightning_cwrf.callbacks import DefenseCallback
 from lightning_cwrf.data import reads_alike
 from lightning_cwrf.data.poisson import users_loader, whole_order
-from lightning_cwrf.defenses import Defense
+from lightning_cwrf.defenses import Defense, DefenseMixin
 from lightning_cwrf.defenses.base import own_hparams
+from lightning_cwrf.defenses.monitors import is_training_metric
 from lightning_cwrf.lightning_private import trainer_of
+from lightning_cwrf.recipes.compare import original_class
 from lightning_cwrf.recipes.cwrf import config_of
-from lightning_cwrf.recipes.defended import attached_defense, original_class
 from lightning_cwrf.shadows.identity import identity
+from lightning_cwrf.trainers import refuse_pytorch_lightning
 
 _OBSERVERS = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar)
 """Callbacks that observe a training and do not shape it."""
@@ -56,6 +59,7 @@ def read_training(
     defense: Defense | None,
 ) -> dict[str, Any]:
     """The fields of a :class:`~lightning_cwrf.ShadowRecipe`; the arguments are those of its ``like``."""
+    refuse_pytorch_lightning(trainer, model)
     if not isinstance(model, LightningModule):
         raise TypeError(f"like reads the training of a LightningModule, not of a {type(model).__name__}.")
     given: Any = trainer
@@ -68,9 +72,11 @@ def read_training(
             "with the Trainer that trained the model, before another Trainer takes it."
         )
     attached: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    defense = attached_defense(model, attached) if defense is None else defense
-    found = _loader_of(trainer) if loader is None else loader
-    _check_schedulers(trainer)
+    defense = _defense_of(model, attached) if defense is None else defense
+    if loader is None and trainer.train_dataloader is None:
+        raise ValueError("this Trainer has not trained yet: pass loader=, the training loader.")
+    found: Any = users_loader(trainer.train_dataloader) if loader is None else loader
+    _check_schedulers(trainer, model)
     return {
         "build_module": _module_of(model) if build_module is None else build_module,
         "trainer_kwargs": _arguments_of(trainer, attached),
@@ -80,6 +86,14 @@ def read_training(
         "defense": defense,
         "cwrf": _cwrf_of(attached, callbacks is not None, found, augment is not None),
     }
+
+
+def _defense_of(model: LightningModule, callbacks: Sequence[Callback]) -> Defense | None:
+    """A DefenseCallback's, or the attached one; None: there is none, or the class inherits one and builds it again."""
+    given = next((each.defense for each in callbacks if isinstance(each, DefenseCallback)), None)
+    if given is None and isinstance(model, DefenseMixin) and original_class(model) is not type(model):
+        given = model.defense
+    return given
 
 
 def _module_of(model: LightningModule) -> Callable[[], LightningModule]:
@@ -137,29 +151,26 @@ def _arguments_of(trainer: Trainer, callbacks: Sequence[Callback]) -> dict[str, 
     return {"max_epochs": trainer.max_epochs, **changed}
 
 
-def _check_schedulers(trainer: Trainer) -> None:
+def _check_schedulers(trainer: Trainer, model: LightningModule) -> None:
+    """Raise for a scheduler that waits for a metric of the validation."""
     for config in trainer.lr_scheduler_configs if trainer.train_dataloader is not None else ():
-        if config.reduce_on_plateau and trainer.val_dataloaders is not None:
+        validated = config.reduce_on_plateau and trainer.val_dataloaders is not None
+        if validated and not (config.monitor and is_training_metric(model, config.monitor)):
             raise ValueError(
                 f"a scheduler waits for {config.monitor!r}, and shadow models have no validation data; let it monitor "
                 "a training metric, or write the recipe as a function of your own."
             )
 
 
-def _loader_of(trainer: Trainer) -> Any:
-    loader = trainer.train_dataloader
-    if loader is None:
-        raise ValueError("this Trainer has not trained yet: pass loader=, the training loader.")
-    return users_loader(loader)
-
-
 def _batches_of(loader: Any, world_size: int, augment: Callable[[Any], Any] | None) -> dict[str, Any]:
     order = whole_order(loader)
     if order is None:
+        sampler = type(getattr(getattr(loader, "batch_sampler", None), "sampler", None)).__name__
+        why = f" (its {sampler} draws some examples, or some more often)" if sampler.endswith("Sampler") else ""
         raise ValueError(
-            "this training loader cannot be read: pass loader=, a DataLoader that reads a whole data set in order or "
-            "shuffled (in place of a sampler of some examples, one over their Subset), or write the recipe as a "
-            "function."
+            f"this training loader cannot be read{why}: pass loader=, a DataLoader that reads a whole data set in "
+            "order or shuffled (in place of a sampler of some examples, one over their Subset), or write the recipe as "
+            "a function."
         )
     some = DataLoader(loader.dataset, batch_size=16, collate_fn=loader.collate_fn)
     if augment is None and not reads_alike(some):

@@ -18,11 +18,11 @@ from lightning_cwrf.data import OverlapCheck, SeededOrder, isolated_rng
 from lightning_cwrf.defenses import Defense
 from lightning_cwrf.recipes.compare import check_rebuilt, differences
 from lightning_cwrf.recipes.cwrf import CWRFConfig
-from lightning_cwrf.recipes.defended import data_of
 from lightning_cwrf.recipes.fit import SILENT, Augmented, fit, quiet
 from lightning_cwrf.recipes.like import read_training
-from lightning_cwrf.recipes.stacked import check_stackable, train_stack
+from lightning_cwrf.recipes.stacking import check_stackable, train_stack
 from lightning_cwrf.shadows.jobs import seed_all
+from lightning_cwrf.trainers import refuse_pytorch_lightning
 from lightning_cwrf.weights.vanilla import capture
 
 _CHECKED = {"defense": (Defense, "create_defense(name, ...)"), "cwrf": (CWRFConfig, "CWRFConfig(nonmembers)")}
@@ -204,6 +204,7 @@ class ShadowRecipe:
             TypeError: ``build_module`` does not build a LightningModule.
         """
         model = self.build_module()
+        refuse_pytorch_lightning(model)
         if not isinstance(model, LightningModule):
             raise TypeError(f"build_module must build a LightningModule, not a {type(model).__name__}.")
         if self.defense is not None:
@@ -242,7 +243,9 @@ class ShadowRecipe:
         if self.cwrf is not None:
             _check_base(base)
         shaping = {} if self.cwrf is None else {"CWRF's nonmembers": self.cwrf.nonmembers}
-        shaping |= {} if self.defense is None else data_of(self.defense)
+        if self.defense is not None:
+            mixin = self.defense.mixin.__name__
+            shaping |= {f"{mixin}'s {name}": data for name, data in self.defense.data_settings.items()}
         for name, data in shaping.items():
             OverlapCheck(pool, data, name)
             if population is not None:

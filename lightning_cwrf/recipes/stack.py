@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -120,7 +120,9 @@ class Stack(LightningModule):
         first = self.stacked_parameters[0]
         template.to(first.device, first.dtype)  # some optimizers create their state at once
         configured = template.configure_optimizers()
-        optimizers = list({id(found): found for found in _optimizers_in(configured)}.values())
+        found: list[Optimizer] = []
+        apply_to_collection(configured, Optimizer, found.append)
+        optimizers = list(dict.fromkeys(found))
         if len(optimizers) != 1:
             raise ValueError(f"a stack needs one optimizer, not {len(optimizers)}. Leave stack=1.")
         if type(optimizers[0]) not in _ELEMENTWISE:
@@ -199,17 +201,6 @@ class _NoMetric(nn.Module):
 
     update = reset = _nothing
     compute = forward
-
-
-def _optimizers_in(configured: Any) -> Iterator[Optimizer]:
-    if isinstance(configured, Optimizer):
-        yield configured
-    elif isinstance(configured, dict):
-        for value in configured.values():
-            yield from _optimizers_in(value)
-    elif isinstance(configured, (list, tuple)):
-        for value in configured:
-            yield from _optimizers_in(value)
 
 
 def _move(optimizer: Optimizer, stacked: dict[Tensor, nn.Parameter]) -> None:

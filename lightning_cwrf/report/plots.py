@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from itertools import cycle
 from os import PathLike
 from pathlib import Path
-
-import torch
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics.functional import membership_roc
-from lightning_cwrf.report.table import ATTACK_NAMES, check_results, check_tradeoff
+from lightning_cwrf.report.curves import loss_histograms, smallest_rate
+from lightning_cwrf.report.table import attack_name, check_results, check_tradeoff
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], attack: str = "lira") -> Path:
@@ -33,22 +35,25 @@ def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], atta
         TypeError: no mapping from names to audits.
         ValueError: no audit, or one without that attack.
     """
+    return _save(roc_figure(results, attack), path)
+
+
+def roc_figure(results: Mapping[str, AuditResult], attack: str = "lira") -> Figure:
+    """The figure that :func:`plot_roc` saves; arguments and errors are the same."""
     check_results(results, attack)
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = _figure(5, 5)
     axes = figure.add_subplot()
-    floor = min(0.5 / int((~result.is_member).sum()) for result in results.values())
+    floor = smallest_rate(results.values())
     for name, result in results.items():
         fpr, tpr, _ = membership_roc(result.scores[attack], result.is_member)
         label = f"{name} (AUC {result.estimates[attack]['auroc'].value:.3f})"
         axes.step(fpr.clamp(min=floor), tpr.clamp(min=floor), where="post", label=label)
     axes.plot([floor, 1], [floor, 1], "--", color="gray", linewidth=1, label="chance")
-    axes.set(
-        xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1), title=f"ROC of {ATTACK_NAMES.get(attack, attack)}"
-    )
+    axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1), title=f"ROC of {attack_name(attack)}")
     axes.set(xlabel="false positive rate", ylabel="true positive rate")
     axes.legend(loc="lower right", fontsize="small")
     axes.grid(alpha=0.3)
-    return _save(figure, path)
+    return figure
 
 
 def plot_losses(results: Mapping[str, AuditResult], path: str | PathLike[str], bins: int = 40) -> Path:
@@ -68,16 +73,12 @@ def plot_losses(results: Mapping[str, AuditResult], path: str | PathLike[str], b
     """
     check_results(results)
     check_integer("bins", bins, low=1)
-    figure = Figure(figsize=(4 * len(results), 3.2), layout="constrained")
+    found = loss_histograms(results.values(), bins)
+    figure = _figure(4 * len(results), 3.2)
     panels = figure.subplots(1, len(results), sharex=True, sharey=True, squeeze=False)[0]
-    tiny = 1e-6  # a logarithmic axis cannot show a loss of 0
-    largest = max(float(result.losses.max()) for result in results.values())
-    edges = torch.logspace(-6, torch.tensor(max(largest, 1.0)).log10().item(), bins + 1).tolist()
-    for axes, (name, result) in zip(panels, results.items(), strict=True):
-        for flag, label in ((True, "members"), (False, "non-members")):
-            losses = result.losses[result.is_member == flag].clamp(min=tiny)
-            weights = torch.full_like(losses, 1 / len(losses))
-            axes.hist(losses.tolist(), bins=edges, weights=weights.tolist(), alpha=0.6, label=label)
+    for axes, name, (members, nonmembers) in zip(panels, results, found.shares, strict=True):
+        for shares, label in ((members, "members"), (nonmembers, "non-members")):
+            axes.hist(found.edges[:-1], bins=found.edges, weights=shares, alpha=0.6, label=label)
         axes.set(title=name, xlabel="loss", xscale="log")
     panels[0].set_ylabel("share of examples")
     panels[0].legend(fontsize="small")
@@ -102,7 +103,7 @@ def plot_tradeoff(
         ValueError: no audit, or one without that attack.
     """
     check_tradeoff(results, attack)
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = _figure(9, 6)
     axes = figure.add_subplot()
     defenses = list(dict.fromkeys(defense for audits in results.values() for defense in audits))
     colours = {defense: f"C{i}" if i < 10 else "black" for i, defense in enumerate(defenses)}
@@ -123,10 +124,16 @@ def plot_tradeoff(
         axes.plot([], [], marker, color="gray", label=way)
     for defense, colour in colours.items():
         axes.plot([], [], "s", color=colour, label=defense)
-    axes.set(xlabel="test accuracy", ylabel=f"AUC of {ATTACK_NAMES.get(attack, attack)} (0.5: chance)")
+    axes.set(xlabel="test accuracy", ylabel=f"AUC of {attack_name(attack)} (0.5: chance)")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     axes.grid(alpha=0.3)
     return _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure  # heavy, and for plots alone
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Figure, path: str | PathLike[str]) -> Path:

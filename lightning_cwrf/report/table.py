@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_cwrf.auditing import FPR, AuditResult, aligned
-from lightning_cwrf.auditing.result import percent
+from lightning_cwrf.auditing import FPR, AuditResult, Estimate, aligned
+from lightning_cwrf.auditing.tables import percent
 
-_MODEL_ROWS = {
+MODEL_ROWS = {
     "train_accuracy": "train accuracy",
     "test_accuracy": "test accuracy",
     "loss_gap": "loss gap (test − train)",
 }
 _SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}")
+_FAILED = "failed"
+_METRIC_NAMES = {"auroc": "AUC", "p1": "P1", "epsilon_lower_bound": "ε, lower bound"}
 ATTACK_NAMES = {"loss": "loss attack", "lira": "LiRA", "rmia": "RMIA"}
 
 
@@ -31,24 +33,66 @@ def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, f
         TypeError: no mapping from names to audits.
         ValueError: no audit; intervals of different confidence; a model without seconds.
     """
+    return _layout(comparison_rows(results, seconds), list(results.values()))
+
+
+def comparison_rows(results: Mapping[str, AuditResult], seconds: Mapping[str, float] | None = None) -> list[list[str]]:
+    """The cells of :func:`comparison_table`: the names of the models, then a row per measurement."""
     check_results(results)
-    _check_confidence(results)
+    check_same_confidence(results)
     if seconds is not None and (missing := [name for name in results if name not in seconds]):
         raise ValueError(f"seconds must have one number for each model; {', '.join(missing)} has none.")
-    rows: list[list[str]] = [["", *results]]
-    for key, label in _MODEL_ROWS.items():
-        rows.append([label, *(str(result.model_metrics[key]) for result in results.values())])
-    attacks = list(dict.fromkeys(attack for result in results.values() for attack in result.estimates))
-    for attack in attacks:
-        for key, label in {"auroc": "AUC", f"tpr_at_fpr_{FPR:g}": f"TPR at {FPR:.1%} FPR"}.items():
-            cells = (
-                str(result.estimates[attack][key]) if attack in result.estimates else "failed"
-                for result in results.values()
-            )
-            rows.append([f"{ATTACK_NAMES.get(attack, attack)} {label}", *cells])
+    rows = [["", *results]]
+    rows += [[label, *(_FAILED if e is None else str(e) for e in found)] for label, found in compared(results.values())]
     if seconds is not None:
         rows.append(["seconds", *(f"{seconds[name]:.1f}" for name in results)])
-    return _layout(rows, list(results.values()))
+    return rows
+
+
+def compared(results: Iterable[AuditResult]) -> list[tuple[str, list[Estimate | None]]]:
+    """The measures of :func:`comparison_table` by their labels, with each audit's estimate; None: the attack failed."""
+    results = list(results)
+    rows: list[tuple[str, list[Estimate | None]]] = [
+        (label, [result.model_metrics[key] for result in results]) for key, label in MODEL_ROWS.items()
+    ]
+    rows += [
+        (
+            f"{attack_name(attack)} {metric_name(key)}",
+            [r.estimates[attack][key] if attack in r.estimates else None for r in results],
+        )
+        for attack in attacks_in(results)
+        for key in _SHOWN
+    ]
+    return rows
+
+
+def comparison_notes(results: Iterable[AuditResult]) -> list[str]:
+    """The notes below :func:`comparison_table`, each once."""
+    results = list(results)
+    notes = dict.fromkeys(note for result in results for note in result.notes(_SHOWN))
+    return [f"In brackets: {percent(results[0].confidence)} confidence interval.", *notes]
+
+
+def attacks_in(results: Iterable[AuditResult]) -> list[str]:
+    """The attacks that ran on at least one model."""
+    return list(dict.fromkeys(attack for result in results for attack in result.estimates))
+
+
+def attack_name(attack: str) -> str:
+    """What tables call an attack."""
+    return ATTACK_NAMES.get(attack, attack)
+
+
+def metric_name(metric: str) -> str:
+    """What tables call a metric.
+
+    >>> metric_name("tpr_at_fpr_0.001"), metric_name("balanced_accuracy")
+    ('TPR at 0.1% FPR', 'balanced accuracy')
+    """
+    before, found, rate = metric.partition("tpr_at_fpr_")
+    if found and not before:
+        return f"TPR at {percent(float(rate))} FPR"
+    return _METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
 def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
@@ -65,14 +109,12 @@ def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
         ValueError: no audit; intervals of different confidence.
     """
     check_tradeoff(results)
-    _check_confidence({f"{d} ({way})": r for way, audits in results.items() for d, r in audits.items()})
+    check_same_confidence({f"{d} ({way})": r for way, audits in results.items() for d, r in audits.items()})
     every = [result for audits in results.values() for result in audits.values()]
-    attacks = list(dict.fromkeys(attack for result in every for attack in result.estimates))
-    tpr = f"tpr_at_fpr_{FPR:g}"
+    attacks = attacks_in(every)
     rows = [["defense", "way", "train accuracy", "test accuracy"]]
     for attack in attacks:
-        name = ATTACK_NAMES.get(attack, attack)
-        rows[0] += [f"{name} AUC", f"{name} TPR at {FPR:.1%} FPR"]
+        rows[0] += [f"{attack_name(attack)} {metric_name(key)}" for key in _SHOWN]
     for defense in dict.fromkeys(defense for audits in results.values() for defense in audits):
         for way, audits in results.items():
             if defense not in audits:
@@ -82,7 +124,7 @@ def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
             row = [defense, way, *map(str, accuracies)]
             for attack in attacks:
                 found = result.estimates.get(attack)
-                row += ["failed", "failed"] if found is None else [str(found["auroc"]), str(found[tpr])]
+                row += [_FAILED if found is None else str(found[key]) for key in _SHOWN]
             rows.append(row)
     return _layout(rows, every)
 
@@ -125,7 +167,8 @@ def check_tradeoff(results: Any, attack: str | None = None) -> None:
             check_results(audits, attack)
 
 
-def _check_confidence(results: Mapping[str, AuditResult]) -> None:
+def check_same_confidence(results: Mapping[str, AuditResult]) -> None:
+    """Raise a ValueError where the audits have intervals of different confidence."""
     levels = {f"{result.confidence:.6g}": name for name, result in results.items()}
     if len(levels) > 1:
         raise ValueError(
@@ -137,5 +180,4 @@ def _check_confidence(results: Mapping[str, AuditResult]) -> None:
 def _layout(rows: list[list[str]], results: Sequence[AuditResult]) -> str:
     rule = ["─" * max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = aligned([rows[0], rule, *rows[1:]])
-    notes = dict.fromkeys(note for result in results for note in result.notes(_SHOWN))
-    return "\n".join([*lines, "", f"In brackets: {percent(results[0].confidence)} confidence interval.", *notes])
+    return "\n".join([*lines, "", *comparison_notes(results)])

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import split_batch
-from lightning_cwrf.data import check_disjoint, example_digests, isolated_rng
+from lightning_cwrf.data import as_loader, check_disjoint, example_digests, isolated_rng
+from lightning_cwrf.data.loading import Collated
 from lightning_cwrf.shadows.membership import balanced_membership
+from lightning_cwrf.targets import class_indices
 
 
 @dataclass(frozen=True)
@@ -26,17 +28,28 @@ class PoolData:
 
 
 def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
-    """Read the pool and the population.
-
-    Raises:
-        TypeError: not a map-style data set, or examples that are not pairs (inputs, target) or dicts with a target.
-        ValueError: an empty data set, one that reads differently each time, labels that are not class indices, or
-            examples of the population that are in the pool.
-    """
+    """Read and check the pool and the population."""
     digests, targets = _read(pool, "pool")
     others: list[bytes] = [] if population is None else _read(population, "population")[0]
     check_disjoint(digests, others, "the population", "in the pool, which shadow models train on")
     return PoolData(digests, targets, others)
+
+
+def batched(data: Any, recipe: Any) -> Any:
+    """A data set whose examples are batched by the recipe's ``collate_fn`` where PyTorch's own cannot, as padded text.
+
+    PyTorch's own comes first, because that of a recipe may augment at random.
+    """
+    collate_fn = getattr(recipe, "collate_fn", None)
+    if collate_fn is None or not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+        return data
+    with isolated_rng():
+        try:
+            for _ in DataLoader(data, batch_size=256):
+                pass
+        except (RuntimeError, TypeError):
+            return Collated(data, collate_fn)
+    return data
 
 
 def joint_digest(digests: list[bytes]) -> str:
@@ -75,9 +88,9 @@ def _read(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
 def _pass(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
     digests: list[bytes] = []
     targets = []
-    for batch in DataLoader(data, batch_size=256):
+    for batch in as_loader(data, shuffle=False):
         try:
-            targets.append(split_batch(batch)[1])
+            targets.append(class_indices(split_batch(batch)[1]))
         except TypeError as error:
             raise TypeError(f"the {name} must give pairs (inputs, target), or dicts with a target: {error}") from error
         digests += example_digests(batch)

@@ -46,11 +46,7 @@ class ShadowStore:
         return self.folder / f"model-{model:04d}.weights.safetensors"
 
     def probe(self) -> None:
-        """Write and remove a small file, so that a store that cannot be written is an error before any training.
-
-        Raises:
-            ValueError: the folder cannot be created or written to (with the reason).
-        """
+        """Write and remove a small file, so that a store that cannot be written is an error before any training."""
         trial = self.folder / f"probe.{os.getpid()}.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,11 +58,7 @@ class ShadowStore:
             ) from error
 
     def has(self, model: int, *, weights: bool) -> bool:
-        """Whether a model's outputs (and its weights, if asked) are stored; only the headers of the files are read.
-
-        Raises:
-            ValueError: a file is damaged, or belongs to another model.
-        """
+        """Whether a model's outputs (and its weights, if asked) are stored; only the headers of the files are read."""
         paths = [self.outputs_path(model)] + ([self.weights_path(model)] if weights else [])
         if not all(path.is_file() for path in paths):
             return False

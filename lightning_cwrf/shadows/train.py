@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from lightning_cwrf._deprecated import renamed, renamed_names
 from lightning_cwrf._version import __version__
 from lightning_cwrf.checks import check_flag, check_integer
-from lightning_cwrf.shadows.dispatch import train_missing
 from lightning_cwrf.shadows.identity import identity
-from lightning_cwrf.shadows.jobs import Job, Recipe, Run, View, recipe_identity
+from lightning_cwrf.shadows.jobs import OTHER_CODE, Job, Recipe, Run, View, names, recipe_identity, train
 from lightning_cwrf.shadows.outputs import ShadowOutputs
-from lightning_cwrf.shadows.pool import PoolData, joint_digest, membership_of, read_data
+from lightning_cwrf.shadows.pool import PoolData, batched, joint_digest, membership_of, read_data
 from lightning_cwrf.shadows.store import ShadowStore
+from lightning_cwrf.shadows.workers import ATTEMPTS, end_workers, run
 
 if not TYPE_CHECKING:
     __getattr__ = renamed_names(__name__, ShadowSignals="ShadowOutputs")
@@ -86,6 +87,7 @@ def train_shadows(
     _check_arguments(recipe, views, store, base, dtype, seed, workers, stack)
     for name, flag in (("keep_weights", keep_weights), ("progress", progress)):
         check_flag(name, flag)
+    pool, population = batched(pool, recipe), batched(population, recipe)
     data = read_data(pool, population)
     membership = membership_of(n, data.digests, seed)
     if base is not None:
@@ -97,7 +99,7 @@ def train_shadows(
     training, read = recipe_identity(recipe, views, version), joint_digest(data.digests)
     content = [read, data.targets, joint_digest(data.population), population is not None]
     key = identity([__version__, training, *content, dtype, seed, None if base is None else base.store.key])[:32]
-    run = Run(
+    shared = Run(
         recipe=recipe,
         pool=pool,
         population=population,
@@ -110,8 +112,8 @@ def train_shadows(
         recipe_identity=training if version is None else None,
         pool_digest=read,
     )
-    jobs = [Job(run, i, model_seed(seed, i), row.nonzero().flatten().tolist()) for i, row in enumerate(membership)]
-    train_missing(jobs, workers, stack, progress)
+    jobs = [Job(shared, i, model_seed(seed, i), row.nonzero().flatten().tolist()) for i, row in enumerate(membership)]
+    _train_missing(jobs, workers, stack, progress)
     return _load(jobs, data, membership)
 
 
@@ -178,20 +180,77 @@ def _check_base(base: ShadowOutputs, digests: list[bytes], membership: Tensor) -
         base.weights(i)
 
 
+def _train_missing(jobs: list[Job], workers: int | None, stack: int, progress: bool) -> None:
+    """Train the models that are not in the store yet; a RuntimeError names those that failed."""
+    store = jobs[0].run.store
+    for job in jobs:
+        if job.done:
+            store.outputs(job.model)  # a damaged file is an error before any training
+    waiting = [job for job in jobs if not job.done]
+    if not waiting:
+        return
+    store.probe()
+    with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="shadow models", disable=not progress) as bar:
+
+        def on_done() -> None:
+            bar.update(sum(store.outputs_path(job.model).is_file() for job in jobs) - bar.n)
+
+        failures = _attempt(waiting, workers, stack, on_done)
+        if any(text == OTHER_CODE for _, text in failures):
+            end_workers()  # joblib reuses them, so they may have started before the change
+            failures = _attempt([job for job in waiting if not job.done], workers, stack, on_done)
+    if failures:
+        missing = sum(not job.done for job in jobs)
+        raise RuntimeError(
+            f"{missing} of {len(jobs)} shadow models failed; any others are kept in {store.folder} and are not trained "
+            f"again.\n{_grouped(failures)}"
+        )
+
+
+def _attempt(jobs: list[Job], workers: int | None, stack: int, on_done: Callable[[], None]) -> list[tuple[str, str]]:
+    """Failures: the names of models, and why."""
+    returned, lost = run(
+        train,
+        _stacks(jobs, stack),
+        workers,
+        undone=lambda stacked: not all(job.done for job in stacked),
+        on_done=on_done,
+    )
+    failures = [failure for group in returned for failure in group]
+    killed = "the worker process was killed {} times.\n{}"
+    return failures + [(names(stacked), killed.format(ATTEMPTS, why)) for stacked, why in lost]
+
+
+def _stacks(jobs: list[Job], size: int) -> list[list[Job]]:
+    """Groups of at most ``size`` jobs with equally many members, so that their batches have the same length."""
+    by_length: dict[int, list[Job]] = {}
+    for job in jobs:
+        by_length.setdefault(len(job.members), []).append(job)
+    return [alike[i : i + size] for alike in by_length.values() for i in range(0, len(alike), size)]
+
+
+def _grouped(failures: list[tuple[str, str]]) -> str:
+    """Each kind of failure once, by the last line of its traceback, with all models that it hit."""
+    kinds: dict[str, tuple[list[str], str]] = {}
+    for who, text in failures:
+        kinds.setdefault(text.strip().splitlines()[-1], ([], text))[0].append(who)
+    return "\n".join(f"{', '.join(each)}:\n{text}" for each, text in kinds.values())
+
+
 def _load(jobs: list[Job], data: PoolData, membership: Tensor) -> ShadowOutputs:
     """Read every model's outputs from the store, and check their shapes."""
-    run = jobs[0].run
-    outputs = [run.store.outputs(job.model) for job in jobs]
+    shared = jobs[0].run
+    outputs = [shared.store.outputs(job.model) for job in jobs]
     classes = outputs[0]["logits"].shape[-1]
     wanted = {"logits": (len(data.digests), classes)}
-    if run.population is not None:
+    if shared.population is not None:
         wanted["population_logits"] = (len(data.population), classes)
     for job, each in zip(jobs, outputs, strict=True):
         found = {name: tuple(each[name].shape) if name in each else None for name in wanted}
         if found != wanted:
             raise ValueError(
-                f"{run.store.outputs_path(job.model)} holds {found}, not {wanted}: the models differ in their number "
-                "of classes, or the file is foreign. Delete it, and this one model is trained again."
+                f"{shared.store.outputs_path(job.model)} holds {found}, not {wanted}: the models differ in their "
+                "number of classes, or the file is foreign. Delete it, and this one model is trained again."
             )
 
     def stacked(name: str) -> Tensor:
@@ -202,10 +261,10 @@ def _load(jobs: list[Job], data: PoolData, membership: Tensor) -> ShadowOutputs:
         membership=membership,
         targets=data.targets,
         digests=data.digests,
-        population=run.population,
-        population_logits=None if run.population is None else stacked("population_logits"),
-        store=run.store,
-        views=run.views,
-        view_logits=stacked("view_logits") if run.views else None,
-        recipe=run.recipe,
+        population=shared.population,
+        population_logits=None if shared.population is None else stacked("population_logits"),
+        store=shared.store,
+        views=shared.views,
+        view_logits=stacked("view_logits") if shared.views else None,
+        recipe=shared.recipe,
     )

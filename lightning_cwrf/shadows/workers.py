@@ -78,12 +78,8 @@ def run(
 ) -> tuple[list[Any], list[tuple[T, str]]]:
     """Do ``work(item, share)`` for every item, on joblib's active backend; what is lost with a worker is repeated.
 
-    Args:
-        work: must return its errors instead of raising them; ``share`` is None in this process.
-        items: must be picklable.
-        workers: processes; None: as ``joblib.parallel_config`` says, else one per GPU, or per core.
-        undone: whether an item is still to be done after a worker was lost.
-        on_done: called in this process after each item.
+    ``work`` must return its errors instead of raising them; ``share`` is None in this process. ``workers`` are
+    processes; None: as ``joblib.parallel_config`` says, else one per GPU, or per core.
 
     Returns:
         What ``work`` returned, in any order; and the items whose workers were lost every time, with the error.
@@ -107,7 +103,7 @@ def run(
         try:
             return list(parallel(joblib.delayed(work)(item, share) for item in items)), []
         except Exception as error:
-            if not _lost_a_worker(error):
+            if not (isinstance(error, TerminatedWorkerError) or type(error).__module__.split(".")[0] in _CLUSTERS):
                 raise
             items, why = [item for item in items if undone(item)], str(error)
             on_done()
@@ -170,7 +166,3 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**25)  # the largest it takes
-
-
-def _lost_a_worker(error: Exception) -> bool:
-    return isinstance(error, TerminatedWorkerError) or type(error).__module__.split(".")[0] in _CLUSTERS

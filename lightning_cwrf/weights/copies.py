@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_cwrf.lightning_private import COMPILED as COMPILED
 from lightning_cwrf.lightning_private import drop_compiled_steps
@@ -20,19 +21,24 @@ def capture(model: nn.Module) -> dict[str, Tensor]:
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without what modules save beside tensors (``get_extra_state``)."""
+    check_not_lazy(model)
     return {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
+def check_not_lazy(model: nn.Module) -> None:
+    """Raise a ValueError for parameters that have no shape until a first batch (``nn.LazyLinear``)."""
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"the model has lazy parameters without a shape yet ({', '.join(lazy[:5])}): run a batch through it first, "
+            "for example at the end of its __init__."
+        )
+
+
 def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any:
-    """A deep copy of a module; the module itself is never scored or redrawn.
+    """A deep copy of a module, with the values of ``weights``; the module itself is never scored or redrawn.
 
-    Args:
-        model: the module.
-        weights: a state dict whose values the copy gets. It shares memory with the copy's parameters where device and
-            precision are the same, so do not train such a copy.
-
-    Raises:
-        TypeError: the module, or one of its attributes, cannot be copied.
+    Do not train such a copy: its parameters share memory with ``weights`` where device and precision are the same.
     """
     memo = _computed(model)
     own = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
@@ -47,9 +53,12 @@ def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any
     try:
         made = copy.deepcopy(model, memo)
     except Exception as error:  # a __deepcopy__ may raise anything
+        fix = "Remove that attribute from the module first, or give its class a __deepcopy__."
+        if "RecordFunction" in str(error):
+            fix = "It is the Trainer's PyTorchProfiler's: pass that record_module_names=False."
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({_uncopyable(model)}: {error}), and its weights are scored and "
-            "redrawn on a copy. Remove that attribute from the module first, or give its class a __deepcopy__."
+            f"redrawn on a copy. {fix}"
         ) from error
     if weights is not None and plain:
         with torch.no_grad():

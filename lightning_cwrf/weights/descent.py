@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_cwrf.data import isolated_rng
-from lightning_cwrf.weights.copies import copied
+from lightning_cwrf.weights.copies import check_not_lazy, copied
 
 _CHUNK = 1 << 20  # weights scored at a time, so that their products need less memory than a layer
 
@@ -29,11 +28,7 @@ def scoring_context(model: Any) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}; pass an instance" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"model must be a torch.nn.Module, not {what}.")
-    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
-    if lazy:
-        raise ValueError(
-            f"the model has lazy parameters without a shape yet ({', '.join(lazy[:5])}): run a batch through it first."
-        )
+    check_not_lazy(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with ExitStack() as stack:
         stack.enter_context(isolated_rng(device))
@@ -57,15 +52,9 @@ def accumulate(
     A hook on each weight does both as soon as the backward pass has its gradient, and frees it, so that the gradients
     are never all in memory together. Autograd raises for a model that needs a weight's old value later in the backward
     pass (because it also uses the weight detached) and for one with reentrant checkpoints, whose gradients come in
-    parts. Then the descent starts over, and the weights are updated after each backward pass.
+    parts. Then the descent starts over, with a new objective, and the weights are updated after each backward pass.
 
-    Args:
-        model: it is copied.
-        make_objective: makes a function of the copy that takes the next batches and returns the loss. It is called
-            again where the descent starts over.
-        steps: T.
-        lr: η_e.
-        on_step: called with the number of steps done.
+    ``make_objective`` makes a function of the copy that takes the next batches and returns the loss.
     """
     try:
         return _descend(model, make_objective(), steps, lr, on_step, in_backward=True)

@@ -36,12 +36,7 @@ def pack(masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str,
 
 
 def unpack(state: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The masks and values of a state with packed ``bits``, or with bool ``masks`` as files have them.
-
-    Raises:
-        TypeError: a mask that is not a bool tensor.
-        ValueError: values without a mask, or the wrong number of them.
-    """
+    """The masks and values, checked, of a state with packed ``bits``, or with bool ``masks`` as files have them."""
     masks, values = dict(state.get("masks", {})), dict(state.get("values", {}))
     for name, bits in state.get("bits", {}).items():
         shape = torch.Size(state["shapes"][name].tolist())
@@ -69,12 +64,7 @@ def save(masks: Mapping[str, Tensor], values: Mapping[str, Tensor], path: str | 
 
 
 def load(path: str | PathLike[str]) -> dict[str, dict[str, Tensor]]:
-    """The ``masks`` and ``values`` of a file, for :func:`unpack`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a saved mask, or it is damaged.
-    """
+    """The ``masks`` and ``values`` of a file, for :func:`unpack`."""
     tensors, kind, _ = load_tensors(path, what="weight mask")  # early versions wrote no digest
     if kind != _KIND:
         raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_cwrf.weights import mask_files
-from lightning_cwrf.weights.frozen import Frozen
+from lightning_cwrf.weights.frozen_weights import Frozen
 from lightning_cwrf.weights.selection import top_share
 
 # What schedule-free optimizers call their extra copies of the weights.

@@ -26,7 +26,6 @@ from lightning_cwrf.classification import check_no_probabilities, check_targets,
 from lightning_cwrf.data import Batches, OverlapCheck, as_loader, bring_to, cycle
 from lightning_cwrf.weights.copies import copied
 from lightning_cwrf.weights.descent import accumulate, scoring_context
-from lightning_cwrf.weights.descent import trainable_parameters as trainable_parameters
 from lightning_cwrf.weights.joining import TwoBatches
 from lightning_cwrf.weights.vanilla import VanillaSource, load_vanilla
 
@@ -138,7 +137,7 @@ def privacy_vulnerability_scores(
     check_scoring(lam, steps, lr)
     check_integer("batch_size", batch_size, low=1)
     with scoring_context(model):
-        overlap = OverlapCheck(members, nonmembers, "nonmembers")
+        overlap = OverlapCheck(members, nonmembers, "the reference data (nonmembers=)")
         bring = bring_to(model, transfer)
 
         def make_objective() -> Callable[[nn.Module], Tensor]:

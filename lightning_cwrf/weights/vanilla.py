@@ -63,7 +63,7 @@ def load_vanilla(source: VanillaSource, model: nn.Module) -> dict[str, Tensor]:
     The model's own current weights are accepted with a warning.
     """
     check_source(source)
-    if isinstance(source, str) and source == "redraw":
+    if is_redraw(source):
         return redraw(model)
     if isinstance(source, nn.Module):
         state = capture(source)
@@ -93,7 +93,12 @@ def check_source(source: Any) -> None:
 
 def is_file(source: VanillaSource) -> bool:
     """Whether a source is a path."""
-    return isinstance(source, (str, PathLike)) and source != "redraw"
+    return isinstance(source, (str, PathLike)) and not is_redraw(source)
+
+
+def is_redraw(source: VanillaSource) -> bool:
+    """Whether new weights are to be drawn."""
+    return isinstance(source, str) and source == "redraw"
 
 
 def identity(source: VanillaSource) -> str | None:
@@ -102,7 +107,7 @@ def identity(source: VanillaSource) -> str | None:
     >>> identity({"weight": torch.zeros(2)}) == identity({"weight": torch.ones(2)})
     False
     """
-    if isinstance(source, str) and source == "redraw":
+    if is_redraw(source):
         return "redraw"
     if isinstance(source, Mapping):
         return f"weights {digest(_state_in(source, 'the mapping'))}"

@@ -156,6 +156,7 @@ def audited(seed=0, **settings):
 ATTACKS = ["loss", "attack_p", "attack_r", "lira", "bavaria", "rmia", "modified_entropy"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rng_untouched")
 def test_an_audit_has_intervals_over_shadow_models(tmp_path):
     plain = audited(attacks=ATTACKS)

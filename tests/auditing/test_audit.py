@@ -21,6 +21,7 @@ from tests.auditing.conftest import MEMBERS, NONMEMBERS, POPULATION
 from tests.helpers import Classifier, digits, loader, part, same_snapshot, snapshot, trainer
 
 
+@pytest.mark.slow
 def test_every_attack_beats_chance_on_a_model_that_memorised(audited):
     result = audited[1].result
     assert result.model_metrics["train_accuracy"].value == 1.0

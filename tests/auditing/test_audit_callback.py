@@ -36,7 +36,7 @@ def test_the_callback_runs_the_given_attacks(shadows):
 def test_values_are_logged_and_intervals_hold_them(audited):
     _, callback, run = audited
     logged = {name.removeprefix("mia/"): float(v) for name, v in run.callback_metrics.items() if name[:4] == "mia/"}
-    assert logged == pytest.approx(callback.result.values(), abs=1e-6)
+    assert logged == pytest.approx({**callback.result.values(), **callback.result.bounds()}, abs=1e-6)
     assert {"lira/auroc", "rmia/tpr_at_fpr_0.001", "loss/advantage", "loss/p1", "loss_gap"} <= set(logged)
     assert [round(entry["epoch"]) for entry in callback.history] == [19, 39]
     assert "lira/auroc" not in callback.history[0]

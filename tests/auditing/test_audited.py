@@ -17,7 +17,7 @@ from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback
 from lightning_cwrf.attacks import Evidence, create_attack, logit_signal, register_attack
 from lightning_cwrf.attacks.base import ATTACKS
 from lightning_cwrf.auditing import audit
-from lightning_cwrf.auditing.attacks import run_attacks
+from lightning_cwrf.auditing.run import run_attacks
 from lightning_cwrf.data import reads_alike
 from tests.helpers import Classifier, digits, part, same_snapshot, snapshot, trained, trainer
 
@@ -149,7 +149,7 @@ def test_scoring_warns_that_augmented_members_may_overlap():
 @pytest.mark.parametrize(
     ("write", "what"),
     [
-        (lambda e: e.signal(logit_signal).neg_(), "examples's logit_signal"),
+        (lambda e: e.signal(logit_signal).neg_(), "logits's logit_signal"),
         (lambda e: e.shadow_signals(logit_signal).sub_(1.0).sum(0), "shadow_logits's logit_signal"),
     ],
 )

@@ -23,7 +23,8 @@ def main(out: Path) -> None:
     torch.manual_seed(0)
     first = Classifier()
     settings = {"strategy": "ddp", "devices": 2}
-    trainer(callbacks=[VanillaSnapshotCallback(out / "vanilla.safetensors")], **settings).fit(first, loader(0, 64))
+    snapshot = VanillaSnapshotCallback(out / "vanilla.safetensors")
+    trainer(callbacks=[snapshot], max_epochs=10, **settings).fit(first, loader(0, 64))
     # Another random state on each rank: the mask must be the same all the same.
     torch.manual_seed(100 + int(os.environ.get("LOCAL_RANK", "0")))
     audit = MIAAuditCallback(loader(100, 140), every_n_epochs=0)

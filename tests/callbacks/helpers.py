@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, WeightMask
-from tests.helpers import Classifier, loader, trainer
+from tests.helpers import Classifier, loader, trained, trainer
 
 
 def cwrf(vanilla, rate=0.2, steps=3, **scoring):
@@ -40,13 +40,8 @@ class Probe(Callback):
 
 
 def finished(cls=Classifier, optimizer="adam", **kwargs):
-    torch.manual_seed(0)
-    model = cls(optimizer=optimizer, **kwargs)
-    vanilla = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():  # as if trained: every weight is elsewhere
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model, vanilla
+    """As :func:`trained`, for five epochs."""
+    return trained(epochs=5, cls=cls, optimizer=optimizer, **kwargs)
 
 
 def run_with_resume(tmp_path, make, stop_epoch, epochs):

@@ -5,16 +5,12 @@ import torch
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
 from lightning_cwrf.weights.scores import learnability_scores
-from tests.helpers import Classifier, loader, trainer
+from tests.callbacks.helpers import finished
+from tests.helpers import Classifier, loader, trained, trainer
 
 
 def run(rewind=None, mask=None, scoring=None, seed=0, epochs=2, **trainer_settings):
-    torch.manual_seed(seed)
-    model = Classifier()
-    vanilla = {n: t.clone() for n, t in model.state_dict().items()}
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+    model, vanilla = trained(seed, epochs=5)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     callbacks = [
         PrivacyScoringCallback(loader(100, 140), vanilla, steps=2, **(scoring or {})),
@@ -66,12 +62,7 @@ def test_the_ends_of_the_rate(rate):
 
 def test_learnability_and_random_scores():
     _, learn, _, _ = run(scoring={"kind": "learnability", "lr": 0.0, "members": list(loader(0, 64))})
-    torch.manual_seed(0)
-    model = Classifier()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    expected = learnability_scores(model, list(loader(0, 64)), steps=2, lr=0.0)
+    expected = learnability_scores(finished()[0], list(loader(0, 64)), steps=2, lr=0.0)
     assert all(torch.equal(learn[0].scores[n], s) for n, s in expected.items())
     _, first, _, _ = run(scoring={"kind": "random"})
     _, again, _, _ = run(scoring={"kind": "random"})

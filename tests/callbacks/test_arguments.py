@@ -6,6 +6,7 @@ import torch
 from lightning_cwrf import (
     CriticalRewindCallback,
     GradientMaskCallback,
+    MIAAuditCallback,
     PrivacyScoringCallback,
     VanillaSnapshotCallback,
 )
@@ -79,13 +80,21 @@ def test_scores_that_are_no_tensors_or_all_zero():
         trainer(callbacks=callbacks, max_epochs=1).fit(Classifier(), loader(0, 16))
 
 
-@pytest.mark.parametrize("data", [None, "data", torch.ones(3), 3])
+@pytest.mark.parametrize("data", [None, torch.ones(3), 3])
 def test_data_that_are_none_are_an_error_where_they_are_given(data):
     with pytest.raises(TypeError, match="nonmembers: expected a DataLoader, a Dataset or an iterable of batches"):
         PrivacyScoringCallback(data, "redraw")
     if data is not None:
         with pytest.raises(TypeError, match="members: expected a DataLoader"):
             PrivacyScoringCallback([], "redraw", members=data)
+    with pytest.raises(TypeError, match="nonmembers: expected a DataLoader, a Dataset or an iterable of batches"):
+        MIAAuditCallback(data)
+
+
+def test_words_that_name_no_split_are_an_error_where_they_are_given():
+    for given in ({"nonmembers": "data"}, {"nonmembers": [], "members": "data"}):
+        with pytest.raises(ValueError, match="members must be 'train' or 'val' or 'test' or 'predict', not 'data'"):
+            PrivacyScoringCallback(vanilla="redraw", **given)
 
 
 def test_defaults_are_the_published_settings():

@@ -53,3 +53,14 @@ def test_gradients_cleared_as_they_are_accumulated_are_reduced_like_others(tmp_p
         [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_audit_of_a_fit_in_spawned_processes_reaches_the_caller_as_a_file(tmp_path):
+    root = Path(__file__).parents[2]
+    script = Path(__file__).with_name("spawn_script.py")
+    environment = {**os.environ, "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "members: 64" in done.stdout

@@ -29,6 +29,7 @@ from lightning_cwrf import (
 )
 from lightning_cwrf.data.seen import seen_by
 from lightning_cwrf.defenses import HAMPMixin, available_defenses
+from tests.callbacks.helpers import finished
 from tests.defenses.dpsgd.cases import Conv
 from tests.defenses.test_registry import minimal
 from tests.helpers import Classifier, ManualClassifier, loader, part, trainer
@@ -143,9 +144,10 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, name, where):
 
 
 def test_cwrf_and_an_audit_beside_it_in_any_order(tmp_path):
-    vanilla, order = copy.deepcopy(build().state_dict()), []
+    order = []
     for before in (True, False):
-        model, audit = build(), MIAAuditCallback(loader(100, 160))
+        model, vanilla = finished()
+        audit = MIAAuditCallback(loader(100, 160))
         defense, rewind = DefenseCallback("relaxloss", alpha=0.5), CriticalRewindCallback(0.2)
         ours = [PrivacyScoringCallback(loader(200, 260), vanilla, steps=3), rewind, GradientMaskCallback(), audit]
         run = fitted(model, [defense, *ours] if before else [*ours, defense], tmp_path)
@@ -169,6 +171,7 @@ class Counted(RelaxLossMixin):
         return super().defense_loss(logits, targets)
 
 
+@pytest.mark.slow
 def test_a_compiled_module_trains_compiled_with_the_defense(recwarn):
     compiled = []
 
@@ -343,6 +346,7 @@ def test_a_defense_that_the_user_attached_since_stays():
     assert isinstance(model, HAMPMixin)
 
 
+@pytest.mark.slow
 def test_a_compiled_wrapper_is_fitted_twice():
     raw = build()
     compiled = torch.compile(raw, backend="eager")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, WeightMask
+from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, WeightMask
 from lightning_cwrf.weights.vanilla import capture
-from tests.callbacks.helpers import MOVED, Manual, held, masked
+from tests.callbacks.helpers import MOVED, Manual, cwrf, held, masked
 from tests.helpers import Classifier, loader, trainer
 
 
@@ -189,8 +190,8 @@ def test_the_rest_of_a_model_knows_tied_and_untrained_parameters():
 
 
 class WithBackbone(Classifier):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
         self.net = nn.Linear(32, 10)
 
@@ -201,23 +202,30 @@ class WithBackbone(Classifier):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.1)
 
 
-def test_weights_that_are_unfrozen_later_are_told_of_before_the_training_and_when_it_happens():
+class Unfreezes(WithBackbone):
+    def __init__(self):
+        super().__init__()
+        self.backbone.requires_grad_(False)
+
+    def on_train_epoch_start(self):
+        self.backbone.requires_grad_(self.current_epoch == 1)
+
+
+def test_weights_that_are_unfrozen_later_are_told_of():
+    model = Unfreezes()
+    vanilla = {n: t + 0.1 for n, t in capture(model).items()}
+    with pytest.warns(UserWarning, match="2,080 weights became trainable after the mask was chosen") as seen:
+        trainer(callbacks=cwrf(vanilla), max_epochs=2).fit(model, loader(0, 32))
+    assert sum("backbone.1.bias, backbone.1.weight" in str(w.message) for w in seen) == 1
+
+
+def test_a_callback_that_unfreezes_weights_later_is_refused_before_the_scoring():
     model = WithBackbone()
     vanilla = {n: t + 0.1 for n, t in capture(model).items()}
-    callbacks = [
-        BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False),
-        PrivacyScoringCallback(loader(100, 140), vanilla, steps=2),
-        CriticalRewindCallback(rate=0.2),
-        GradientMaskCallback(),
-    ]
-    with pytest.warns(UserWarning, match="became trainable") as seen:
-        trainer(callbacks=callbacks, max_epochs=2).fit(model, loader(0, 32))
-    said = [str(w.message) for w in seen]
-    early = [text for text in said if "BackboneFinetuning has 2,080 of 2,410 weights frozen now" in text]
-    late = [text for text in said if "2,080 weights became trainable after the mask was chosen" in text]
-    assert (len(early), len(late)) == (1, 1)
-    assert "the other 330 alone" in early[0]
-    assert "backbone.1.bias, backbone.1.weight" in late[0]
+    callbacks = [*cwrf(vanilla), BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False)]
+    with pytest.raises(MisconfigurationException, match=r"BackboneFinetuning has 2,080 of 2,410 weights frozen now"):
+        trainer(callbacks=callbacks).fit(model, loader(0, 32))
+    assert callbacks[0].scores is None
 
 
 def test_gradients_that_are_clipped_in_the_modules_own_hook_are_those_of_the_live_weights():

@@ -3,12 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_cwrf import (
     CriticalRewindCallback,
+    FinishedWeightsCallback,
     GradientMaskCallback,
+    MIAAuditCallback,
     PrivacyScoringCallback,
     VanillaSnapshotCallback,
 )
@@ -23,14 +25,31 @@ def test_weight_averaging_is_refused(averaging):
         trainer(callbacks=[*cwrf(vanilla), averaging()]).fit(model, loader(0, 64))
 
 
-@pytest.mark.parametrize("callback", [PrivacyScoringCallback([], "redraw"), GradientMaskCallback("mask"),
-                                      CriticalRewindCallback(), VanillaSnapshotCallback()])  # fmt: skip
-def test_sharding_strategies_are_refused(callback):
+@pytest.mark.parametrize("first", [True, False])
+def test_pruning_is_refused(first):
+    model, vanilla = finished()
+    pruning = ModelPruning("l1_unstructured", amount=0.5)
+    callbacks = [pruning, *cwrf(vanilla)] if first else [*cwrf(vanilla), pruning]
+    with pytest.raises(MisconfigurationException, match="does not work with ModelPruning, which renames the weights"):
+        trainer(callbacks=callbacks).fit(model, loader(0, 64))
 
+
+@pytest.mark.parametrize(
+    ("callback", "reason"),
+    [
+        (PrivacyScoringCallback([], "redraw"), "a mask"),
+        (GradientMaskCallback("mask"), "a mask"),
+        (CriticalRewindCallback(), "a mask"),
+        (VanillaSnapshotCallback(), "save_vanilla"),
+        (MIAAuditCallback([]), "lightning_cwrf.audit"),
+        (FinishedWeightsCallback("finished.ckpt"), "configure_model"),
+    ],
+)
+def test_sharding_strategies_are_refused_with_the_reason(callback, reason):
     from lightning.pytorch.strategies import FSDPStrategy
 
     fake = SimpleNamespace(strategy=FSDPStrategy(), callbacks=[callback])
-    with pytest.raises(MisconfigurationException, match="FSDPStrategy: it shards the weights"):
+    with pytest.raises(MisconfigurationException, match=f"FSDPStrategy, which shards the weights: .*{reason}"):
         callback.setup(fake, finished()[0], "fit")
 
 

@@ -16,18 +16,9 @@ from lightning_cwrf import (
     WeightMask,
 )
 from lightning_cwrf.weights import save_scores
-from lightning_cwrf.weights.vanilla import capture, save_vanilla
+from lightning_cwrf.weights.vanilla import save_vanilla
+from tests.callbacks.helpers import finished
 from tests.helpers import Classifier, loader, trainer
-
-
-def finished():
-    torch.manual_seed(0)
-    model = Classifier()
-    vanilla = capture(model)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model, vanilla
 
 
 def cwrf(vanilla, scoring=None, rewind=None, mask=None):

@@ -92,11 +92,12 @@ def test_scoring_and_audit_bring_batches_to_a_model_of_half_precision():
 
     class Half(Classifier):
         def training_step(self, batch, batch_idx):
-            return super().training_step((batch[0].bfloat16(), batch[1]), batch_idx)
+            return super().training_step((batch[0].to(self.net[0].weight.dtype), batch[1]), batch_idx)
 
-    scoring = PrivacyScoringCallback(loader(100, 140), Half().state_dict(), steps=2)
+    model, vanilla = finished(Half)
+    scoring = PrivacyScoringCallback(loader(100, 140), vanilla, steps=2)
     audit = MIAAuditCallback(loader(140, 172))
-    trainer(callbacks=[scoring, audit], max_epochs=1).fit(Half().bfloat16(), loader(0, 32))
+    trainer(callbacks=[scoring, audit], max_epochs=1).fit(model.bfloat16(), loader(0, 32))
     assert scoring.scores["net.5.weight"].sum() > 0
     assert audit.result.scores["loss"].isfinite().all()
     assert len(audit.result.scores["loss"]) == 64

@@ -62,7 +62,8 @@ def test_people_who_share_their_answers_are_told_apart_by_a_key():
     assert len(allowed.overlap["nonmembers"]) > 400
     twice = Categorical([*range(500, 900), *range(3)])
     with pytest.raises(
-        ValueError, match=r"3 of the 403 examples of nonmembers are members \(the same key\), at places 400, 401, 402"
+        ValueError,
+        match=r"3 of the 403 examples of nonmembers are members \(the same key\), at positions 400, 401, 402",
     ):
         audit(Linear(), members=members, nonmembers=twice, key=lambda person: person[2])
     assert len(without_overlap(twice, members, key=lambda person: person[2])) == 400

@@ -29,7 +29,7 @@ def test_an_overlap_is_an_error_with_counts_and_places():
         ValueError, match=r"20 of the 60 examples of nonmembers are members \(the same inputs and label"
     ) as e:
         audit(Classifier(), members=MEMBERS, nonmembers=MIXED)
-    assert "at places 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, ..." in str(e.value)
+    assert "at positions 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, ..." in str(e.value)
     for way_out in ("without_overlap", 'overlap="drop"', "key=", 'overlap="allow"'):
         assert way_out in str(e.value)
 

@@ -240,6 +240,7 @@ class Counted(RelaxLossMixin):
         return super().defense_loss(logits, targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uncompiled", [False, True])
 def test_a_module_whose_first_training_was_compiled_trains_with_the_defense(uncompiled):
     model, Counted.calls = Classifier(), 0

@@ -247,7 +247,7 @@ def test_every_registered_defense_is_tested():
     assert set(available_defenses()) == set(SETTINGS)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("with_cwrf", [False, True], ids=["scratch", "cwrf"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_defense_trains_and_resumes_to_the_same_weights(tmp_path, name, with_cwrf, precision):

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_cwrf.commands import main
 from lightning_cwrf.defenses import (
     Defense,
     DefenseMixin,
@@ -185,7 +186,7 @@ class FocalMixin(DefenseMixin, settings=Focal):
         return ((1 - (-losses).exp()) ** self.defense.gamma * losses).mean()
 
 
-def test_a_defense_registered_at_run_time_is_found_everywhere():
+def test_a_defense_registered_at_run_time_is_found_everywhere(capsys):
     """One class and its mixin, and one line to register it; nothing else names it."""
     with DEFENSES.temporary():
         register_defense("focal_loss")(Focal)
@@ -199,6 +200,8 @@ def test_a_defense_registered_at_run_time_is_found_everywhere():
         with pytest.raises(ValueError, match="gamma must not be negative"):
             FocalMixin.attach(Classifier(), gamma=-1.0)
         assert syncs_of("focal_loss") == 1
+        assert main(["harden", "--help"]) == 0
+        assert re.search(r"^  focal_loss +gamma$", capsys.readouterr().out, re.M)
         assert not is_listed("focal_loss")  # the docs check asks for its page
 
 

@@ -31,7 +31,7 @@ from lightning_cwrf.defenses import (
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.train import model_seed
 from lightning_cwrf.weights.vanilla import capture
-from tests.helpers import Classifier, digits, loader, part, trainer
+from tests.helpers import Classifier, digits, loader, part, trained, trainer
 from tests.recipes.modules import Saved, finished, train
 
 
@@ -48,18 +48,19 @@ def test_a_recipe_is_read_from_a_finished_training(tmp_path):
     assert identity(recipe) != identity(replace(recipe, batch_size=17))
 
 
-def hardening(defended, reference, **arguments):
+def hardening(reference, **arguments):
+    model, vanilla = trained(epochs=5, width=4)
     callbacks = [
-        PrivacyScoringCallback(reference, capture(Classifier(width=4)), lam=0.5, steps=3),
+        PrivacyScoringCallback(reference, vanilla, lam=0.5, steps=3),
         CriticalRewindCallback(rate=0.2),
         GradientMaskCallback(),
     ]
-    return finished(defended, callbacks=callbacks, **arguments)
+    return finished(RelaxLossMixin.attach(model, alpha=0.7), callbacks=callbacks, **arguments)
 
 
 def test_a_hardening_is_read_with_its_defense_and_cwrf(tmp_path):
     base_run, base_model = finished(Classifier(width=4))
-    run, model = hardening(RelaxLossMixin.attach(Classifier(width=4), alpha=0.7), part(200, 232))
+    run, model = hardening(part(200, 232))
     recipe = ShadowRecipe.like(run, model)
     assert recipe.defense.mixin is RelaxLossMixin
     assert recipe.defense.settings == {"alpha": 0.7, "upper": 1.0}

@@ -1,25 +1,12 @@
 """Tables and plots of audits made by hand, and invalid arguments."""
 
-import math
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc, plot_tradeoff, tradeoff_table
-from tests.auditing.cases import estimate, made
-
-
-def audited(auc=0.75, attacks=("loss", "lira"), accuracy=0.8, **changes):
-    result = made(auc=auc, **changes)
-    model = {
-        "train_accuracy": estimate(1.0, 0.9, 1.0),
-        "test_accuracy": estimate(accuracy, accuracy - 0.1, accuracy + 0.1),
-        "loss_gap": estimate(0.1, -math.inf, math.inf),
-    }
-    kept = {"scores": {a: result.scores[a] for a in attacks}, "estimates": {a: result.estimates[a] for a in attacks}}
-    return replace(result, model=model, **kept)
+from tests.report.cases import audited
 
 
 def saved(path):

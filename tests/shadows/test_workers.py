@@ -22,6 +22,7 @@ from tests.recipe_functions import Counted, Slow, quick, runs
 train = functools.partial(train_shadows, workers=1, progress=False)
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_outputs_of_one(tmp_path):
     one = train(quick, part(0, 20), 4, store=tmp_path / "a")
     two = train_shadows(quick, part(0, 20), 4, store=tmp_path / "b", workers=2, progress=False)
@@ -140,8 +141,8 @@ def test_workers_do_not_train_another_recipe(tmp_path, monkeypatch):
             patch.setitem(recipe_functions.SETTINGS, "width", 4)  # as its module says
             return [work(item, Share()) for item in items], []
 
-    monkeypatch.setattr("lightning_cwrf.shadows.dispatch.run", in_a_worker)
-    monkeypatch.setattr("lightning_cwrf.shadows.dispatch.end_workers", lambda: ended.append(1))
+    monkeypatch.setattr("lightning_cwrf.shadows.train.run", in_a_worker)
+    monkeypatch.setattr("lightning_cwrf.shadows.train.end_workers", lambda: ended.append(1))
     assert len(train(recipe_functions.reads_width, part(0, 20), 2, store=tmp_path)) == 2
     monkeypatch.setitem(recipe_functions.SETTINGS, "width", 7)
     with pytest.raises(RuntimeError) as error:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, VanillaSnapshotCallback
-from lightning_cwrf.weights.frozen import Frozen
+from lightning_cwrf.weights.frozen_weights import Frozen
 from lightning_cwrf.weights.masks import WeightMask
 from tests.weights.helpers import frozen_case, random_case
 

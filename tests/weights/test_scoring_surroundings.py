@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
 from lightning_cwrf.weights.scores import learnability_scores, privacy_vulnerability_scores
-from lightning_cwrf.weights.vanilla import capture
 from tests.helpers import Classifier, loader, part, same_snapshot, snapshot, trained, trainer
 from tests.weights.helpers import batches, linear_case
 
@@ -91,24 +90,22 @@ def test_half_precision_weights_are_scored_on_inputs_of_their_own():
 
     class Half(Classifier):
         def training_step(self, batch, batch_idx):
-            return super().training_step((batch[0].bfloat16(), batch[1]), batch_idx)
+            return super().training_step((batch[0].to(self.net[0].weight.dtype), batch[1]), batch_idx)
 
-    half = Half().bfloat16()
-    callback = PrivacyScoringCallback(loader(100, 140), capture(Half()), steps=2)
-    trainer(callbacks=[callback], max_epochs=1).fit(half, loader(0, 32))
+    half, vanilla = trained(epochs=5, cls=Half)
+    callback = PrivacyScoringCallback(loader(100, 140), vanilla, steps=2)
+    trainer(callbacks=[callback], max_epochs=1).fit(half.bfloat16(), loader(0, 32))
     assert callback.scores["net.5.weight"].sum() > 0
 
 
 def test_random_scores_are_of_what_the_loss_reaches_and_fit_a_mask_in_any_default_precision():
     class WithAverage(Classifier):
-        def __init__(self):
-            super().__init__()
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
             self.average = copy.deepcopy(self.net)
 
     for kind in ("random", "learnability", "privacy"):
-        torch.manual_seed(0)
-        model = WithAverage()
-        vanilla = {n: t + 0.1 for n, t in capture(model).items()}
+        model, vanilla = trained(epochs=5, cls=WithAverage)
         scoring = PrivacyScoringCallback(loader(100, 140), vanilla, steps=1, kind=kind)
         rewind = CriticalRewindCallback(rate=0.1)
         with pytest.warns(UserWarning, match="does not reach 6 of 12 trainable parameters"), default_double():

@@ -74,7 +74,7 @@ def test_redraw_names_what_it_cannot_draw():
             self.token = nn.Parameter(torch.zeros(3))
             self.attn = nn.MultiheadAttention(4, 2)
 
-    with pytest.raises(ValueError, match=r"the parameters of token \(Token\): no reset_parameters"):
+    with pytest.raises(ValueError, match=r"the parameters of token \(Token: token\): no reset_parameters"):
         redraw(nn.ModuleDict({"token": Token()}))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_cwrf.data import isolated_rng
-from lightning_cwrf.weights.scores import trainable_parameters
+from lightning_cwrf.weights.descent import trainable_parameters
 
 _Losses = Callable[[Any], Tensor]
 _Found = tuple[Tensor, list[Tensor]]  # losses of some examples, and the gradients of their sum
@@ -26,34 +26,24 @@ def check_independent(module: LightningModule, losses_of: _Losses, batch: Any) -
 
     Each half is kept while the other one is overwritten with copies of it, so the batch's size and the random numbers
     of each position stay the same. This is done in the modes that training has, but for dropout, which is off. The
-    module's buffers, gradients, modes and the caller's random state are left as they were.
-
-    Args:
-        module: under DP-SGD.
-        losses_of: gives the losses of a batch's examples, by ``module``.
-        batch: a physical batch, on the module's device.
+    module's buffers, gradients, modes and the caller's random state are left as they were. A warning says so where the
+    step draws random numbers that depend on the examples, so that the check is inconclusive.
 
     Returns:
         Whether the check was made: a batch of one example shows nothing.
-
-    Raises:
-        MisconfigurationException: the examples of a batch are mixed.
-
-    Warns:
-        The step draws random numbers that depend on the examples, so that the check is inconclusive.
     """
     with isolated_rng(module.device), _visiting(module):
         seed = int(torch.randint(2**31, ()))
         size = len(_losses(losses_of, batch, seed))
         if size < 2:
             return False
-        with _dropout_off(module):
+        with _in_eval(layer for layer in module.modules() if isinstance(layer, _DropoutNd)):
             mixed = _mixes(module, losses_of, batch, size, seed)
             if mixed:
                 again = [_part(module, losses_of, batch, range(size), s) for s in (seed, seed + 1)]
                 unsure = not _alike(*again)
         if mixed and unsure:
-            with _eval_mode(module):
+            with _in_eval(module.modules()):
                 unsure = not _mixes(module, losses_of, batch, size, seed)
     if mixed and not unsure:
         raise MisconfigurationException(
@@ -131,14 +121,6 @@ def _visiting(module: nn.Module) -> Iterator[None]:
             for name, buffer in module.named_buffers():
                 if name in kept and kept[name].shape == buffer.shape:
                     buffer.copy_(kept[name])
-
-
-def _dropout_off(module: nn.Module) -> AbstractContextManager[None]:
-    return _in_eval(layer for layer in module.modules() if isinstance(layer, _DropoutNd))
-
-
-def _eval_mode(module: nn.Module) -> AbstractContextManager[None]:
-    return _in_eval(module.modules())
 
 
 @contextmanager

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from opacus.accountants import IAccountant
 
 ACCOUNTANTS = ("prv", "rdp", "gdp")
+_KEPT = ("noise_multiplier", "sampling_seed", "noise_state", "layout")
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,7 @@ class PrivacySpent:
 class Ledger:
     """The privacy accounting across fits: the accounted steps, the noise multiplier, and the random state.
 
-    Args:
-        mechanism: of the accountant.
-        from_scratch: whether the weights had seen no private data before the first step.
-        earlier: what the same weights have spent before.
-
-    Raises:
-        MisconfigurationException: ``from_scratch``, of weights whose earlier steps began from others.
+    ``from_scratch``: the weights had seen no private data before the first step; ``earlier``: what they spent before.
     """
 
     def __init__(self, mechanism: str, *, from_scratch: bool = False, earlier: Ledger | None = None) -> None:
@@ -119,18 +114,13 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         return {
             "accountant": dict(self.accountant.state_dict()),
-            "noise_multiplier": self.noise_multiplier,
-            "sampling_seed": self.sampling_seed,
-            "noise_state": self.noise_state,
-            "layout": self.layout,
             "from_scratch": self.from_scratch,
+            **{name: getattr(self, name) for name in _KEPT},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         history = [tuple(entry) for entry in state["accountant"]["history"]]
         self._check_origin(sum(count for _, _, count in history), state.get("from_scratch", self.from_scratch))
         self.accountant.history = history  # the same steps, whichever accountant counted them
-        self.noise_multiplier = state["noise_multiplier"]
-        self.sampling_seed = state["sampling_seed"]
-        self.noise_state = state["noise_state"]
-        self.layout = state["layout"]
+        for name in _KEPT:
+            setattr(self, name, state[name])

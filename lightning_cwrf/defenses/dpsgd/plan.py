@@ -17,10 +17,7 @@ from lightning_cwrf.lightning_private import training_source
 def draw_poisson_batches(trainer: Trainer, limit: int | None, first_step: Callable[[], int]) -> PoissonBatches:
     """Put Poisson batches in the place of the user's training loader, and accumulate over their parts.
 
-    Args:
-        trainer: in ``setup``.
-        limit: the most examples of a physical batch; None: a logical batch is as many as the Trainer accumulates.
-        first_step: gives the number of the step at which a pass begins.
+    ``limit`` is the most examples of a physical batch; None: a logical batch is as many as the Trainer accumulates.
     """
     source = training_source(trainer)
     loader = source.dataloader()
@@ -39,12 +36,6 @@ def draw_poisson_batches(trainer: Trainer, limit: int | None, first_step: Callab
     batches = PoissonBatches(loader, steps=steps, parts=parts, first_step=first_step, rank=rank, world_size=world)
     source.instance = batches
     return batches
-
-
-def layout_of(batches: PoissonBatches) -> dict[str, int]:
-    """What a run that resumes in the middle of an epoch must have in common with the interrupted one."""
-    examples = len(batches.loader.dataset)  # type: ignore[arg-type]
-    return {"examples": examples, "steps": batches.steps, "parts": batches.parts}
 
 
 def warn_of_large_delta(delta: float, examples: int) -> None:
@@ -71,7 +62,9 @@ def check_budget(trainer: Trainer, ledger: Ledger, batches: PoissonBatches, targ
     """Raise where a fit's epochs have parts of logical batches, where it cannot be resumed, or where ε would end above
     ``target``.
     """
-    parts, layout = batches.parts, layout_of(batches)
+    parts = batches.parts
+    # What a run that resumes in the middle of an epoch must have in common with the interrupted one.
+    layout = {"examples": len(batches.loader.dataset), "steps": batches.steps, "parts": parts}  # type: ignore[arg-type]
     if trainer.num_training_batches % parts:
         raise MisconfigurationException(
             f"an epoch has {trainer.num_training_batches} physical batches, and a logical batch {parts} "

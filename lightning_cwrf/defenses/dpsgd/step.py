@@ -52,16 +52,7 @@ def _hooks_class(ghost: bool) -> Any:
 
 
 class PrivateStep:
-    """Turns the backward passes of a logical batch into one noisy gradient.
-
-    Args:
-        module: in a fit, whose Trainer has made its optimizer.
-        ledger: of the steps; the noise multiplier is in it.
-        batches: the Poisson batches that the module trains on.
-        max_grad_norm: C.
-        ghost: clip by norms alone.
-        frozen: the weights to leave out.
-    """
+    """Turns the backward passes of a logical batch into one noisy gradient; ``frozen`` weights are left out of it."""
 
     def __init__(
         self,
@@ -174,7 +165,9 @@ class PrivateStep:
             if found != examples:
                 raise MisconfigurationException(
                     f"{name} has {found} gradients for {examples} examples: its layer takes inputs whose first "
-                    "dimension is not the batch. Keep the batch first, and do not merge it with other dimensions."
+                    "dimension is not the batch, as position embeddings often do. Freeze it before the fit "
+                    f"(module.get_parameter({name!r}).requires_grad_(False)), or keep the batch first, and do not "
+                    "merge it with other dimensions."
                 )
 
     def privatize(self) -> None:

@@ -1,5 +1,6 @@
 """Membership metrics as functions of (score, is_member); see :mod:`lightning_cwrf.metrics` for the classes."""
 
+from lightning_cwrf.metrics.functional.advantage import advantage_interval, balanced_accuracy_interval
 from lightning_cwrf.metrics.functional.epsilon import epsilon_lower_bound, one_run_epsilon, one_run_p_value
 from lightning_cwrf.metrics.functional.intervals import (
     Interval,
@@ -12,7 +13,6 @@ from lightning_cwrf.metrics.functional.intervals import (
     proportion_interval,
     tpr_interval,
 )
-from lightning_cwrf.metrics.functional.maxima import advantage_interval, balanced_accuracy_interval
 from lightning_cwrf.metrics.functional.roc import (
     attack_advantage,
     balanced_accuracy,

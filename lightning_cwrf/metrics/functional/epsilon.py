@@ -10,8 +10,7 @@ from scipy import special
 from torch import Tensor
 
 from lightning_cwrf.checks import check_confidence, check_integer, check_number
-from lightning_cwrf.metrics.functional.intervals import clopper_pearson
-from lightning_cwrf.metrics.functional.maxima import wilson
+from lightning_cwrf.metrics.functional.intervals import clopper_pearson, wilson
 from lightning_cwrf.metrics.functional.roc import membership_roc, split_scores
 
 
@@ -56,7 +55,9 @@ def epsilon_lower_bound(
         measure.append(part[order[len(part) // 2 :]])
     threshold, high = _best_test(*choose, delta=delta, confidence=confidence)
     hits, false = (int((part >= threshold).sum()) for part in measure)
-    bound = _bound(hits, len(measure[0]), false, len(measure[1]), high=high, delta=delta, confidence=confidence)
+    tpr, fpr = clopper_pearson(hits, len(measure[0]), confidence), clopper_pearson(false, len(measure[1]), confidence)
+    top, bottom = (tpr.low, fpr.high) if high else (1 - fpr.high, 1 - tpr.low)
+    bound = max(0.0, math.log((top - delta) / bottom)) if top > delta else 0.0
     return torch.tensor(bound, dtype=torch.float64)
 
 
@@ -74,12 +75,6 @@ def _best_test(members: Tensor, nonmembers: Tensor, *, delta: float, confidence:
     below = (1 - fpr_high - delta).clamp_min(0) / (1 - tpr_low)
     high = bool(above.max() >= below.max())
     return float(thresholds[1:][(above if high else below).argmax()]), high
-
-
-def _bound(hits: int, m: int, false: int, n: int, *, high: bool, delta: float, confidence: float) -> float:
-    tpr, fpr = clopper_pearson(hits, m, confidence), clopper_pearson(false, n, confidence)
-    top, bottom = (tpr.low, fpr.high) if high else (1 - fpr.high, 1 - tpr.low)
-    return max(0.0, math.log((top - delta) / bottom)) if top > delta else 0.0
 
 
 def one_run_epsilon(

@@ -276,6 +276,14 @@ def _newcombe(auc: Tensor, m: Tensor, n: Tensor) -> Tensor:
     return (1 + more * ((1 - a) / (2 - a) + a / (1 + a))) / pairs
 
 
+def wilson(rate: Tensor, trials: Tensor | int, z: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Wilson's score interval of a proportion, ``z`` standard deviations to both sides."""
+    scale = 1 + z * z / trials
+    centre = (rate + z * z / (2 * trials)) / scale
+    reach = z / scale * (rate * (1 - rate) / trials + z * z / (4 * trials**2)).sqrt()
+    return centre - reach, centre + reach
+
+
 def normal_quantile(confidence: float) -> float:
     """The half-width of a two-sided normal interval, in standard deviations."""
     return float(special.ndtri((1 + confidence) / 2))

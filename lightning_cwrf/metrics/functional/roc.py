@@ -26,12 +26,7 @@ class ScoreCounts(NamedTuple):
 
 
 def check_scores(scores: Tensor, is_member: Tensor) -> None:
-    """Raise unless both are 1-D tensors of the same length, ``is_member`` is bool, and no score is NaN or complex.
-
-    Raises:
-        TypeError: one is not a tensor, or scores are complex numbers.
-        ValueError: wrong shapes, an ``is_member`` that is not bool, or NaN scores (which).
-    """
+    """Raise unless both are 1-D tensors of the same length, ``is_member`` is bool, and no score is NaN or complex."""
     for name, value in (("scores", scores), ("is_member", is_member)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, not a {type(value).__name__}; use torch.as_tensor({name}).")

@@ -38,7 +38,8 @@ def auroc_p_value(scores: Tensor, is_member: Tensor) -> float:
     if variance <= 0:
         return 1.0
     excess = float(auroc_of(counts)) * m * n - m * n / 2 - 0.5  # the continuity correction
-    return max(_upper_tail(excess / math.sqrt(variance)), _few_apart_p_value(counts))
+    tail = min(1.0, 0.5 * math.erfc(excess / math.sqrt(variance) / math.sqrt(2)))
+    return max(tail, _few_apart_p_value(counts))
 
 
 def _few_apart_p_value(counts: ScoreCounts) -> float:
@@ -129,10 +130,6 @@ def loss_gap_p_value(losses: Tensor, is_member: Tensor) -> float:
         return 0.0 if gap > 0 else 1.0
     freedom = float(welch_freedom(variances, [len(members), len(nonmembers)]))
     return float(special.stdtr(freedom, -gap / error))
-
-
-def _upper_tail(z: float) -> float:
-    return min(1.0, 0.5 * math.erfc(z / math.sqrt(2)))
 
 
 def _hypergeometric_cdf(k: int, others: int, marked: int, drawn: int) -> float:

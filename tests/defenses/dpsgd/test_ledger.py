@@ -18,6 +18,8 @@ from lightning_cwrf.defenses.dpsgd.ledger import Ledger
 from tests.defenses.dpsgd.cases import Conv, fresh, wide_float
 from tests.helpers import loader, trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("mechanism", ["prv", "rdp", "gdp"])
 def test_epsilon_is_opacus_own(mechanism):

@@ -102,6 +102,7 @@ def test_clipping_and_masking_change_the_result():
     assert not torch.allclose(ends[1], ends[2], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_noise_has_the_stated_size():
     """Without any gradient, one step of plain SGD is the noise alone: σ·C / expected batch size."""
     model = fresh(lr=1.0)

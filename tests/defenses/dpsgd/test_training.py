@@ -19,6 +19,8 @@ from lightning_cwrf.defenses import DPSGDMixin
 from tests.defenses.dpsgd.cases import Conv, fresh
 from tests.helpers import loader, trainer
 
+pytestmark = pytest.mark.slow
+
 
 def test_module_optimizer_scheduler_and_datamodule_stay_as_they_are(recwarn):
     class Data(LightningDataModule):
@@ -70,6 +72,7 @@ def test_cwrf_with_dp_sgd_scores_and_audits_the_users_data():
     """Scoring copies the module, and reads the loader that Poisson batches replace."""
     model = fresh()
     vanilla = {n: torch.zeros_like(t) for n, t in model.state_dict().items()}
+    trainer(max_epochs=10).fit(model, loader(0, 96))
     DPSGDMixin.attach(model, noise_multiplier=1.0)
     scoring = PrivacyScoringCallback(loader(200, 260), vanilla, steps=3)
     rewind, audit = CriticalRewindCallback(0.2), MIAAuditCallback(loader(100, 160))

@@ -47,6 +47,7 @@ def test_auroc_interval_is_that_of_loops_over_pairs(case, confidence):
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(sides(), levels)
 def test_advantage_interval_is_that_of_loops_over_thresholds(case, confidence):

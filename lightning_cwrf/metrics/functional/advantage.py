@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cwrf.checks import check_confidence
-from lightning_cwrf.metrics.functional.intervals import normal_quantile
+from lightning_cwrf.metrics.functional.intervals import normal_quantile, wilson
 from lightning_cwrf.metrics.functional.roc import ScoreCounts
 
 
@@ -62,14 +62,6 @@ def _wilson(part: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     trials = part[..., -1:]
     rate = part / trials
     return (rate, *wilson(rate, trials, z))
-
-
-def wilson(rate: Tensor, trials: Tensor | int, z: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Wilson's score interval of a proportion, ``z`` standard deviations to both sides."""
-    scale = 1 + z * z / trials
-    centre = (rate + z * z / (2 * trials)) / scale
-    reach = z / scale * (rate * (1 - rate) / trials + z * z / (4 * trials**2)).sqrt()
-    return centre - reach, centre + reach
 
 
 def _lengths(found: Tensor, false: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def is_redundant(attribute: str) -> bool:
         "__pydantic_fields__",
         "__pydantic_decorators__",
     )
-    return attribute in _MADE_BY_PYTHON or pydantics or attribute == "__signature__"
+    return attribute in _MADE_BY_PYTHON or pydantics
 
 
 def cells(value: FunctionType) -> list[Any]:

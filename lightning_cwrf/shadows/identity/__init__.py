@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from lightning_cwrf.shadows.describe import Describer, Unsupported, as_text
+from lightning_cwrf.shadows.identity.describe import Describer, Unsupported, as_text
 
 
 def identity(value: Any, version: str | None = None) -> str:

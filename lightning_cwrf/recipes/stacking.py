@@ -36,17 +36,8 @@ def train_stack(
 ) -> list[LightningModule]:
     """Train models in place, all in one loop; each result is that of training it alone, up to rounding.
 
-    Args:
-        models: K untrained modules of one class; their optimizer, scheduler and training step are the first one's.
-        pool: all examples; those that any model trains on are held in memory.
-        members: for each model its examples' indices in the pool, equally many for each.
-        orders: for each model, the order of its examples; iterated once per epoch.
-        batch_size: examples of each model per step.
-        drop_last: leave out a shorter last batch.
-        trainer_kwargs: arguments of the Trainer.
-
-    Raises:
-        ValueError: the models cannot be stacked (with the reason).
+    Their optimizer, scheduler and training step are the first one's. ``orders`` has, for each model, the order of its
+    examples, and is iterated once per epoch.
     """
     if len({len(places) for places in members}) != 1:
         raise ValueError("stacked models need equally many members, so that their batches have the same length.")
@@ -63,7 +54,8 @@ def check_stackable(model: LightningModule) -> None:
         raise ValueError(f"{name} cannot be stacked: it uses manual optimization. Leave stack=1.")
     if isinstance(model, DefenseMixin) and type(model).defense_step is not DefenseMixin.defense_step:
         raise ValueError(f"{name} cannot be stacked: its defense is more than a loss of each batch. Leave stack=1.")
-    hooks = [hook for hook in _HOOKS if getattr(type(model), hook) is not getattr(LightningModule, hook)]
+    bases = [base for base in type(model).__mro__ if base not in (DefenseMixin, *LightningModule.__mro__)]
+    hooks = [hook for hook in _HOOKS if any(hook in vars(base) for base in bases)]
     if hooks:
         raise ValueError(
             f"{name} cannot be stacked: it has {', '.join(hooks)}, which would see all models at once. Leave stack=1."

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.data import as_loader, isolated_rng, reads_alike, tensors_of
-from lightning_cwrf.shadows.code import Reads, instructions, is_users, reads_of
-from lightning_cwrf.shadows.values import (
+from lightning_cwrf.shadows.identity.code import Reads, instructions, is_users, reads_of
+from lightning_cwrf.shadows.identity.values import (
     C_FUNCTIONS,
     NAMED_ONLY,
     cells,

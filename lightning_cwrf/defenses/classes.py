@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.lightning_private import COMPILED, drop_compiled_steps
+from lightning_cwrf.trainers import refuse_pytorch_lightning
 
 _ATTACHED: dict[tuple[type, type], Any] = {}
 
@@ -44,11 +45,6 @@ def _new_attached(mixin: type, original: type) -> Any:
 def is_module(cls: type) -> bool:
     """Whether a class is a LightningModule already, and no mixin for one."""
     return issubclass(cls, LightningModule)
-
-
-def mixins_of(cls: type, root: type) -> list[type]:
-    """The defenses among the bases of a class that are no LightningModules, the most derived first, ``root`` last."""
-    return [base for base in cls.__mro__ if issubclass(base, root) and not issubclass(base, LightningModule)]
 
 
 def constructor_of(mixin: type, settings: type) -> Any:
@@ -98,22 +94,15 @@ def check_names(cls: type, settings: type, root: type) -> None:
 
 
 def check_bases(cls: type, root: type) -> None:
-    """Refuse a class whose ``training_step`` would not be the defense's.
+    """Refuse a subclass of ``root`` whose ``training_step`` would not be the defense's, and one with two defenses.
 
-    Args:
-        cls: a new subclass of ``root``.
-        root: the base of all defenses, whose ``training_step`` has to be the one that trains.
-
-    Raises:
-        TypeError: the module comes before the defense, or there are two defenses.
-
-    Warns:
-        A subclass of a hardened class has a ``training_step`` of its own that does not call the defense's.
+    A subclass of a hardened class whose own ``training_step`` does not call the defense's is warned about.
     """
+    refuse_pytorch_lightning(cls)
     if not issubclass(cls, LightningModule):
         return
     order = cls.__mro__
-    mixins = mixins_of(cls, root)
+    mixins = [base for base in order if issubclass(base, root) and not issubclass(base, LightningModule)]
     # A defense that another one inherits from is part of it.
     leaves = [base for base in mixins if not any(other is not base and issubclass(other, base) for other in mixins)]
     if len(leaves) > 1:
@@ -150,12 +139,9 @@ def check_bases(cls: type, root: type) -> None:
 
 
 def free_step(module: LightningModule) -> None:
-    """Remove compiled steps from a module whose class is about to change with its defense.
+    """Remove the compiled steps of its old class from a module that was fitted as ``torch.compile(module)``.
 
-    A module that was fitted as ``torch.compile(module)`` has compiled steps of its old class as attributes.
-
-    Raises:
-        MisconfigurationException: the user has set a ``training_step`` on the object.
+    A ``training_step`` that the user has set on the object is an error.
     """
     own = vars(module)
     if drop_compiled_steps(module):

@@ -1,0 +1,134 @@
+"""Audits as the commands run them: with progress, and with shadow models where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+from tqdm.auto import tqdm
+
+from lightning_cwrf.auditing import AuditResult, audit
+from lightning_cwrf.commands.base import UsageError
+from lightning_cwrf.commands.loading import SILENT, Loaded
+from lightning_cwrf.commands.objects import Named
+from lightning_cwrf.commands.training import make_trainer, trainer_mapping
+from lightning_cwrf.data import Batches
+from lightning_cwrf.data.sampling import support
+from lightning_cwrf.recipes import ShadowRecipe
+from lightning_cwrf.shadows import ShadowOutputs, train_shadows
+
+
+def add_shadow_options(parser: Any) -> None:
+    """``--shadows``, ``--training`` and ``--population``."""
+    parser.add_argument(
+        "--shadows", type=int, default=0, help="shadow models for LiRA and RMIA, even, better 8 or more; 0: none"
+    )
+    parser.add_argument(
+        "--training",
+        type=dict[str, Any],
+        default={},
+        help="the Trainer of the first training, which shadow models repeat: --training.max_epochs 100",
+    )
+    parser.add_argument("--population", type=Named, help="further data that no model is trained on, for RMIA")
+
+
+@dataclass
+class ShadowPlan:
+    """How shadow models are trained for the finished model; those of a hardening go on from them."""
+
+    recipe: ShadowRecipe
+    pool: Dataset[Any]
+    population: Batches | None
+    n: int
+    store: Path
+    seed: int
+
+    def train(self, recipe: ShadowRecipe | None = None, base: ShadowOutputs | None = None) -> ShadowOutputs:
+        """The shadow models of the finished model, or of a hardening by ``recipe``."""
+        population: Any = self.population
+        if isinstance(population, DataLoader):
+            population = population.dataset
+        return train_shadows(
+            self.recipe if recipe is None else recipe,
+            self.pool,
+            self.n,
+            population=population,
+            store=self.store,
+            base=base,
+            keep_weights=base is None,
+            seed=self.seed,
+        )
+
+
+def shadow_plan(loaded: Loaded, store: Path) -> ShadowPlan | None:
+    """The shadow models that the options ask for; None: none.
+
+    Raises:
+        UsageError: their training cannot be repeated.
+    """
+    options = loaded.options
+    if options.shadows == 0:
+        return None
+    if options.shadows < 4 or options.shadows % 2:
+        raise UsageError(f"--shadows must be an even number of at least 4, or 0, not {options.shadows}.")
+    if "max_epochs" not in options.training:
+        raise UsageError(
+            "--shadows trains models as yours was trained first: pass the arguments of that Trainer, at least "
+            "--training.max_epochs."
+        )
+    if not isinstance(loaded.members, DataLoader):
+        raise UsageError("--shadows needs the training loader: pass --members a split, or a data set and --batch_size.")
+    arguments = {**SILENT, "accelerator": options.accelerator, **trainer_mapping("training", options.training)}
+    trainer = make_trainer(arguments, [])
+    try:
+        recipe = ShadowRecipe.like(trainer, loaded.model, loader=loaded.members)
+    except ValueError as error:
+        raise UsageError(f"--shadows: {error}") from error
+    pool: Dataset[Any] = ConcatDataset([_examples(data, name) for name, data in loaded.audited.items()])
+    return ShadowPlan(recipe, pool, loaded.data("population"), options.shadows, store, options.seed)
+
+
+def hardened_recipe(trainer: Trainer, model: LightningModule) -> ShadowRecipe:
+    """The recipe of a fine-tuning that has just ended."""
+    return ShadowRecipe.like(trainer, model)
+
+
+def audited(
+    loaded: Loaded, model: LightningModule, name: str, shadows: ShadowOutputs | None = None, **settings: Any
+) -> AuditResult:
+    """Audit one model on the members and non-members, with a progress bar over its batches."""
+    model = model.to(loaded.device)
+    with _progress(model, f"audit of {name}"):
+        sides = loaded.audited
+        return audit(
+            model,
+            members=sides["members"],
+            nonmembers=sides["nonmembers"],
+            shadows=shadows,
+            seed=loaded.options.seed,
+            **settings,
+        )
+
+
+@contextmanager
+def _progress(model: LightningModule, text: str) -> Iterator[None]:
+    with tqdm(desc=text, unit="batch", leave=False) as bar:
+        handle = model.register_forward_hook(lambda *_: bar.update() and None)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _examples(data: Batches, name: str) -> Dataset[Any]:
+    """The examples of a loader or data set, one by one."""
+    loader = data if isinstance(data, DataLoader) else DataLoader(data) if isinstance(data, Dataset) else None
+    if loader is None or isinstance(loader.dataset, IterableDataset):
+        raise UsageError(f"--shadows needs --{name} as a map-style data set or a loader of one.")
+    places = support(loader).places
+    return Subset(loader.dataset, list(places))

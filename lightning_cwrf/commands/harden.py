@@ -1,0 +1,196 @@
+"""``cwrf harden``: rewind the most vulnerable weights of a finished model, fine-tune it, and measure both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch.utils.data import DataLoader
+
+from lightning_cwrf.auditing import AuditResult
+from lightning_cwrf.callbacks import CriticalRewindCallback, DefenseCallback
+from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, audited, hardened_recipe, shadow_plan
+from lightning_cwrf.commands.base import FAILED, Command, Job, UsageError, check_outputs
+from lightning_cwrf.commands.check import CheckJob, check_job
+from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
+from lightning_cwrf.commands.loading import MODEL_OBJECTS, add_model_options
+from lightning_cwrf.commands.training import (
+    add_training_options,
+    cwrf_callbacks,
+    explain_defenses,
+    make_trainer,
+    trainer_arguments,
+)
+from lightning_cwrf.data import Batches
+from lightning_cwrf.report import comparison_table, write_report
+from lightning_cwrf.shadows import ShadowOutputs
+
+_EXPLAINED = """It checks first (as `cwrf check`) and stops at an error. Then it audits the finished model, scores its
+weights, rewinds the share --rate of them to their values from before training and freezes them, fine-tunes the
+rest with the loss of --defense, and audits the result. Written to --out: hardened.ckpt, which your own class loads
+(load_from_checkpoint), mask.safetensors, finished.json and hardened.json (the audits), report.html.
+
+examples:
+  cwrf harden --model mine.Net --data mine.Data --checkpoint finished.ckpt --vanilla init.safetensors --out hardened
+  cwrf harden --config harden.yaml --defense relaxloss --defense.alpha 0.5 --rate 0.05 --control
+  cwrf harden --config harden.yaml --shadows 16 --training.max_epochs 100
+
+The loss attack alone is weak: --shadows adds LiRA and RMIA, against models that went through the same hardening. And
+most of the effect may come from the fine-tuning, not from the rewinding: --control shows how much."""
+
+
+@dataclass
+class HardenJob(Job):
+    checking: CheckJob
+    make_callbacks: Callable[[], list[Callback]]
+    arguments: dict[str, Any]
+    gates: list[Gate]
+    shadows: ShadowPlan | None
+    out: Path
+    validation: Batches | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    results: dict[str, AuditResult] = field(default_factory=dict)
+
+    def plan(self) -> list[str]:
+        options = self.checking.loaded.options
+        lines = ["check the model and the data, and stop at an error"]
+        if self.shadows is not None:
+            lines.append(f"train {self.shadows.n} shadow models for each audit, kept in {self.shadows.store}")
+        lines.append(f"audit the finished model of {options.checkpoint}")
+        epochs = f"fine-tune {options.max_epochs} epochs with {self.checking.defense}"
+        if options.control:
+            lines.append(f"control: {epochs}, nothing rewound; audit it")
+        lines.append(f"score the weights in {options.steps} steps, rewind and freeze {options.rate:.2%} of them")
+        return [*lines, f"{epochs}; audit the result", *(f"write {path}" for path in outputs(self.out, options))]
+
+    def run(self) -> int:
+        loaded = self.checking.loaded
+        options = loaded.options
+        report = self.checking.preflight()
+        print(report, flush=True)
+        if not report.ok:
+            print("\nstopped at the errors above; nothing was trained or written.")
+            return FAILED
+        base = None if self.shadows is None else self.shadows.train()
+        self._keep("finished", audited(loaded, loaded.model, "the finished model", base), 0.0)
+        if options.control:
+            control = loaded.again()
+            began = time.perf_counter()
+            trainer = self._fit(control, [DefenseCallback(self._defense)])
+            self._audit("control, r = 0", "control", control, trainer, base, began)
+        callbacks = self.make_callbacks()
+        hardened, began = loaded.model, time.perf_counter()
+        trainer = self._fit(hardened, [*callbacks, DefenseCallback(self._defense)])
+        self.out.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(self.out / "hardened.ckpt")
+        rewind = next(each for each in callbacks if isinstance(each, CriticalRewindCallback))
+        assert rewind.mask is not None
+        rewind.mask.save(self.out / "mask.safetensors")
+        self._audit(f"hardened, r = {options.rate:g}", "hardened", hardened, trainer, base, began)
+        return self._conclude()
+
+    @property
+    def _defense(self) -> Any:
+        return self.checking.defense
+
+    def _fit(self, model: LightningModule, callbacks: list[Callback]) -> Trainer:
+        seed_everything(self.checking.loaded.options.seed, workers=True, verbose=False)
+        trainer = make_trainer(self.arguments, callbacks)
+        trainer.fit(model, self.checking.loaded.members, self.validation)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        return trainer
+
+    def _audit(
+        self,
+        name: str,
+        file: str,
+        model: LightningModule,
+        trainer: Trainer,
+        base: ShadowOutputs | None,
+        began: float,
+    ) -> None:
+        spent = time.perf_counter() - began
+        shadows = None if self.shadows is None else self.shadows.train(hardened_recipe(trainer, model), base)
+        self._keep(name, audited(self.checking.loaded, model, name, shadows), spent, file)
+
+    def _keep(self, name: str, result: AuditResult, seconds: float, file: str | None = None) -> None:
+        self.results[name], self.seconds[name] = result, seconds
+        result.save(self.out / f"{file or name}.json")
+
+    def _conclude(self) -> int:
+        options = self.checking.loaded.options
+        print("\n" + comparison_table(self.results, self.seconds))
+        if not options.control:
+            print("How much of this is the fine-tuning alone is not known: run it with --control too.")
+        write_report(
+            self.results,
+            self.out / "report.html",
+            mask=self.out / "mask.safetensors",
+            seconds=self.seconds,
+            overwrite=True,
+        )
+        print(f"\nsaved {', '.join(map(str, outputs(self.out, options)))}")
+        code, lines = judged(self.gates, list(self.results.values())[-1], options.judge)
+        if lines:
+            print("\n" + "\n".join(lines))
+        return code
+
+
+def outputs(out: Path, options: Any) -> list[Path]:
+    """The files that a hardening writes."""
+    names = ["hardened.ckpt", "mask.safetensors", "finished.json", "hardened.json"]
+    names += ["control.json"] if options.control else []
+    return [out / name for name in [*names, "report.html"]]
+
+
+class HardenCommand(Command):
+    name = "harden"
+    summary = "Make a finished model safer: rewind its most vulnerable weights, fine-tune it, audit before and after."
+    objects = (*MODEL_OBJECTS, "reference", "defense", "population", "validation")
+
+    def explain(self) -> str:
+        return f"{_EXPLAINED}\n\n{explain_defenses()}\n\n{explain_gate()}"
+
+    def add_options(self, parser: Any) -> None:
+        add_model_options(parser)
+        add_training_options(parser)
+        parser.add_argument("--validation", type=str | dict[str, Any] | None, help="data for your validation_step")
+        parser.add_argument("--out", type=str, default="hardened", help="folder for everything that is written")
+        parser.add_argument(
+            "--control",
+            action="store_true",
+            help="also fine-tune without rewinding, and put it into the table: what rewinding itself adds. It costs a "
+            "second fine-tuning, so it is off by default",
+        )
+        add_shadow_options(parser)
+        add_gate_options(parser)
+
+    def prepare(self, options: Any) -> HardenJob:
+        if options.checkpoint is None:
+            raise UsageError("--checkpoint is missing: pass the file of the finished weights.")
+        out = Path(options.out)
+        if out.is_file():
+            raise UsageError(f"--out {out} is a file; name a folder.")
+        check_outputs(outputs(out, options), options.overwrite)
+        attacks = ["loss", "lira", "rmia"] if options.shadows else ["loss"]
+        gates = parse_gates(options.fail_above, options.judge, attacks)
+        checking = check_job(options)
+        loaded = checking.loaded
+        if not isinstance(loaded.members, DataLoader) and not hasattr(loaded.members, "__iter__"):
+            raise UsageError("--members is a data set without a loader: pass --batch_size for the fine-tuning.")
+        reference = loaded.data("reference")
+        if reference is None:
+            raise UsageError("--reference is missing: name data that the model never saw.")
+
+        def callbacks() -> list[Callback]:
+            return cwrf_callbacks(options, reference, loaded.plain, checking.vanilla)
+
+        callbacks()  # they check their settings
+        shadows = shadow_plan(loaded, out / "shadows")
+        arguments = {"default_root_dir": str(out), **trainer_arguments(options)}
+        return HardenJob(checking, callbacks, arguments, gates, shadows, out, loaded.data("validation"))

@@ -1,0 +1,129 @@
+"""The options of a hardening: scoring, rewinding, defense and Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from lightning_cwrf.callbacks import (
+    CriticalRewindCallback,
+    DefenseCallback,
+    GradientMaskCallback,
+    PrivacyScoringCallback,
+)
+from lightning_cwrf.commands.base import UsageError
+from lightning_cwrf.commands.loading import SILENT, Loaded
+from lightning_cwrf.commands.objects import Named, checked_arguments, one_line, path_and_arguments
+from lightning_cwrf.data import Batches
+from lightning_cwrf.defenses import Defense, available_defenses, create_defense, defense_class
+
+_KEPT = ("callbacks", "devices", "num_nodes", "strategy", "accelerator")
+
+
+def add_training_options(parser: Any) -> None:
+    """Reference data, vanilla weights, and how to score, rewind and fine-tune."""
+    parser.add_argument("--reference", type=Named, default="val", help="other data that it never saw, for the scoring")
+    parser.add_argument(
+        "--vanilla",
+        type=str,
+        help="the weights from before training: a file (VanillaSnapshotCallback writes one), 'redraw', or the import "
+        "path of a function that returns the untrained module",
+    )
+    parser.add_argument("--rate", type=float, default=0.03, help="r, the share of the weights to rewind (0.01 to 0.10)")
+    parser.add_argument("--lam", type=float, default=0.7, help="λ of the scoring (0.9 for 100 classes)")
+    parser.add_argument("--steps", type=int, default=30, help="of the scoring")
+    parser.add_argument(
+        "--defense",
+        type=Named,
+        default="relaxloss",
+        help=f"the loss of the fine-tuning: {', '.join(available_defenses())}; --defense.alpha 0.5 sets a setting",
+    )
+    parser.add_argument("--max_epochs", type=int, default=40, help="of the fine-tuning")
+    parser.add_argument(
+        "--trainer",
+        type=dict[str, Any],
+        default={},
+        help="further arguments of the Trainer: --trainer.gradient_clip_val 1.0",
+    )
+
+
+def explain_defenses() -> str:
+    """The defenses and their settings, as they are registered now."""
+    lines = []
+    for name in available_defenses():
+        cls = defense_class(name)
+        settings = ", ".join(each for each in cls.__dataclass_fields__ if not each.startswith("_"))  # type: ignore[attr-defined]
+        lines.append(f"  {name:<28} {settings or '-'}")
+    return "\n".join(["defenses and their settings:", *lines])
+
+
+def defense_of(options: Any, loaded: Loaded) -> Defense:
+    """The defense with its settings; data settings are splits or import paths."""
+    name, settings = path_and_arguments("defense", options.defense, options.defense_args)
+    try:
+        data = defense_class(name).data_names()
+        for each in data:
+            if isinstance(settings.get(each), (str, dict)):
+                path, arguments = path_and_arguments(f"defense.{each}", settings[each], {})
+                settings[each] = loaded.source.named(f"defense.{each}", path, arguments)
+        if isinstance(settings.get("on"), str):
+            settings["on"] = create_defense(settings["on"])
+        return create_defense(name, **settings)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--defense {name}: {one_line(error)}") from error
+
+
+def cwrf_callbacks(options: Any, reference: Batches, members: Batches | None, vanilla: Any) -> list[Callback]:
+    """Scoring, rewinding and freezing."""
+    if vanilla is None:
+        raise UsageError(
+            "--vanilla is missing: pass the weights from before training (a file of VanillaSnapshotCallback), or "
+            "'redraw' to draw new ones."
+        )
+    return [
+        PrivacyScoringCallback(reference, vanilla, lam=options.lam, steps=options.steps, members=members),
+        CriticalRewindCallback(rate=options.rate),
+        GradientMaskCallback(),
+    ]
+
+
+def defense_callback(defense: Defense) -> DefenseCallback:
+    return DefenseCallback(defense)
+
+
+def trainer_arguments(options: Any) -> dict[str, Any]:
+    """The arguments of the fine-tuning's Trainer."""
+    given = dict(options.trainer)
+    if "max_epochs" in given:
+        raise UsageError("--trainer.max_epochs: pass --max_epochs instead.")
+    if options.max_epochs < 1:
+        raise UsageError(f"--max_epochs must be at least 1, not {options.max_epochs}.")
+    return {
+        "accelerator": options.accelerator,
+        "max_epochs": options.max_epochs,
+        "num_sanity_val_steps": 0,
+        **SILENT,
+        **trainer_mapping("trainer", given),
+    }
+
+
+def trainer_mapping(option: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a Trainer, checked; those that the command itself sets are errors."""
+    ours = [name for name in _KEPT if name in given]
+    if ours:
+        told = " (pass --accelerator)" if "accelerator" in ours else ""
+        raise UsageError(
+            f"--{option}: {', '.join(ours)} cannot be set here{told}: the command trains on one device with its own "
+            "callbacks. For more, write the fit with the callbacks of the package."
+        )
+    return checked_arguments(option, Trainer, given)
+
+
+def make_trainer(arguments: dict[str, Any], callbacks: Sequence[Callback]) -> Trainer:
+    """A Trainer for one device."""
+    try:
+        return Trainer(devices=1, callbacks=list(callbacks), **arguments)
+    except Exception as error:
+        raise UsageError(f"--trainer: {one_line(error)}") from error

@@ -1,0 +1,170 @@
+"""A finished model as a file to give away: its weights, a model card, and nothing of its training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import LightningModule
+
+from lightning_cwrf._version import __version__
+from lightning_cwrf.auditing import AuditResult
+from lightning_cwrf.auditing.tables import markdown_table, markdown_text
+from lightning_cwrf.callbacks.common import OncePerModule
+from lightning_cwrf.callbacks.defense import defense_of
+from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
+from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
+from lightning_cwrf.checks import check_flag
+from lightning_cwrf.defenses.base import own_hparams
+from lightning_cwrf.files import replacing, save_tensors
+from lightning_cwrf.lightning_private import trainer_of
+from lightning_cwrf.report.sections import LIMITS
+from lightning_cwrf.trainers import callbacks_of
+from lightning_cwrf.weights.copies import tensors_of
+
+_OURS = "lightning_cwrf"
+
+
+def export(
+    model: LightningModule,
+    path: str | PathLike[str],
+    *,
+    audit: AuditResult | None = None,
+    title: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model without anything that its training left beside the weights, and a model card in Markdown.
+
+    A checkpoint of a hardening also holds the optimizer's state, the mask of the rewound weights, and digests of the
+    reference data. An export does not. The card says how the model was hardened, as far as its last Trainer knows,
+    what an audit found, and what that does not show.
+
+    Args:
+        model: as it is after the fit; a defense that is attached to it is left out.
+        path: ``….safetensors`` for the weights alone, or ``….ckpt`` for a Lightning checkpoint that
+            ``load_from_checkpoint`` reads, with the module's hyper-parameters. The card is beside it, ``….md``.
+        audit: for the card. An audit of this package holds scores of single members; the card has only its table.
+        title: of the card. Default: the name of the class.
+        overwrite: replace existing files.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        TypeError: no LightningModule, or no AuditResult.
+        ValueError: another suffix; or safetensors, of a model whose state dict holds more than tensors.
+        FileExistsError: a file exists, and ``overwrite`` is False.
+
+    >>> from tempfile import mkdtemp
+    >>> from lightning.pytorch.demos.boring_classes import BoringModel
+    >>> path = export(BoringModel(), Path(mkdtemp()) / "model.safetensors")
+    >>> print(path.with_suffix(".md").read_text().splitlines()[0])
+    # BoringModel
+    """
+    if not isinstance(model, LightningModule):
+        raise TypeError(f"export takes a LightningModule, not {type(model).__name__}.")
+    if audit is not None and not isinstance(audit, AuditResult):
+        raise TypeError(f"audit must be an AuditResult, not {type(audit).__name__}.")
+    check_flag("overwrite", overwrite)
+    path = Path(path)
+    if path.suffix not in _WRITERS:
+        raise ValueError(f"the file must end with {' or '.join(_WRITERS)}, not {path.suffix!r}.")
+    card = path.with_suffix(".md")
+    existing = [str(each) for each in (path, card) if each.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{' and '.join(existing)} exist; pass overwrite=True to replace them.")
+    _WRITERS[path.suffix](model, path)
+    with replacing(card) as part:
+        part.write_text(_card(model, path, audit, title or _class_of(model).__name__), encoding="utf-8")
+    return path
+
+
+def _write_tensors(model: LightningModule, path: Path) -> None:
+    tensors, state = tensors_of(model), model.state_dict()
+    if tensors.keys() != state.keys():
+        more = ", ".join(sorted(state.keys() - tensors.keys())[:5])
+        raise ValueError(f"the model's state dict holds more than tensors ({more}); export it as ….ckpt.")
+    save_tensors(tensors, path, "pt")  # the format that other programs expect to be named
+
+
+def _write_checkpoint(model: LightningModule, path: Path) -> None:
+    trainer = trainer_of(model)
+    checkpoint: dict[str, Any] = {
+        # Readers of vanilla weights recognise a trained model by these.
+        "epoch": 0 if trainer is None else trainer.current_epoch,
+        "global_step": 0 if trainer is None else trainer.global_step,
+        "pytorch-lightning_version": pl.__version__,
+        "state_dict": {name: _on_cpu(value) for name, value in model.state_dict().items()},
+    }
+    if hparams := own_hparams(model):
+        checkpoint[model.CHECKPOINT_HYPER_PARAMS_KEY] = dict(hparams)
+    model.on_save_checkpoint(checkpoint)  # what the class itself needs to be loaded
+    own = {name: value for name, value in checkpoint.items() if not name.startswith(_OURS)}
+    with replacing(path) as part:
+        torch.save(own, part)
+
+
+_WRITERS: dict[str, Callable[[LightningModule, Path], None]] = {
+    ".safetensors": _write_tensors,
+    ".ckpt": _write_checkpoint,
+}
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _class_of(model: LightningModule) -> type:
+    """The user's class."""
+    return getattr(type(model), "_attached_to", type(model))
+
+
+def _card(model: LightningModule, path: Path, audit: AuditResult | None, title: str) -> str:
+    kind = _class_of(model)
+    weights = sum(p.numel() for p in model.parameters())
+    lines = [
+        f"# {markdown_text(title)}",
+        "",
+        f"`{kind.__module__}.{kind.__qualname__}`, {weights:,} weights, in `{path.name}`. Written by lightning_cwrf "
+        f"{__version__}, with torch {torch.__version__} and lightning {pl.__version__}.",
+        "",
+        "## How it was hardened",
+        "",
+        *_recipe(model),
+        "",
+        "## What an audit found",
+        "",
+        audit.to_markdown() if audit is not None else "No audit was given for this card.",
+        "",
+        "## What this does not show",
+        "",
+        *(f"- {limit}" for limit in LIMITS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _recipe(model: LightningModule) -> list[str]:
+    trainer = trainer_of(model)
+    rows = [["setting", "value"]]
+    for callback in [] if trainer is None else callbacks_of(trainer, PrivacyScoringCallback, CriticalRewindCallback):
+        rows += _settings(callback)
+    defense = defense_of(model)
+    if defense is not None:
+        rows += [[f"defense: {name}", str(value)] for name, value in defense.named().items()]
+    if len(rows) == 1:
+        return ["Nothing is known: the model's last Trainer had no callback of CWRF, and no defense."]
+    return [*markdown_table(rows), "", "The guarantee of a defense, if it has one, is on the page of that defense."]
+
+
+def _settings(callback: OncePerModule) -> list[list[str]]:
+    name = "scoring" if isinstance(callback, PrivacyScoringCallback) else "rewinding"
+    done: Mapping[str, Any] = callback.done_with or {}
+    rows = [[f"{name}: {key}", str(value)] for key, value in done.items() if value is not None]
+    mask = getattr(callback, "mask", None)
+    if mask is not None:
+        rows.append(["rewound and held", f"{mask.count:,} of {mask.total:,} weights"])
+    return rows

@@ -1,0 +1,136 @@
+"""Rules about the model: outputs, what is trainable, vanilla weights, layers, strategy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_cwrf.callbacks import GradientMaskCallback
+from lightning_cwrf.callbacks.common import refuse_moved_weights, refuse_sharding
+from lightning_cwrf.classification import check_no_probabilities, classification_step
+from lightning_cwrf.defenses import DPSGD
+from lightning_cwrf.defenses.dpsgd.layers import unsupported_layers
+from lightning_cwrf.outputs import evaluating
+from lightning_cwrf.preflight.findings import Finding, attempt
+from lightning_cwrf.preflight.subject import Subject
+from lightning_cwrf.weights.descent import trainable_parameters
+from lightning_cwrf.weights.scores import learnability_scores
+from lightning_cwrf.weights.vanilla import load_vanilla
+
+_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+def outputs(subject: Subject) -> tuple[list[Finding], int | None]:
+    """Whether the outputs are logits, and the number of classes; None where there are no valid outputs."""
+    seen: dict[str, Tensor] = {}
+
+    def rule() -> str:
+        with evaluating(subject.model):
+            logits, _ = classification_step(subject.model, subject.batch)
+            again, _ = classification_step(subject.model, subject.batch)
+        check_no_probabilities(logits, "the first batch")
+        seen["logits"] = logits
+        if not torch.equal(logits, again):
+            raise ValueError(
+                "the model gives other outputs each time for the same inputs, in eval mode too: attacks look weaker "
+                "than they are. Is there a dropout without training=self.training?"
+            )
+        return f"logits {tuple(logits.shape)}, from {float(logits.min()):.3g} to {float(logits.max()):.3g}"
+
+    found = attempt("outputs", rule)
+    return found, int(seen["logits"].shape[1]) if seen else None
+
+
+def trainable(subject: Subject) -> list[Finding]:
+    """How many weights count, and whether the loss reaches them."""
+
+    def rule() -> str:
+        weights = trainable_parameters(subject.model)
+        every = sum(p.numel() for p in subject.model.parameters())
+        scores = learnability_scores(subject.model, [subject.batch], steps=1)
+        reached = sum(score.numel() for score in scores.values())
+        count = sum(p.numel() for p in weights.values())
+        return f"{count:,} of {every:,} weights are trainable, and the loss reaches {reached:,}"
+
+    return attempt("trainable", rule)
+
+
+def vanilla(subject: Subject) -> list[Finding]:
+    """Whether the vanilla weights fit the model, and differ from its own."""
+    source = subject.vanilla
+    if source is None:
+        return [
+            Finding(
+                "vanilla",
+                "warning",
+                "no vanilla weights (those from before training) are given.",
+                'Pass vanilla=, the file of VanillaSnapshotCallback, or "redraw".',
+            )
+        ]
+
+    def rule() -> str:
+        weights = load_vanilla(source, subject.model)
+        own = {n: p for n, p in trainable_parameters(subject.model).items() if n in weights}
+        moved = sum(int((p.detach().cpu() != weights[n].to(p.dtype)).sum()) for n, p in own.items())
+        if not moved:
+            raise ValueError(
+                "the vanilla weights are the model's own current weights: the model is untrained, or its finished "
+                "weights were not loaded. Load them, or pass the weights from before training."
+            )
+        return f"they fit; {moved:,} of {sum(p.numel() for p in own.values()):,} trainable weights have moved"
+
+    return attempt("vanilla", rule)
+
+
+def layers(subject: Subject) -> list[Finding]:
+    """Layers that DP-SGD refuses: an error where it is the defense."""
+    wrong = unsupported_layers(subject.model)
+    private = isinstance(subject.defense, DPSGD)
+    if not wrong:
+        return [Finding("layers", "ok", "every layer can be trained with DP-SGD")]
+    listed = "; ".join(f"{name} ({reason})" for name, reason in list(wrong.items())[:3])
+    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    told = f"DP-SGD refuses {len(wrong)} layers: {listed}{more}."
+    if private and not (subject.defense is not None and subject.defense.settings.get("fix")):
+        return [Finding("layers", "error", told, "Replace them (BatchNorm by GroupNorm), or pass fix=True.")]
+    return [Finding("layers", "ok", f"{told} Other defenses take them.")]
+
+
+def transfer_hooks(subject: Subject) -> list[Finding]:
+    """Hooks of the module that change batches: the Trainer runs them, ``audit`` does not."""
+    kind = type(subject.model)
+    own = [name for name in _HOOKS if getattr(kind, name, None) is not getattr(LightningModule, name)]
+    if not own or not isinstance(subject.model, LightningModule):
+        return []
+    return [
+        Finding(
+            "transfer hooks",
+            "warning",
+            f"{kind.__name__} has {', '.join(own)}: callbacks apply such hooks, but an audit of a finished model reads "
+            "the data without them.",
+            "Do the same in forward, or in classification_step.",
+        )
+    ]
+
+
+def strategy(subject: Subject) -> list[Finding]:
+    """Whether masks can follow the weights under this Trainer's strategy."""
+    trainer: Any = subject.trainer
+    if trainer is None:
+        return []
+
+    def rule() -> str:
+        callback = GradientMaskCallback()
+        refuse_sharding(trainer, callback)
+        refuse_moved_weights(trainer, callback)
+        return _devices(trainer)
+
+    return attempt("devices", rule)
+
+
+def _devices(trainer: Trainer) -> str:
+    kind = type(trainer.strategy).__name__
+    return f"{kind} on {trainer.num_devices} x {trainer.strategy.root_device.type}, precision {trainer.precision}"

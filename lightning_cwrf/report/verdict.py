@@ -1,0 +1,236 @@
+"""What audits say, in plain sentences that follow from the numbers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from lightning_cwrf.attacks.base import ATTACKS
+from lightning_cwrf.auditing import FPR, AuditResult, Estimate
+from lightning_cwrf.auditing.tables import percent
+from lightning_cwrf.metrics import Interval
+from lightning_cwrf.metrics.functional import resolvable_auc
+from lightning_cwrf.report.table import MODEL_ROWS, attack_name, attacks_in, compared
+
+_TPR = f"tpr_at_fpr_{FPR:g}"
+_TESTED = ("auroc", _TPR)
+
+
+class Verdict(NamedTuple):
+    """What one audit says: ``level`` is "found", "not found" or "unknown"."""
+
+    level: str
+    headline: str
+    details: list[str]
+
+
+def verdict(result: AuditResult) -> Verdict:
+    """Whether any attack tells members from non-members, and how well the strongest one does."""
+    if not result.estimates:
+        return Verdict("unknown", "No attack could run: this audit says nothing about the model.", [])
+    found = _found(result)
+    details = [*_strongest(result), *_above_all(result)]
+    if found:
+        return Verdict(
+            "found",
+            f"Members can be told from non-members: {_listed(found)} beat{'s' * (len(found) == 1)} guessing.",
+            details,
+        )
+    if below := result.below_chance():
+        return Verdict(
+            "unknown",
+            f"{_listed(below)} did worse than guessing, which no real attack should: until that is explained (see the "
+            "notes), this audit says nothing about the model.",
+            details,
+        )
+    return Verdict(
+        "not found", "No attack that ran could be told from guessing. Another attack may do better.", details
+    )
+
+
+def direction(before: Estimate | None, after: Estimate | None) -> str:
+    """What two intervals allow to say: "lower", "higher", "no difference shown" or "cannot be compared"."""
+    if before is None or after is None:
+        return "cannot be compared"
+    if any(math.isnan(number) for each in (before, after) for number in (each.value, *each.interval)):
+        return "cannot be compared"
+    if after.interval.high < before.interval.low:
+        return "lower"
+    if after.interval.low > before.interval.high:
+        return "higher"
+    return "no difference shown"
+
+
+def change(before: AuditResult, after: AuditResult) -> str:
+    """Which measures of a second model are lower or higher than the first's: the attacks', then the model's own."""
+    rows = [(label, direction(*pair)) for label, pair in compared([before, after])]
+    own = set(MODEL_ROWS.values())
+    attacks = _told([row for row in rows if row[0] not in own], "measures of attacks", others=True)
+    return " ".join([*attacks, *_told([row for row in rows if row[0] in own], "measures of the model", others=False)])
+
+
+def _told(rows: list[tuple[str, str]], what: str, *, others: bool) -> list[str]:
+    """A sentence from labels and directions; ``others``: also of overlaps beside differences."""
+    words: dict[str, list[str]] = {}
+    for label, word in rows:
+        words.setdefault(word, []).append(label)
+    parts = [f"{_joined(words[word])} {_is(words[word])} {word}" for word in ("lower", "higher") if word in words]
+    if (same := words.get("no difference shown")) and (others or not parts):
+        some = f"the other {what}" if parts else f"all {what}"
+        parts.append(f"for {some if len(same) > 1 else same[0]} the intervals overlap")
+    if lost := words.get("cannot be compared"):
+        parts.append(f"{_joined(lost)} cannot be compared")
+    text = "; ".join(parts)
+    return [f"{text[0].upper()}{text[1:]}."] if text else []
+
+
+def same_examples(first: AuditResult, other: AuditResult) -> bool:
+    """Whether two audits can be of the same examples: as many members and non-members, of the same classes."""
+    return torch.equal(first.is_member, other.is_member) and torch.equal(first.targets, other.targets)
+
+
+def blind_spots(results: Mapping[str, AuditResult]) -> list[str]:
+    """What the attacks could not have seen: the resolution of the samples, and attacks that did not run."""
+    every = list(results.values())
+    lines = list(dict.fromkeys(_resolution(result) for result in every))
+    ran = attacks_in(every)
+    if ran:
+        lines.append(f"Attacks that ran: {_listed(ran)}.")
+    failed = list(dict.fromkeys(name for result in every for name in result.failures))
+    if failed:
+        lines.append(f"Attacks that did not run, at least on one model: {_listed(failed)}. The notes say why.")
+    known = [attack for attack in ran if attack in ATTACKS.names()]
+    shadows = [attack for attack in known if any(need.startswith("shadow") for need in ATTACKS.find(attack).needs)]
+    if shadows:
+        lines.append(
+            f"{_listed(shadows)} compared the model with shadow models. The numbers hold for an attacker with such "
+            "shadow models: other or more of them may do better."
+        )
+    elif len(known) == len(ran):
+        lines.append(
+            "No attack with shadow models ran. Those are usually the strongest, at low false positive rates above "
+            "all: read these numbers as those of a weak attacker."
+        )
+    return lines
+
+
+def rule(results: Mapping[str, AuditResult]) -> list[str]:
+    """By which tests a verdict says that an attack beats guessing."""
+    lines = []
+    for result in results.values():
+        tests = len(_tests(result))
+        if tests:
+            whole = percent(1 - result.confidence)
+            lines.append(
+                f"An attack beats guessing here if its AUC or its TPR at {percent(FPR)} FPR has p ≤ "
+                f"{_level(result):.2g}: that is {whole} divided by {tests} tests, so that all of them together raise a "
+                f"false alarm in at most {whole} of audits."
+            )
+    return list(dict.fromkeys(lines))
+
+
+def reference_points(results: Mapping[str, AuditResult]) -> list[list[str]]:
+    """AUCs to compare with, from each audit's own numbers: rows of what they mean and the value for each model."""
+    gaps = []
+    for result in results.values():
+        train, test = (result.model_metrics[f"{side}_accuracy"].value for side in ("train", "test"))
+        gaps.append(f"{(1 + train - test) / 2:.3f}")
+    least = [_least_auc(result) for result in results.values()]
+    return [
+        ["guessing", *("0.500" for _ in results)],
+        ["saying “member” wherever the model is right, which needs no attack", *gaps],
+        ["the smallest that one test can tell from guessing", *(f"{e:.3f}" if e <= 1 else "none" for e in least)],
+        ["every member recognised", *("1.000" for _ in results)],
+    ]
+
+
+def _found(result: AuditResult) -> list[str]:
+    """The attacks that beat guessing."""
+    level = _level(result)
+    return list(dict.fromkeys(attack for attack, metric, e in _tests(result) if _beats_chance(metric, e, level)))
+
+
+def _level(result: AuditResult) -> float:
+    """The p-value of each test at which all together have the audit's confidence (Bonferroni)."""
+    return (1 - result.confidence) / max(len(_tests(result)), 1)
+
+
+def _tests(result: AuditResult) -> list[tuple[str, str, Estimate]]:
+    return [
+        (attack, metric, found[metric])
+        for attack, found in result.estimates.items()
+        for metric in _TESTED
+        if metric in found
+    ]
+
+
+def _beats_chance(metric: str, estimate: Estimate, level: float) -> bool:
+    if estimate.p_value is not None:
+        return estimate.p_value <= level
+    return estimate.interval.low > (0.5 if metric == "auroc" else FPR)
+
+
+def _strongest(result: AuditResult) -> list[str]:
+    """The highest AUC in words."""
+    aucs = {a: e["auroc"] for a, e in result.estimates.items() if "auroc" in e and math.isfinite(e["auroc"].value)}
+    if not aucs:
+        return ["No attack has an AUC that is a number."]
+    attack = max(aucs, key=lambda name: aucs[name].value)
+    best = aucs[attack]
+    return [
+        f"Highest AUC: {attack_name(attack)}. Of one member and one non-member, it ranks the member higher in "
+        f"{100 * best.value:.1f}% of cases{_bounds(best.interval)}; guessing does so in 50%."
+    ]
+
+
+def _above_all(result: AuditResult) -> list[str]:
+    """How many members an attack finds without a single false alarm."""
+    members, nonmembers = int(result.is_member.sum()), int((~result.is_member).sum())
+    counts = {}
+    for attack, scores in result.scores.items():
+        if not scores.isnan().any():
+            counts[attack] = int((scores[result.is_member] > scores[~result.is_member].max()).sum())
+    if not counts:
+        return []
+    attack = max(counts, key=lambda name: counts[name])
+    chance = members / (nonmembers + 1)
+    expected = f"{chance:.0f}" if chance >= 1 else "less than 1" if chance >= 0.05 else "almost none"
+    return [
+        f"Without accusing one of the {nonmembers:,} non-members, {attack_name(attack)} finds {counts[attack]:,} of "
+        f"{members:,} members; guessing finds {expected} on average."
+    ]
+
+
+def _resolution(result: AuditResult) -> str:
+    members, nonmembers, least = int(result.is_member.sum()), int((~result.is_member).sum()), _least_auc(result)
+    auc = f"an AUC below {least:.3f}" if math.isfinite(least) else "any AUC"
+    return (
+        f"With {members:,} members and {nonmembers:,} non-members, {auc} cannot be told from guessing by one test at "
+        f"{percent(result.confidence)} confidence, and no false positive rate below {100 / nonmembers:.2g}% can be "
+        "seen: a few members who are found very surely may go unnoticed."
+    )
+
+
+def _least_auc(result: AuditResult) -> float:
+    return resolvable_auc(int(result.is_member.sum()), int((~result.is_member).sum()), result.confidence)
+
+
+def _bounds(interval: Interval) -> str:
+    if not all(map(math.isfinite, interval)):
+        return " (no interval)"
+    return f" (interval: {100 * interval.low:.1f}% to {100 * interval.high:.1f}%)"
+
+
+def _listed(attacks: list[str]) -> str:
+    return _joined([attack_name(attack) for attack in attacks])
+
+
+def _joined(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _is(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"

@@ -1,0 +1,195 @@
+"""Wrong uses of the commands and of their YAML keys: each has one plain message, exit code 2, and writes nothing."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from lightning_cwrf.commands import main
+from tests.commands.conftest import NAME as M
+
+GOOD = {"model": f"{M}.Net", "data": f"{M}.Data", "checkpoint": "finished.ckpt", "accelerator": "cpu"}
+HARDEN = {**GOOD, "vanilla": "init.safetensors", "max_epochs": 1}
+
+
+def words(command, settings, *more):
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [command, *flags, *more]
+
+
+def audit(*more, **settings):
+    return words("audit", {**GOOD, **settings}, *more)
+
+
+def harden(*more, **settings):
+    return words("harden", {**HARDEN, **settings}, *more)
+
+
+def without(command, settings, name):
+    return words(command, {key: value for key, value in settings.items() if key != name})
+
+
+# What is written on the command line, and what is said about it.
+WRONG = {
+    "unknown command": (["hardn"], "there is no command 'hardn'; there are check, harden, audit, report"),
+    "unknown option": (audit("--attack", "loss"), "--attack"),
+    "unknown option of report": (["report", "a.json", "--output", "x.html"], "--output"),
+    "seed is no number": (audit(seed="one"), "seed: Expected an int. Got value: one"),
+    "steps is no number": (harden(steps="many"), "steps: Expected an int"),
+    "rate is no number": (harden(rate="high"), "rate: Expected a float"),
+    "rate above 1": (harden(rate="1.5"), r"rate must be a number in \[0, 1\], not 1.5"),
+    "lam above 1": (harden(lam="2"), r"lam must be a number in \[0, 1\], not 2"),
+    "no step": (harden(steps="0"), "steps must be an integer of at least 1"),
+    "no epoch": (harden(max_epochs="0"), "--max_epochs must be at least 1, not 0"),
+    "model is missing": (without("audit", GOOD, "model"), "--model is missing: pass the import path"),
+    "data is missing": (without("audit", GOOD, "data"), "--data is missing: pass the import path"),
+    "checkpoint is missing": (without("audit", GOOD, "checkpoint"), "--checkpoint is missing"),
+    "checkpoint of harden is missing": (without("harden", HARDEN, "checkpoint"), "--checkpoint is missing"),
+    "vanilla is missing": (without("harden", HARDEN, "vanilla"), "--vanilla is missing: .* 'redraw'"),
+    "model is no path": (audit(model="Net"), "--model must be an import path such as mine.Name, not 'Net'"),
+    "no such module": (audit(model="nowhere.Net"), "--model: there is no module 'nowhere'"),
+    "no such class": (audit(model=f"{M}.Nett"), f"{M} has no 'Nett'; it has .*Net, Normed"),
+    "model is no class": (audit(model=f"{M}.number"), "--model must name a class, and .* is none .it is of type int"),
+    "model is a DataModule": (audit(model=f"{M}.Data"), f"--model must name a LightningModule, and {M}.Data is none"),
+    "data is a model": (audit(data=f"{M}.Net"), "--data must name a LightningDataModule"),
+    "model is a plain module": (audit(model="torch.nn.Linear"), "--model must name a LightningModule"),
+    "unknown argument of the model": (
+        audit("--model.widht", "3"),
+        "Net has no argument widht; it has width, lr",
+    ),
+    "argument of the model of a wrong type": (audit("--model.width", "wide"), "--model: width: Expected an int"),
+    "unknown argument of the data": (audit("--data.size", "3"), "--data: Data has no argument size"),
+    "the model raises": (audit(model=f"{M}.Breaks"), "RuntimeError: no such disk|cannot be built|does not fit"),
+    "no such checkpoint": (audit(checkpoint="nowhere.ckpt"), "--checkpoint: there is no file nowhere.ckpt"),
+    "checkpoint of another class": (audit(model=f"{M}.Normed"), f"does not fit {M}.Normed: .*Missing key"),
+    "checkpoint of another width": (audit("--model.width", "4"), f"does not fit {M}.Net: .*size mismatch"),
+    "checkpoint is text": (audit(checkpoint=f"{M}.py"), "--checkpoint: cannot read the finished weights"),
+    "no hyper-parameters": (audit(model=f"{M}.Needs", checkpoint="weights.pt"), "--model.*width"),
+    "no such split": (audit(members="training"), "--members: there is no split 'training'; write a split of --data"),
+    "split without a loader": (audit(nonmembers="predict"), "--nonmembers predict: there is no 'predict' split"),
+    "reference without a loader": (harden(data=f"{M}.NoVal"), "--reference val: there is no 'val' split: NoVal"),
+    "members are non-members": (audit(nonmembers="train"), "--members and --nonmembers are both 'train'"),
+    "reference is what is audited": (harden(reference="test"), "--reference and --nonmembers are both 'test'"),
+    "members are no data": (audit(members=f"{M}.number"), "--members .*: expected a DataLoader, a Dataset"),
+    "no such data set": (audit(members=f"{M}.trainset"), f"--members: {M} has no 'trainset'"),
+    "unknown argument of a function": (audit("--members.size", "3", members=f"{M}.members"), "has no argument size"),
+    "transfer hook": (audit(data=f"{M}.Hooked"), "Hooked has on_after_batch_transfer"),
+    "vanilla file is missing": (harden(vanilla="lost.safetensors"), "--vanilla: there is no file lost.safetensors"),
+    "vanilla function is missing": (harden(vanilla=f"{M}.untrained"), f"--vanilla: {M} has no 'untrained'"),
+    "unknown defense": (
+        harden(defense="relax"),
+        "there is no defense 'relax'; available: .*relaxloss",
+    ),
+    "unknown setting of a defense": (
+        harden("--defense.alfa", "1"),
+        "RelaxLoss has no setting alfa",
+    ),
+    "setting of a wrong type": (
+        harden("--defense.alpha", "big"),
+        "--defense relaxloss: RelaxLoss: alpha must be",
+    ),
+    "setting out of range": (
+        harden("--defense.alpha", "-1"),
+        "--defense relaxloss: alpha must be a number",
+    ),
+    "unknown argument of the Trainer": (harden("--trainer.epochs", "3"), "--trainer: Trainer has no argument epochs"),
+    "argument of the Trainer of a wrong type": (
+        harden("--trainer.gradient_clip_val", "no"),
+        "--trainer: gradient_clip_val: ",
+    ),
+    "callbacks of the Trainer": (harden("--trainer.callbacks", "[]"), "--trainer: callbacks cannot be set here"),
+    "devices of the Trainer": (harden("--trainer.devices", "2"), "--trainer: devices cannot be set here"),
+    "epochs twice": (harden("--trainer.max_epochs", "2"), "--trainer.max_epochs: pass --max_epochs instead"),
+    "no such accelerator": (audit(accelerator="abacus"), "--accelerator abacus: "),
+    "odd number of shadow models": (audit(shadows="5"), "--shadows must be an even number of at least 4"),
+    "shadow models without the training": (audit(shadows="4"), "--training.max_epochs"),
+    "unknown attack": (audit(attacks="[lyra]"), "there is no attack 'lyra'; available: "),
+    "confidence of 1": (audit(confidence="1"), r"confidence must be a number in \(0, 1\)"),
+    "threshold without a value": (audit("--fail-above", "loss/auroc"), "--fail-above must be METRIC=VALUE"),
+    "threshold that is no number": (audit("--fail-above", "loss/auroc=e"), "'e' is not a number"),
+    "threshold without an attack": (audit("--fail-above", "auroc=0.6"), "name an attack too, such as loss/auroc"),
+    "threshold on no attack": (audit("--fail-above", "lyra/auroc=0.6"), "there is no attack 'lyra'"),
+    "threshold on an attack that does not run": (
+        audit("--fail-above", "lira/auroc=0.6"),
+        "this audit runs loss, not lira, and what was not measured cannot pass. It needs shadow models",
+    ),
+    "threshold on no metric": (audit("--fail-above", "loss/auc=0.6"), "there is no metric 'auc'; available: .*auroc"),
+    "unknown way to judge": (audit("--judge", "mean"), "--judge must be 'bound' or 'value', not 'mean'"),
+    "audit file exists": (audit(out="init.safetensors"), "init.safetensors exists already; pass --overwrite"),
+    "audit file in a file": (audit(out="finished.ckpt/a.json"), "finished.ckpt is a file"),
+    "out is a file": (harden(out="finished.ckpt"), "--out finished.ckpt is a file; name a folder"),
+    "no audit to report": (["report"], "name one or more saved audits"),
+    "no such audit": (["report", "lost.json"], "there is no saved audit at lost.json"),
+    "no audit in the file": (["report", f"{M}.py"], "is damaged or is not JSON"),
+    "no such configuration": (["audit", "--config", "lost.yaml"], "config: File does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_message(case, user, capsys):
+    given, message = WRONG[case]
+    before = sorted(user.iterdir())
+    assert main(given) == 2
+    said = capsys.readouterr()
+    assert re.search(message, said.err), said.err
+    assert said.err.startswith("cwrf")
+    assert "Traceback" not in said.err
+    assert len(said.err.splitlines()) <= 2, said.err
+    assert [path for path in sorted(user.iterdir()) if path.name != "__pycache__"] == before
+
+
+# The same mistakes in a YAML file.
+WRONG_YAML = {
+    "unknown key": ({"modle": "mine.Net"}, "modle"),
+    "rate is text": ({"rate": "high"}, "rate: Expected a float"),
+    "model has other keys": ({"model": {"class": f"{M}.Net"}}, "--model must be an import path .*; it has class"),
+    "model is a list": ({"model": [f"{M}.Net"]}, "model"),
+    "init_args is a list": ({"model": {"class_path": f"{M}.Net", "init_args": [3]}}, "--model must be an import path"),
+    "unknown init_args": ({"model": {"class_path": f"{M}.Net", "init_args": {"widht": 3}}}, "no argument widht"),
+    "init_args of a wrong type": (
+        {"data": {"class_path": f"{M}.Data", "init_args": {"members": "all"}}},
+        "Expected an int",
+    ),
+    "setting of a defense": ({"defense": {"class_path": "hamp", "init_args": {"gama": 1}}}, "HAMP has no setting gama"),
+    "trainer is text": ({"trainer": "fast"}, "trainer: "),
+    "trainer has an unknown key": ({"trainer": {"precison": 16}}, "Trainer has no argument precison"),
+    "gate is no list": ({"fail_above": "loss/auroc=0.6"}, "fail_above: Expected a list"),
+    "rate above 1": ({"rate": 3}, r"rate must be a number in \[0, 1\], not 3"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_YAML)
+def test_wrong_yaml_is_one_message(case, user, capsys):
+    given, message = WRONG_YAML[case]
+    (user / "harden.yaml").write_text(yaml.safe_dump({**HARDEN, **given}))
+    assert main(["harden", "--config", "harden.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 2, said
+
+
+def test_yaml_that_is_none_is_one_message(user, capsys):
+    (user / "harden.yaml").write_text("model: [mine.Net\n")
+    assert main(["harden", "--config", "harden.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) <= 2, said
+
+
+def test_debug_shows_where(user, capsys):
+    assert main(audit("--debug", model="nowhere.Net")) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_audits_of_two_confidences_are_not_reported_together(user, capsys):
+    for name, confidence in (("a", "0.95"), ("b", "0.9")):
+        assert main(audit(out=f"{name}.json", confidence=confidence)) == 0
+    capsys.readouterr()
+    assert main(["report", "a.json", "b.json"]) == 2
+    assert "different confidence" in capsys.readouterr().err
+    content = json.loads((user / "a.json").read_text())
+    content["confidence"] = 0.5
+    (user / "a.json").write_text(json.dumps(content))
+    assert main(["report", "a.json"]) == 2
+    assert "was changed after it was saved" in capsys.readouterr().err
