@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick check bench mutation clean
+.PHONY: demo test quick check docs lowest release bench mutation clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/harden_digits.py
@@ -19,6 +19,27 @@ check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in out/site; warnings are errors.
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The quick tests with the lowest versions that pyproject.toml claims.
+lowest: $(VENV)/.ready
+	mkdir -p out
+	$(BIN)/python tools/lowest.py > out/lowest.txt
+	$(PYTHON) -m venv --clear out/lowest
+	out/lowest/bin/python -m pip install --quiet --constraint out/lowest.txt -e ".[dev]"
+	OMP_NUM_THREADS=1 out/lowest/bin/python -m pytest -n 2 --dist loadscope -m "not slow and not gpu"
+
+# The sdist, and the wheel made from it, checked and tried in an environment of its own.
+release: $(VENV)/.ready
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv --clear out/release
+	out/release/bin/python -m pip install --quiet dist/*.whl
+	out/release/bin/python -I tools/smoke.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/run_all.py --out out/benchmarks.md
@@ -38,4 +59,4 @@ $(VENV)/.ready: $(VENV)/.demo
 	touch $@
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out dist

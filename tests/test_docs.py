@@ -1,16 +1,23 @@
 """Every Python and YAML example of README and docs runs, with the names that the pages assume."""
 
 import functools
+import importlib.util
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
+from PIL import Image
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 import lightning_cwrf
 from lightning_cwrf import (
@@ -142,6 +149,78 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
 def shortened(code):
     """The same with one epoch and four shadow models."""
     return re.sub(r"\bn=\d+", "n=4", re.sub(r"\bmax_epochs=\d+", "max_epochs=1", code))
+
+
+WHOLE = [
+    DOCS / "tutorial.md",
+    *(page for page in sorted((DOCS / "howto").glob("*.md")) if page.stem not in ("README", "ddp")),
+]
+
+
+def whole_pages():
+    """The pages whose examples are one script; a comment above an example names the packages that it needs."""
+    for page in WHOLE:
+        needs = re.findall(r"<!-- needs: (.*) -->", page.read_text(encoding="utf-8"))
+        missing = {name for line in needs for name in line.split(", ") if importlib.util.find_spec(name) is None}
+        skip = [pytest.mark.skip(reason=f"{name} is not installed") for name in sorted(missing)]
+        yield pytest.param(page, id=page.stem, marks=[pytest.mark.slow, *skip])
+
+
+class RandomImages(Dataset):
+    """In the place of CIFAR-10: 50 images of its shape."""
+
+    def __init__(self, root, train, transform, download=False):
+        self.transform = transform
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, i):
+        pixels = np.random.default_rng(i).integers(256, size=(32, 32, 3), dtype=np.uint8)
+        return self.transform(Image.fromarray(pixels)), i % 10
+
+
+@pytest.mark.parametrize("page", list(whole_pages()))
+def test_whole_pages_run(page, files, monkeypatch, tmp_path):
+    shutil.copy(files / "finished.ckpt", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", RandomImages)
+    small = functools.partial(torchvision.models.ResNet, torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    monkeypatch.setattr(torchvision.models, "resnet18", small)  # a shorter one, for time
+    names = {"MyLitClassifier": MyLitClassifier, "train_set": part(0, 64), "test_set": part(64, 128)}
+    code = shortened("\n".join(blocks(page)))
+    exec(re.sub(r"(\d)_000\b", r"\1", code) if page.stem == "cifar" else code, names)
+    if page.stem == "ci_gate":  # of 64 members and non-members: too few for the page's own limits
+        result = lightning_cwrf.audit(MyLitClassifier(), members=part(0, 64), nonmembers=part(64, 128))
+        assert names["exceeded"](result, {("loss", "auroc"): 1.1}) == []
+        assert len(names["exceeded"](result, {("loss", "auroc"): 0.5, ("loss", "advantage"): 0.0})) == 2
+        with pytest.raises(KeyError):
+            names["exceeded"](result, {("lira", "auroc"): 0.6})
+        with pytest.raises(AssertionError):
+            names["test_the_model_does_not_leak"]()
+        assert lightning_cwrf.AuditResult.load("audit.json").scores.keys() == {"loss"}
+
+
+@pytest.mark.slow
+def test_the_ddp_page_runs_as_a_script_on_two_processes(files, tmp_path):
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "harden.py").write_text(shortened(*blocks(DOCS / "howto" / "ddp.md")))
+    (tmp_path / "mine.py").write_text(
+        "from tests.helpers import loader\n"
+        "from tests.test_docs import MyLitClassifier\n"
+        "train_loader, test_loader, reference_loader = loader(0, 64), loader(64, 128), loader(200, 260)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "harden.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("64 members, 64 non-members") == 1
 
 
 @pytest.mark.slow
