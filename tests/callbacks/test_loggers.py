@@ -8,18 +8,19 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, MIAAuditCallback, PrivacyScoringCallback
-from tests.helpers import Classifier, loader, trainer
+from tests.helpers import loader, trained, trainer
 
 
 def hardened(logger, folder=None, ckpt_path=None, **more):
+    model, vanilla = trained(epochs=5)
     callbacks = [
-        PrivacyScoringCallback(loader(100, 140), Classifier(), lam=0.9, steps=1),
+        PrivacyScoringCallback(loader(100, 140), vanilla, lam=0.9, steps=1),
         CriticalRewindCallback(rate=0.05),
         GradientMaskCallback(),
         MIAAuditCallback(loader(200, 240), every_n_epochs=0),
     ]
     run = trainer(folder, callbacks=callbacks, logger=logger, **{"max_epochs": 1, **more})
-    run.fit(Classifier(), loader(0, 32), ckpt_path=ckpt_path)
+    run.fit(model, loader(0, 32), ckpt_path=ckpt_path)
     return run, callbacks
 
 

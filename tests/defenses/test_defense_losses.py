@@ -31,7 +31,7 @@ from lightning_cwrf.defenses import (
 )
 from lightning_cwrf.defenses.mixup_mmd import mix_batch
 from lightning_cwrf.defenses.registry import DEFENSES
-from tests.helpers import Classifier, loader, trainer
+from tests.helpers import Classifier, loader, trained, trainer
 from tests.oracles import formulas
 
 
@@ -223,13 +223,8 @@ def defense(name):
 
 
 def start():
-    torch.manual_seed(0)
-    model = Classifier()
-    vanilla = {n: t.clone() for n, t in model.state_dict().items()}
+    model, vanilla = trained(epochs=5)
     model.net[4].p = 0.0  # dropout draws random numbers that a checkpoint does not carry
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
     return model, vanilla
 
 

@@ -184,7 +184,7 @@ def test_a_fine_tuned_adapter_is_hardened():
     torch.manual_seed(0)
     model = Adapted()
     frozen = copy.deepcopy(model.net[1].base_layer.state_dict())
-    trainer(max_epochs=1).fit(model, loader(0, 64))
+    trainer(max_epochs=20).fit(model, loader(0, 64))
     callbacks = [PrivacyScoringCallback([], "redraw", kind="random"), CriticalRewindCallback(0.3)]
     trainer(max_epochs=1, callbacks=[*callbacks, GradientMaskCallback()]).fit(model, loader(0, 64))
     mask = callbacks[1].mask
