@@ -214,7 +214,7 @@ class Unfreezes(WithBackbone):
 def test_weights_that_are_unfrozen_later_are_told_of():
     model = Unfreezes()
     vanilla = capture(model)
-    trainer(max_epochs=8).fit(model, loader(0, 32))
+    trainer(max_epochs=40).fit(model, loader(0, 32))
     with pytest.warns(UserWarning, match="2,080 weights became trainable after the mask was chosen") as seen:
         trainer(callbacks=cwrf(vanilla), max_epochs=2).fit(model, loader(0, 32))
     assert sum("backbone.1.bias, backbone.1.weight" in str(w.message) for w in seen) == 1

@@ -14,6 +14,7 @@ import yaml
 
 from lightning_cwrf import AuditResult, WeightMask, audit
 from lightning_cwrf.commands import main
+from lightning_cwrf.shadows.workers import end_workers
 from lightning_cwrf.weights.vanilla import load_vanilla
 from tests.commands.conftest import NAME as M
 from tests.commands.test_wrong_use import GOOD, HARDEN, harden, words
@@ -128,6 +129,7 @@ def test_the_same_seed_gives_the_same_model(user):
 
 @pytest.mark.slow
 def test_a_hardening_with_shadow_models(user, capsys):
+    end_workers()  # of other tests, which would not find the user's module
     more = ("--training.max_epochs", "3", "--fail-above", "lira/auroc=0.99")
     assert main(harden(*more, shadows="4", population=f"{M}.population", steps="2")) == 0
     for name in ("finished", "hardened"):
