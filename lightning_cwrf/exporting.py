@@ -157,7 +157,11 @@ def _recipe(model: LightningModule) -> list[str]:
         rows += [[f"defense: {name}", str(value)] for name, value in defense.named().items()]
     if len(rows) == 1:
         return ["Nothing is known: the model's last Trainer had no callback of CWRF, and no defense."]
-    return [*markdown_table(rows), "", "The guarantee of a defense, if it has one, is on the page of that defense."]
+    return [
+        *markdown_table(rows),
+        "",
+        "Of the defenses only DP-SGD gives a guarantee, for the data that it trained on.",
+    ]
 
 
 def _settings(callback: OncePerModule) -> list[list[str]]:

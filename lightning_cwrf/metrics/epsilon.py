@@ -57,5 +57,6 @@ class EpsilonLowerBound(MembershipMetric):
         sides = [max(1, int(n) - int(n) // 2) for n in (members.sum(), (~members).sum())]
         best = min(clopper_pearson(n, n, self.confidence).low for n in sides)
         if best > 0.5:
-            return f"this many examples cannot show an ε above {math.log(best / (1 - best)):.2g}"
+            largest = math.log(best / (1 - best))
+            return f"from this many examples no lower bound can be above {largest:.2g}, however large ε is"
         return "this few examples cannot show any ε above 0"
