@@ -25,6 +25,7 @@ from lightning_cwrf.auditing.values import Exposed as Exposed
 from lightning_cwrf.auditing.values import estimate_of
 from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics.functional import membership_auroc, resolvable_auc
+from lightning_cwrf.metrics.functional.intervals import normal_quantile
 
 # The printed columns: a line has no space for more, and the others follow from these or need very many examples.
 _SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}", "advantage", "epsilon_lower_bound")
@@ -95,8 +96,9 @@ class AuditResult:
         ]
         if metrics is None or "auroc" in metrics:
             notes += [
-                f"{name}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, which no real attack "
-                "should give: are members and non-members swapped, or is the membership of the shadow models inverted?"
+                f"{name}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, interval included: are "
+                "members and non-members swapped, or is the membership of the shadow models inverted? By chance alone, "
+                f"an audit has this in at most about {percent((1 - self.confidence) / 2)} of cases"
                 for name in self.below_chance()
             ]
             notes.append(self._resolution())
@@ -230,8 +232,9 @@ class AuditResult:
         columns = [name for name in _SHOWN if name in self._metrics()]
         rows = [["attack", *columns, "p (AUC)"]]
         for attack, found in self.estimates.items():
-            p = found["auroc"].p_value
-            rows.append([attack, *(str(found[name]) for name in columns), "" if p is None else f"{p:.2g}"])
+            p = found["auroc"].p_value if "auroc" in found else None
+            cells = (str(found.get(name, "not measured")) for name in columns)
+            rows.append([attack, *cells, "" if p is None else f"{p:.2g}"])
         return rows
 
     def _legend(self) -> list[str]:
@@ -262,9 +265,13 @@ class AuditResult:
         )
 
     def below_chance(self) -> list[str]:
-        """The attacks whose AUC is below 1/2 by more than twice the upper half of its interval."""
+        """The attacks whose AUC has an interval below 1/2; of several attacks, one widened by Bonferroni's rule.
+
+        Where no attack has any signal, about (1 − confidence) / 2 of audits, at most, have such an attack by chance.
+        """
         found = {name: estimates["auroc"] for name, estimates in self.estimates.items() if "auroc" in estimates}
-        return [name for name, e in found.items() if 0.5 - e.value > 2 * (e.interval.high - e.value)]
+        widened = normal_quantile(1 - (1 - self.confidence) / max(len(found), 1)) / normal_quantile(self.confidence)
+        return [name for name, e in found.items() if 0.5 - e.value > widened * (e.interval.high - e.value)]
 
     def _overlaps(self) -> list[str]:
         done = {"drop": "were left out", "allow": "were kept"}.get(self.overlap_policy, "were found")
