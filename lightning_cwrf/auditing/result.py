@@ -154,7 +154,7 @@ class AuditResult:
             path: of the file, usually ``….json``.
 
         Raises:
-            ValueError: the path has a suffix of weight files (``.safetensors``, ``.ckpt``, ``.pt``).
+            ValueError: the path has a suffix of weight files (``.safetensors``, ``.ckpt``, ``.pt``), or is a folder.
         """
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         raw = {name: own.pop(name) for name in _RAW}

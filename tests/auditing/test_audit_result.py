@@ -215,6 +215,16 @@ def test_an_auc_below_chance_asks_whether_the_sides_were_swapped(auc, high, said
     assert not any("below chance" in note for note in replace(made(), estimates={"x": {}}).notes())
 
 
+def test_places_where_no_file_can_be_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        made().save(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file, not a folder"):
+        made().save(tmp_path / "file" / "a.json")
+    with pytest.raises(ValueError, match="suffix of another kind"):
+        made().save(tmp_path / "A.CKPT")
+
+
 def test_one_attack_is_below_chance_where_its_interval_is():
     for high, below in ((0.4999, ["loss"]), (0.5, []), (0.51, []), (math.nan, [])):
         assert made(estimates={"loss": {"auroc": estimate(0.48, 0.4, high)}}).below_chance() == below

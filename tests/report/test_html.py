@@ -181,6 +181,18 @@ def test_attacks_that_were_not_run_or_have_no_such_metric_are_not_called_failed(
     assert "loss" in str(results["d"])
 
 
+def test_a_page_takes_the_place_of_no_input_and_is_html(tmp_path):
+    saved = audited().save(tmp_path / "audit.html")
+    for results in (saved, [saved], {"a": str(saved)}):
+        with pytest.raises(ValueError, match="is read for the report, which would take its place"):
+            write_report(results, tmp_path / "x" / ".." / "audit.html", overwrite=True)
+    with pytest.raises(ValueError, match=r"must end with \.html, not '\.json'"):
+        write_report(audited(), tmp_path / "audit.json")
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        write_report(audited(), tmp_path, overwrite=True)
+    assert write_report(saved, tmp_path / "PAGE.HTM").exists()
+
+
 def test_before_and_after_say_no_more_than_the_intervals(tmp_path):
     page, _ = page_of(MANY, tmp_path)
     assert "before → after: Loss attack AUC and LiRA AUC are lower; for the other measures of attacks the" in page.text
