@@ -52,6 +52,7 @@ class AuditResult:
             another side too.
         overlap_policy: what was done with those: ``"drop"`` or ``"allow"``; ``"error"`` if there are none.
         remarks: probable mistakes in the audited data.
+        examples: a digest of the audited examples, as they were read; empty in audits that were saved without it.
     """
 
     scores: dict[str, Tensor] = field(repr=False)
@@ -65,6 +66,7 @@ class AuditResult:
     overlap: dict[str, list[int]] = field(default_factory=dict, repr=False)
     overlap_policy: str = field(default="error", repr=False)
     remarks: list[str] = field(default_factory=list, repr=False)
+    examples: str = field(default="", repr=False)
 
     def values(self) -> dict[str, float]:
         """Every value under ``<attack>/<metric>``, and the model's metrics under their names."""

@@ -89,7 +89,11 @@ def _changes(audits: Mapping[str, AuditResult]) -> str:
     (first, before), *others = audits.items()
     lines = []
     for name, after in others:
-        other_data = "" if same_examples(before, after) else " The two audits are of different examples."
+        other_data = ""
+        if not same_examples(before, after):
+            other_data = " The two audits are of different examples, or read them differently."
+        elif not (before.examples and after.examples):
+            other_data = " Whether the two audits are of the same examples was compared by labels alone."
         lines.append(f"{first} → {name}: {change(before, after)}{other_data}")
     if not lines:
         return ""

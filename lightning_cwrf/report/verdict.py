@@ -97,8 +97,10 @@ def _told(rows: list[tuple[str, str]], what: str, *, others: bool) -> list[str]:
 
 
 def same_examples(first: AuditResult, other: AuditResult) -> bool:
-    """Whether two audits can be of the same examples: as many members and non-members, of the same classes."""
-    return torch.equal(first.is_member, other.is_member) and torch.equal(first.targets, other.targets)
+    """Whether two audits can be of the same examples: by number, classes and, where both have one, digest."""
+    known = bool(first.examples and other.examples)
+    labels = torch.equal(first.is_member, other.is_member) and torch.equal(first.targets, other.targets)
+    return labels and (first.examples == other.examples or not known)
 
 
 def blind_spots(results: Mapping[str, AuditResult]) -> list[str]:

@@ -17,7 +17,7 @@ from lightning_cwrf.metrics import Interval
 from lightning_cwrf.metrics.functional import resolvable_auc
 from lightning_cwrf.outputs import ModelOutputs
 from lightning_cwrf.report import comparison_table, write_report
-from lightning_cwrf.report.verdict import rule, verdict
+from lightning_cwrf.report.verdict import rule, same_examples, verdict
 from tests.auditing.cases import estimate
 from tests.report.cases import Page, audited
 
@@ -193,6 +193,21 @@ def test_a_page_takes_the_place_of_no_input_and_is_html(tmp_path):
     assert write_report(saved, tmp_path / "PAGE.HTM").exists()
 
 
+def test_examples_are_compared_by_content():
+    """Equal labels alone are not the same data."""
+    targets = torch.arange(20) % 3
+
+    def of(inputs):
+        sides = [
+            ModelOutputs(torch.randn(20, 3), targets, [f"{inputs}-{side}-{i}" for i in range(20)]) for side in "ab"
+        ]
+        return audit_outputs(*sides)
+
+    assert same_examples(of("x"), of("x"))
+    assert not same_examples(of("x"), of("y"))
+    assert same_examples(of("x"), replace(of("x"), examples=""))
+
+
 def test_before_and_after_say_no_more_than_the_intervals(tmp_path):
     page, _ = page_of(MANY, tmp_path)
     assert "before → after: Loss attack AUC and LiRA AUC are lower; for the other measures of attacks the" in page.text
@@ -202,8 +217,10 @@ def test_before_and_after_say_no_more_than_the_intervals(tmp_path):
     assert "a → c: Loss attack AUC and LiRA AUC are higher;" in page.text
     assert "these audits cannot tell" in page.text
     assert "different examples" not in page.text
+    assert "compared by labels alone" in page.text
     page, _ = page_of({"a": audited(), "b": audited(n=8)}, tmp_path, overwrite=True)
-    assert "The two audits are of different examples." in page.text
+    assert "The two audits are of different examples, or read them differently." in page.text
+    assert "by labels alone" not in page.text
     page, _ = page_of(audited(), tmp_path, overwrite=True)
     assert "Before and after" not in page.text
 
