@@ -208,7 +208,8 @@ def deferred_checks() -> Iterator[DeferredChecks]:
 def check_no_probabilities(logits: Tensor, name: str) -> None:
     """Raise a ValueError where every row of ``logits`` is a probability distribution; warn where all are within [0, 1].
 
-    The latter is what a sigmoid gives. Logits can be so by chance, so it is no error.
+    The latter is what a sigmoid gives. Logits can be so by chance, before the training above all, so it is no error,
+    except for one logit per example that goes from below 0.25 to above 0.75 and is negative for none of many.
     """
     values = logits.detach().float()
     if values.numel() == 0 or values.min() < 0 or values.max() > 1 + 1e-3:
@@ -219,13 +220,17 @@ def check_no_probabilities(logits: Tensor, name: str) -> None:
             f"the model's outputs on {name} are probabilities (every row sums to 1): return logits, from before the "
             "softmax; or define classification_step(batch) -> (logits, targets), with the logarithm of them."
         )
-    if values.numel() >= _ENOUGH and values.min() < values.max():
-        warnings.warn(
-            f"all of the model's outputs on {name} lie between 0 and 1, as those of a sigmoid do, and are taken as "
-            "logits: return logits, from before the sigmoid; or define classification_step(batch) -> (logits, "
-            "targets), with torch.logit of them.",
-            stacklevel=2,
+    if values.numel() < _ENOUGH or values.min() == values.max():
+        return
+    fix = f"return logits, from before the sigmoid; or {_OVERRIDE}, with torch.logit of them."
+    z = values[:, 1]
+    if values.shape[1] == 2 and not values[:, 0].any() and len(z) >= _ENOUGH and z.min() < 0.25 and z.max() > 0.75:
+        raise ValueError(
+            f"the model has one output for each example, and all {len(z)} on {name} lie between 0 and 1, from "
+            f"{float(z.min()):.3f} to {float(z.max()):.3f}: they are probabilities; {fix}"
         )
+    of = f"all of the model's outputs on {name} lie between 0 and 1, as those of a sigmoid do"
+    warnings.warn(f"{of}, and are taken as logits: {fix}", stacklevel=2)
 
 
 _ENOUGH = 60

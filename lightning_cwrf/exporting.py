@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import array
 from collections.abc import Callable, Mapping
+from numbers import Number
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf._version import __version__
 from lightning_cwrf.auditing import AuditResult
@@ -20,7 +25,7 @@ from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.checks import check_flag
 from lightning_cwrf.defenses.base import own_hparams
-from lightning_cwrf.files import replacing, save_tensors
+from lightning_cwrf.files import check_place, replacing, save_tensors
 from lightning_cwrf.lightning_private import trainer_of
 from lightning_cwrf.report.sections import LIMITS
 from lightning_cwrf.trainers import callbacks_of
@@ -55,8 +60,9 @@ def export(
         The path of the weights.
 
     Raises:
-        TypeError: no LightningModule, or no AuditResult.
-        ValueError: another suffix; or safetensors, of a model whose state dict holds more than tensors.
+        TypeError: no LightningModule, no AuditResult, or a title that is not text.
+        ValueError: another suffix, or a folder; hyper-parameters that hold data, for a checkpoint; safetensors, of a
+            model whose state dict holds more than tensors.
         FileExistsError: a file exists, and ``overwrite`` is False.
 
     >>> from tempfile import mkdtemp
@@ -70,16 +76,21 @@ def export(
     if audit is not None and not isinstance(audit, AuditResult):
         raise TypeError(f"audit must be an AuditResult, not {type(audit).__name__}.")
     check_flag("overwrite", overwrite)
+    if title is not None and not isinstance(title, str):
+        raise TypeError(f"title must be text, not {type(title).__name__}.")
     path = Path(path)
+    check_place(path)
     if path.suffix not in _WRITERS:
         raise ValueError(f"the file must end with {' or '.join(_WRITERS)}, not {path.suffix!r}.")
     card = path.with_suffix(".md")
+    check_place(card)
     existing = [str(each) for each in (path, card) if each.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{' and '.join(existing)} exist; pass overwrite=True to replace them.")
+    text = _card(model, path, audit, title or _class_of(model).__name__)
     _WRITERS[path.suffix](model, path)
     with replacing(card) as part:
-        part.write_text(_card(model, path, audit, title or _class_of(model).__name__), encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
     return path
 
 
@@ -101,12 +112,52 @@ def _write_checkpoint(model: LightningModule, path: Path) -> None:
         "state_dict": {name: _on_cpu(value) for name, value in model.state_dict().items()},
     }
     if hparams := own_hparams(model):
+        _check_no_data(hparams)
         checkpoint[model.CHECKPOINT_HYPER_PARAMS_KEY] = dict(hparams)
     model.on_save_checkpoint(checkpoint)  # what the class itself needs to be loaded
     own = {name: value for name, value in checkpoint.items() if not name.startswith(_OURS)}
     with replacing(path) as part:
         torch.save(own, part)
 
+
+def _check_no_data(hparams: Mapping[str, Any]) -> None:
+    """Raise with the hyper-parameters that hold data, which may be training data."""
+    found = [name for name, value in hparams.items() if _holds_data(value)]
+    if found:
+        ignored = ", ".join(map(repr, found))
+        raise ValueError(
+            f"the hyper-parameters {ignored} hold data (tensors, arrays, data sets, loaders or long lists of numbers), "
+            "which an exported checkpoint would give away, training data perhaps: write "
+            f"self.save_hyperparameters(ignore=[{ignored}]) in the module's __init__ and train again, or export the "
+            "weights alone as ….safetensors."
+        )
+
+
+def _holds_data(value: Any) -> bool:
+    if isinstance(value, (torch.Tensor, np.ndarray)) or type(value).__module__.partition(".")[0] in _TABLES:
+        return True
+    if isinstance(value, (Dataset, DataLoader, LightningDataModule, bytes, bytearray, array.array)):
+        return True
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        return False
+    return _count_numbers(value) > _LONG or any(map(_holds_data, value))
+
+
+def _count_numbers(value: Any) -> int:
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple, set, frozenset)):
+        return int(isinstance(value, Number))
+    return sum(map(_count_numbers, value))
+
+
+_LONG = 100
+"""Numbers in a list that is still a setting, such as a weight for each class."""
+_TABLES = ("pandas", "polars", "pyarrow")
 
 _WRITERS: dict[str, Callable[[LightningModule, Path], None]] = {
     ".safetensors": _write_tensors,

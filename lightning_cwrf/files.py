@@ -61,6 +61,16 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def check_place(path: str | PathLike[str]) -> None:
+    """Raise a ValueError where no file can be written: ``path`` is a folder, or lies below a file."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file.")
+    above = next((each for each in path.parents if each.exists()), None)
+    if above is not None and not above.is_dir():
+        raise ValueError(f"{path} cannot be written: {above} is a file, not a folder.")
+
+
 def load_tensors(path: str | PathLike[str], kind: str | None = None, *, what: str = "tensor file") -> TensorFile:
     """Read a safetensors file and check it; ``what`` it is, as in ``"weight mask"``, is for messages.
 

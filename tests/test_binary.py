@@ -129,6 +129,26 @@ def test_a_column_of_class_indices_is_taken():
     assert torch.equal(targets, torch.tensor([2, 0]))
 
 
+class Given(nn.Module):
+    def forward(self, x):
+        return x[:, :1]
+
+
+def test_outputs_of_a_trained_sigmoid_are_an_error():
+    def read(low, high, n=64):
+        z = torch.linspace(low, high, n)[:, None]
+        return collect_outputs(Given(), [(z, torch.arange(n) % 2)])
+
+    with pytest.raises(ValueError, match=r"all 64 on .* from 0\.010 to 0\.990: they are probabilities; return logits"):
+        read(0.01, 0.99)
+    with pytest.warns(UserWarning, match="lie between 0 and 1"):  # a logit before the training, perhaps
+        read(0.1, 0.6)
+    with pytest.warns(UserWarning, match="lie between 0 and 1"):
+        read(0.01, 0.99, n=40)
+    read(-0.01, 0.99)
+    read(0.01, 1.2)
+
+
 def test_outputs_of_a_sigmoid_are_told():
     with pytest.warns(UserWarning, match="lie between 0 and 1, as those of a sigmoid do"):
         collect_outputs(nn.Sequential(Binary(), nn.Sigmoid()), batches(0, 64))

@@ -1,9 +1,13 @@
 """Models that are written to be given away."""
 
+import argparse
+
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.utils.data import TensorDataset
 
 from lightning_cwrf import (
     CriticalRewindCallback,
@@ -104,6 +108,51 @@ def test_what_the_class_itself_saves_is_kept(tmp_path):
             checkpoint["count"] = 3
 
     assert torch.load(export(Counting(), tmp_path / "model.ckpt"), weights_only=True)["count"] == 3
+
+
+class Holding(Classifier):
+    def __init__(self, held=None, rate=0.1):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        torch.zeros(3),
+        np.zeros((2, 2)),
+        {"deep": [torch.zeros(2)]},
+        argparse.Namespace(x=np.zeros(2)),
+        TensorDataset(torch.zeros(2)),
+        loader(0, 8),
+        list(range(101)),
+        [[0.5] * 60, [0.5] * 60],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Attribute 'held'")
+def test_hyper_parameters_that_hold_data_are_not_given_away(held, tmp_path):
+    with pytest.raises(ValueError, match=r"the hyper-parameters 'held' hold data.*ignore=\['held'\]\).*safetensors"):
+        export(Holding(held), tmp_path / "model.ckpt")
+    assert list(tmp_path.iterdir()) == []
+    export(Holding(held), tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("held", [list(range(100)), {"widths": (8, 8)}, "x" * 500, None, np.float64(0.5), ["a"] * 200])
+def test_settings_are_exported(held, tmp_path):
+    path = export(Holding(held), tmp_path / "model.ckpt")
+    assert torch.load(path, weights_only=False)["hyper_parameters"]["held"] == held
+
+
+def test_a_wrong_title_or_a_folder_writes_nothing(tmp_path):
+    with pytest.raises(TypeError, match="title must be text, not int"):
+        export(Classifier(), tmp_path / "model.ckpt", title=3)
+    (tmp_path / "folder.ckpt").mkdir()
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        export(Classifier(), tmp_path / "folder.ckpt", overwrite=True)
+    (tmp_path / "card.md").mkdir()
+    with pytest.raises(ValueError, match=r"card\.md is a folder; name a file"):
+        export(Classifier(), tmp_path / "card.ckpt", overwrite=True)
+    assert {each.name for each in tmp_path.iterdir()} == {"folder.ckpt", "card.md"}
 
 
 def test_nothing_is_replaced_unless_asked_for_and_invalid_arguments_raise(tmp_path):

@@ -25,6 +25,7 @@ from lightning_cwrf.auditing.values import Exposed as Exposed
 from lightning_cwrf.auditing.values import estimate_of
 from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics.functional import membership_auroc, resolvable_auc
+from lightning_cwrf.metrics.functional.intervals import normal_quantile
 
 # The printed columns: a line has no space for more, and the others follow from these or need very many examples.
 _SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}", "advantage", "epsilon_lower_bound")
@@ -51,6 +52,7 @@ class AuditResult:
             another side too.
         overlap_policy: what was done with those: ``"drop"`` or ``"allow"``; ``"error"`` if there are none.
         remarks: probable mistakes in the audited data.
+        examples: a digest of the audited examples, as they were read; empty in audits that were saved without it.
     """
 
     scores: dict[str, Tensor] = field(repr=False)
@@ -64,6 +66,7 @@ class AuditResult:
     overlap: dict[str, list[int]] = field(default_factory=dict, repr=False)
     overlap_policy: str = field(default="error", repr=False)
     remarks: list[str] = field(default_factory=list, repr=False)
+    examples: str = field(default="", repr=False)
 
     def values(self) -> dict[str, float]:
         """Every value under ``<attack>/<metric>``, and the model's metrics under their names."""
@@ -95,8 +98,9 @@ class AuditResult:
         ]
         if metrics is None or "auroc" in metrics:
             notes += [
-                f"{name}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, which no real attack "
-                "should give: are members and non-members swapped, or is the membership of the shadow models inverted?"
+                f"{name}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, interval included: are "
+                "members and non-members swapped, or is the membership of the shadow models inverted? By chance alone, "
+                f"an audit has this in at most about {percent((1 - self.confidence) / 2)} of cases"
                 for name in self.below_chance()
             ]
             notes.append(self._resolution())
@@ -152,7 +156,7 @@ class AuditResult:
             path: of the file, usually ``….json``.
 
         Raises:
-            ValueError: the path has a suffix of weight files (``.safetensors``, ``.ckpt``, ``.pt``).
+            ValueError: the path has a suffix of weight files (``.safetensors``, ``.ckpt``, ``.pt``), or is a folder.
         """
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         raw = {name: own.pop(name) for name in _RAW}
@@ -230,8 +234,9 @@ class AuditResult:
         columns = [name for name in _SHOWN if name in self._metrics()]
         rows = [["attack", *columns, "p (AUC)"]]
         for attack, found in self.estimates.items():
-            p = found["auroc"].p_value
-            rows.append([attack, *(str(found[name]) for name in columns), "" if p is None else f"{p:.2g}"])
+            p = found["auroc"].p_value if "auroc" in found else None
+            cells = (str(found.get(name, "not measured")) for name in columns)
+            rows.append([attack, *cells, "" if p is None else f"{p:.2g}"])
         return rows
 
     def _legend(self) -> list[str]:
@@ -262,9 +267,13 @@ class AuditResult:
         )
 
     def below_chance(self) -> list[str]:
-        """The attacks whose AUC is below 1/2 by more than twice the upper half of its interval."""
+        """The attacks whose AUC has an interval below 1/2; of several attacks, one widened by Bonferroni's rule.
+
+        Where no attack has any signal, about (1 − confidence) / 2 of audits, at most, have such an attack by chance.
+        """
         found = {name: estimates["auroc"] for name, estimates in self.estimates.items() if "auroc" in estimates}
-        return [name for name, e in found.items() if 0.5 - e.value > 2 * (e.interval.high - e.value)]
+        widened = normal_quantile(1 - (1 - self.confidence) / max(len(found), 1)) / normal_quantile(self.confidence)
+        return [name for name, e in found.items() if 0.5 - e.value > widened * (e.interval.high - e.value)]
 
     def _overlaps(self) -> list[str]:
         done = {"drop": "were left out", "allow": "were kept"}.get(self.overlap_policy, "were found")

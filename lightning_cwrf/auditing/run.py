@@ -21,7 +21,7 @@ from lightning_cwrf.auditing.estimates import (
 )
 from lightning_cwrf.auditing.evidence import evidence_of
 from lightning_cwrf.auditing.result import AuditResult
-from lightning_cwrf.auditing.sides import apart, suspicions
+from lightning_cwrf.auditing.sides import apart, examples_digest, suspicions
 from lightning_cwrf.checks import check_confidence, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.examples import ExampleId
@@ -204,6 +204,7 @@ def audit_outputs(
         overlap=sides.overlap,
         overlap_policy=overlap,
         remarks=[*remarks, *suspicions(sides, model, overlap)],
+        examples=examples_digest(sides),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cwrf.files import replacing
+from lightning_cwrf.files import check_place, replacing
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -30,16 +30,23 @@ def write_json(content: Mapping[str, Any], path: str | PathLike[str]) -> Path:
 
     Tensors become base64 text with their dtype and shape; NaN and infinity, which JSON lacks, become text too.
     """
-    path = Path(path)
-    if path.suffix in _WEIGHTS:
-        raise ValueError(
-            f"an audit is saved as one JSON file, raw scores included: {path} has the suffix of another kind of file. "
-            f"Name it {path.with_suffix('.json').name}."
-        )
+    path = check_json_path(path)
     whole = {name: plain(value) for name, value in content.items()}
     whole["digest"] = _digest(whole)
     with replacing(path) as part:
         part.write_text(json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def check_json_path(path: str | PathLike[str]) -> Path:
+    """The path, unless no audit can be written there: then a ValueError."""
+    path = Path(path)
+    if path.suffix.lower() in _WEIGHTS:
+        raise ValueError(
+            f"an audit is saved as one JSON file, raw scores included: {path} has the suffix of another kind of file. "
+            f"Name it {path.with_suffix('.json').name}."
+        )
+    check_place(path)
     return path
 
 

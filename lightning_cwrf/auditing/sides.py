@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -63,6 +64,14 @@ def apart(
             )
         others[name] = others[name].at(left)
     return Sides(members, others["nonmembers"], others.get("population"), kept, overlaps)
+
+
+def examples_digest(sides: Sides) -> str:
+    """A digest of the inputs of members and non-members, in order."""
+    made = hashlib.blake2b(digest_size=16)
+    for outputs in (sides.members, sides.nonmembers):
+        made.update(repr(outputs.digests).encode())
+    return made.hexdigest()
 
 
 def _seen(outputs: ModelOutputs, seen: Mapping[str, Collection[ExampleId]]) -> dict[str, list[int]]:

@@ -6,7 +6,6 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.auditing import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.auditing.audited import AuditedData
 from lightning_cwrf.auditing.run import unlike_shadows
+from lightning_cwrf.auditing.saved import check_json_path
 from lightning_cwrf.callbacks.common import (
     ReadsData,
     averaging_in,
@@ -33,7 +33,7 @@ from lightning_cwrf.data.overlap import OVERLAPS
 from lightning_cwrf.lightning_private import in_started_processes
 from lightning_cwrf.report.plots import roc_figure
 from lightning_cwrf.shadows import ShadowOutputs
-from lightning_cwrf.trainers import Split, transfer_of
+from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
 
 
 class MIAAuditCallback(ReadsData):
@@ -111,7 +111,7 @@ class MIAAuditCallback(ReadsData):
         self.overlap = overlap
         self.name = name
         check_flag("overwrite", overwrite)
-        self.save = None if save is None else Path(save)
+        self.save = None if save is None else check_json_path(save)
         self.overwrite = overwrite
         self.reset()
 
@@ -135,6 +135,9 @@ class MIAAuditCallback(ReadsData):
                 "the audit runs in processes that the strategy starts, which do not return its result: pass "
                 f"{type(self).__name__}(save=...), a file for AuditResult.load, or use the strategy 'ddp'."
             )
+        files = [each.save.resolve() for each in callbacks_of(trainer, MIAAuditCallback) if each.save is not None]
+        if self.save is not None and files.count(self.save.resolve()) > 1:
+            raise MisconfigurationException(f"two audits in this Trainer save to {self.save}: give each its own save=.")
         if self.save is not None and self.save.exists() and self.result is None and not self.overwrite:
             raise MisconfigurationException(
                 f"{self.save} exists; pass another file as save=, or overwrite=True to replace it."

@@ -9,7 +9,7 @@ from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.metrics.functional import membership_roc, resolvable_auc
 from lightning_cwrf.report import svg
 from lightning_cwrf.report.curves import LossHistograms, smallest_rate, tpr_band
-from lightning_cwrf.report.table import attack_name, attacks_in
+from lightning_cwrf.report.table import attack_name, attacks_in, missing
 
 _LEFT, _TOP, _SIDE = 54, 12, 320
 _BINS_HIGH = 150
@@ -93,7 +93,11 @@ def aucs(results: Mapping[str, AuditResult]) -> str:
             y = top + height * i + 14
             found = result.estimates.get(attack, {}).get("auroc")
             if found is None or not math.isfinite(found.value):
-                parts.append(svg.text(x(0.5) + 6, y + 4, "failed" if found is None else "no number", anchor="start"))
+                parts.append(
+                    svg.text(
+                        x(0.5) + 6, y + 4, missing(result, attack) if found is None else "no number", anchor="start"
+                    )
+                )
                 continue
             interval = [
                 bound if math.isfinite(bound) else end for bound, end in zip(found.interval, (0, 1), strict=True)

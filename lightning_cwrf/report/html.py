@@ -13,7 +13,7 @@ from typing import Any
 from lightning_cwrf._version import __version__
 from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.checks import check_flag, check_integer
-from lightning_cwrf.files import replacing
+from lightning_cwrf.files import check_place, replacing
 from lightning_cwrf.report import sections
 from lightning_cwrf.report.elements import tag
 from lightning_cwrf.report.inputs import check_images, named_results, read_mask
@@ -45,7 +45,7 @@ def write_report(
     Args:
         results: audits by the name of the model, the one to compare with first; an audit can be the path of a saved
             one. Or one audit, or paths, which are named after their files.
-        path: of the page, usually ``….html``.
+        path: of the page, ``….html``.
         title: of the page.
         mask: the rewound weights, or a file of them: which layers they lie in.
         settings: how the models were made, as names and values, which can be nested.
@@ -61,8 +61,9 @@ def write_report(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: no audit; intervals of different confidence; a file that is not a saved audit; a model without
-            seconds; another number of images than members, or images that cannot be shown; too few names of classes.
+        ValueError: a path that is a folder, has another suffix or is that of an input; no audit; intervals of different
+            confidence; a file that is not a saved audit; a model without seconds; another number of images than
+            members, or images that cannot be shown; too few names of classes.
         FileNotFoundError: a saved audit or a mask does not exist.
         FileExistsError: the page exists, and ``overwrite`` is False.
 
@@ -79,7 +80,7 @@ def write_report(
     """
     check_flag("overwrite", overwrite)
     check_integer("exposed", exposed, low=0)
-    path = Path(path)
+    path = _check_output(Path(path), results, mask)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
     if not isinstance(title, str):
@@ -106,6 +107,19 @@ def write_report(
     page = _page(title, "".join(parts))
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8")
+    return path
+
+
+def _check_output(path: Path, results: Any, mask: Any) -> Path:
+    """The path of the page, unless the page would take the place of something else."""
+    check_place(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"the report is an HTML page: its file must end with .html, not {path.suffix!r}.")
+    if isinstance(results, Mapping):
+        results = list(results.values())
+    for each in [*(results if isinstance(results, (list, tuple)) else [results]), mask]:
+        if isinstance(each, (str, PathLike)) and Path(each).resolve() == path.resolve():
+            raise ValueError(f"{path} is read for the report, which would take its place: name another file.")
     return path
 
 

@@ -21,6 +21,7 @@ from lightning_cwrf.report.table import (
     comparison_notes,
     comparison_rows,
     metric_name,
+    missing,
 )
 from lightning_cwrf.report.verdict import (
     blind_spots,
@@ -88,7 +89,11 @@ def _changes(audits: Mapping[str, AuditResult]) -> str:
     (first, before), *others = audits.items()
     lines = []
     for name, after in others:
-        other_data = "" if same_examples(before, after) else " The two audits are of different examples."
+        other_data = ""
+        if not same_examples(before, after):
+            other_data = " The two audits are of different examples, or read them differently."
+        elif not (before.examples and after.examples):
+            other_data = " Whether the two audits are of the same examples was compared by labels alone."
         lines.append(f"{first} → {name}: {change(before, after)}{other_data}")
     if not lines:
         return ""
@@ -256,16 +261,14 @@ def settings(given: Mapping[str, Any], versions: Mapping[str, str]) -> str:
 
 def every_measure(audits: Mapping[str, AuditResult]) -> str:
     """Every estimate of every attack, with p-values and intervals over shadow models."""
-    groups = [("the model", {name: result.model_metrics for name, result in audits.items()})]
-    groups += [
-        (attack_name(attack), {name: result.estimates.get(attack, {}) for name, result in audits.items()})
-        for attack in attacks_in(audits.values())
-    ]
     bodies = []
-    for title, found in groups:
+    for attack in (None, *attacks_in(audits.values())):
+        title = "the model" if attack is None else attack_name(attack)
+        found = [r.model_metrics if attack is None else r.estimates.get(attack, {}) for r in audits.values()]
+        why = [missing(result, attack) for result in audits.values()]
         rows = [
-            [metric_name(metric), *(_whole(estimates.get(metric)) for estimates in found.values())]
-            for metric in dict.fromkeys(metric for estimates in found.values() for metric in estimates)
+            [metric_name(metric), *(_whole(each.get(metric), no) for each, no in zip(found, why, strict=True))]
+            for metric in dict.fromkeys(metric for estimates in found for metric in estimates)
         ]
         heading = f'<tr><th scope="rowgroup" colspan="{len(audits) + 1}">{escape(title)}</th></tr>'
         bodies.append(f'<tbody class="group">{heading}{html_rows(rows)}</tbody>')
@@ -275,9 +278,9 @@ def every_measure(audits: Mapping[str, AuditResult]) -> str:
     return section("Every measure", tag("p", words, "quiet"), scroll(table))
 
 
-def _whole(estimate: Any) -> str:
+def _whole(estimate: Any, otherwise: str) -> str:
     if estimate is None:
-        return "failed"
+        return otherwise
     p = "" if estimate.p_value is None else f" p = {estimate.p_value:.2g}"
     over = estimate.shadow_interval
     return f"{estimate}{p}" + (f"; over shadow models too: {over.low:.3f} to {over.high:.3f}" if over else "")

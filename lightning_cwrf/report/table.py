@@ -14,7 +14,6 @@ MODEL_ROWS = {
     "loss_gap": "loss gap (test − train)",
 }
 _SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}")
-_FAILED = "failed"
 _METRIC_NAMES = {"auroc": "AUC", "p1": "P1", "epsilon_lower_bound": "ε, lower bound"}
 ATTACK_NAMES = {"loss": "loss attack", "lira": "LiRA", "rmia": "RMIA"}
 
@@ -43,27 +42,46 @@ def comparison_rows(results: Mapping[str, AuditResult], seconds: Mapping[str, fl
     if seconds is not None and (missing := [name for name in results if name not in seconds]):
         raise ValueError(f"seconds must have one number for each model; {', '.join(missing)} has none.")
     rows = [["", *results]]
-    rows += [[label, *(_FAILED if e is None else str(e) for e in found)] for label, found in compared(results.values())]
+    rows += [
+        [label, *(cell(result, attack, metric) for result in results.values())]
+        for label, attack, metric in _measures(results.values())
+    ]
     if seconds is not None:
         rows.append(["seconds", *(f"{seconds[name]:.1f}" for name in results)])
     return rows
 
 
 def compared(results: Iterable[AuditResult]) -> list[tuple[str, list[Estimate | None]]]:
-    """The measures of :func:`comparison_table` by their labels, with each audit's estimate; None: the attack failed."""
+    """The measures of :func:`comparison_table` by their labels, with each audit's estimate; None: it has none."""
     results = list(results)
-    rows: list[tuple[str, list[Estimate | None]]] = [
-        (label, [result.model_metrics[key] for result in results]) for key, label in MODEL_ROWS.items()
+    return [
+        (label, [_estimates(result, attack).get(metric) for result in results])
+        for label, attack, metric in _measures(results)
     ]
-    rows += [
-        (
-            f"{attack_name(attack)} {metric_name(key)}",
-            [r.estimates[attack][key] if attack in r.estimates else None for r in results],
-        )
-        for attack in attacks_in(results)
-        for key in _SHOWN
-    ]
-    return rows
+
+
+def cell(result: AuditResult, attack: str | None, metric: str) -> str:
+    """An estimate as text, or why there is none; attack None: of the model itself."""
+    found = _estimates(result, attack).get(metric)
+    return missing(result, attack) if found is None else str(found)
+
+
+def missing(result: AuditResult, attack: str | None) -> str:
+    """Why an audit has no estimate of an attack."""
+    if attack in result.failures:
+        return "failed"
+    return "not measured" if attack is None or attack in result.estimates else "not run"
+
+
+def _measures(results: Iterable[AuditResult]) -> list[tuple[str, str | None, str]]:
+    """The rows of :func:`comparison_table`: label, attack (None: the model itself) and metric."""
+    attacks = attacks_in(results)
+    own: list[tuple[str, str | None, str]] = [(label, None, key) for key, label in MODEL_ROWS.items()]
+    return own + [(f"{attack_name(a)} {metric_name(key)}", a, key) for a in attacks for key in _SHOWN]
+
+
+def _estimates(result: AuditResult, attack: str | None) -> Mapping[str, Estimate]:
+    return result.model_metrics if attack is None else result.estimates.get(attack, {})
 
 
 def comparison_notes(results: Iterable[AuditResult]) -> list[str]:
@@ -123,8 +141,7 @@ def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
             accuracies = (result.model_metrics[name] for name in ("train_accuracy", "test_accuracy"))
             row = [defense, way, *map(str, accuracies)]
             for attack in attacks:
-                found = result.estimates.get(attack)
-                row += [_FAILED if found is None else str(found[key]) for key in _SHOWN]
+                row += [cell(result, attack, key) for key in _SHOWN]
             rows.append(row)
     return _layout(rows, every)
 

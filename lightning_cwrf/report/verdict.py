@@ -29,10 +29,11 @@ class Verdict(NamedTuple):
 
 def verdict(result: AuditResult) -> Verdict:
     """Whether any attack tells members from non-members, and how well the strongest one does."""
+    failed = [f"Failed, and not part of this verdict: {_listed(list(result.failures))}."] if result.failures else []
     if not result.estimates:
-        return Verdict("unknown", "No attack could run: this audit says nothing about the model.", [])
+        return Verdict("unknown", "No attack could run: this audit says nothing about the model.", failed)
     found = _found(result)
-    details = [*_strongest(result), *_above_all(result)]
+    details = [*failed, *_unmeasured(result), *_strongest(result), *_above_all(result)]
     if found:
         return Verdict(
             "found",
@@ -42,8 +43,16 @@ def verdict(result: AuditResult) -> Verdict:
     if below := result.below_chance():
         return Verdict(
             "unknown",
-            f"{_listed(below)} did worse than guessing, which no real attack should: until that is explained (see the "
-            "notes), this audit says nothing about the model.",
+            f"{_listed(below)} did worse than guessing, by more than the interval. Members and non-members may be "
+            f"swapped, or it is chance, which does this in at most about {percent((1 - result.confidence) / 2)} of "
+            "audits. Until that is explained (see the notes), this audit says nothing about the model.",
+            details,
+        )
+    if not _tests(result):
+        return Verdict(
+            "unknown",
+            f"No attack has an AUC or a TPR at {percent(FPR)} FPR that is a number: this audit says nothing about the "
+            "model.",
             details,
         )
     return Verdict(
@@ -88,8 +97,10 @@ def _told(rows: list[tuple[str, str]], what: str, *, others: bool) -> list[str]:
 
 
 def same_examples(first: AuditResult, other: AuditResult) -> bool:
-    """Whether two audits can be of the same examples: as many members and non-members, of the same classes."""
-    return torch.equal(first.is_member, other.is_member) and torch.equal(first.targets, other.targets)
+    """Whether two audits can be of the same examples: by number, classes and, where both have one, digest."""
+    known = bool(first.examples and other.examples)
+    labels = torch.equal(first.is_member, other.is_member) and torch.equal(first.targets, other.targets)
+    return labels and (first.examples == other.examples or not known)
 
 
 def blind_spots(results: Mapping[str, AuditResult]) -> list[str]:
@@ -101,7 +112,10 @@ def blind_spots(results: Mapping[str, AuditResult]) -> list[str]:
         lines.append(f"Attacks that ran: {_listed(ran)}.")
     failed = list(dict.fromkeys(name for result in every for name in result.failures))
     if failed:
-        lines.append(f"Attacks that did not run, at least on one model: {_listed(failed)}. The notes say why.")
+        lines.append(f"Attacks that failed, at least on one model: {_listed(failed)}. The notes say why.")
+    some = [name for name in ran if any(name not in {**r.estimates, **r.failures} for r in every)]
+    if some:
+        lines.append(f"Attacks that were not run on every model: {_listed(some)}.")
     known = [attack for attack in ran if attack in ATTACKS.names()]
     shadows = [attack for attack in known if any(need.startswith("shadow") for need in ATTACKS.find(attack).needs)]
     if shadows:
@@ -159,12 +173,25 @@ def _level(result: AuditResult) -> float:
 
 
 def _tests(result: AuditResult) -> list[tuple[str, str, Estimate]]:
+    """The measures that can be tested: those with a p-value, or without one a bound, that is a number."""
     return [
         (attack, metric, found[metric])
         for attack, found in result.estimates.items()
         for metric in _TESTED
-        if metric in found
+        if metric in found and _is_measured(found[metric])
     ]
+
+
+def _is_measured(estimate: Estimate) -> bool:
+    tested = estimate.interval.low if estimate.p_value is None else estimate.p_value
+    return not math.isnan(estimate.value) and not math.isnan(tested)
+
+
+def _unmeasured(result: AuditResult) -> list[str]:
+    """The attacks that ran without one measure that can be tested."""
+    tested = {attack for attack, _, _ in _tests(result)}
+    missing = [attack for attack in result.estimates if attack not in tested]
+    return [f"Without a result that is a number, and not part of this verdict: {_listed(missing)}."] if missing else []
 
 
 def _beats_chance(metric: str, estimate: Estimate, level: float) -> bool:

@@ -37,7 +37,7 @@ def redraw(model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         ValueError: nothing sets a trainable parameter (no ``reset_parameters``, or one that does not set all of them,
-            as with ``spectral_norm``), or an initialisation fails.
+            as with ``spectral_norm``), an initialisation fails, or it gives the model's own weights again.
     """
     work = copied(model)
     kept = _kept(work)
@@ -52,6 +52,7 @@ def redraw(model: nn.Module) -> dict[str, Tensor]:
         own = [_initialise(name, module, begin) for name, module, begin in _initialisations(work)]
         _reset_adapters(work)
     _check_drawn(work)
+    _check_new(work, model)
     warnings.warn(
         "vanilla='redraw': the initial weights are drawn again by each layer's reset_parameters"
         f"{''.join(f' and {each}' for each in own)}. They are not those that training started from, and your own "
@@ -175,3 +176,21 @@ def _check_drawn(work: nn.Module) -> None:
             f"vanilla='redraw' cannot draw the parameters of {', '.join(stuck)}: no reset_parameters method, or one "
             f"that does not set them. Add one, or {_PASS}"
         )
+
+
+def _check_new(work: nn.Module, model: nn.Module) -> None:
+    """Raise with the parameters that have the model's own values again; small or constant ones can by chance."""
+    own = dict(model.named_parameters())
+    drawn = [(name, p) for name, p in work.named_parameters() if p.requires_grad and not is_lazy(p)]
+    varied = [(name, p) for name, p in drawn if p.numel() > 1 and (p != p.flatten()[0]).any()]
+    same = [name for name, p in varied if torch.equal(p, own[name])]
+    large = [name for name, p in varied if name in same and p.numel() > _LARGE]
+    if large or (same and all(torch.equal(p, own[name]) for name, p in drawn)):
+        raise ValueError(
+            f"vanilla='redraw' drew the model's own current weights of {', '.join((large or same)[:5])}: does an "
+            f"init_weights load a saved state, or start from a fixed seed? Rewinding would change nothing there. {_FIX}"
+        )
+
+
+_LARGE = 100
+_FIX = f"Instead, {_PASS}"

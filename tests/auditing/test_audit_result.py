@@ -202,18 +202,32 @@ def test_nan_values_come_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("auc", "high", "said"), [(0.07, 0.12, True), (0.44, 0.469, True), (0.44, 0.471, False), (0.5, 0.6, False)]
+    ("auc", "high", "said"), [(0.07, 0.12, True), (0.44, 0.492, True), (0.44, 0.493, False), (0.5, 0.6, False)]
 )
 def test_an_auc_below_chance_asks_whether_the_sides_were_swapped(auc, high, said):
+    """Of two attacks, z is 2.2414 instead of 1.96: the reach of 0.0525 above 0.44 becomes 0.06."""
     estimates = {**made().estimates, "lira": {"auroc": estimate(auc, 0.0, high)}}
     notes = made(estimates=estimates).notes()
-    expected = (
-        f"lira: an AUC of {auc:.3f} is below chance, which no real attack should give: are members and non-members"
-    )
+    expected = f"lira: an AUC of {auc:.3f} is below chance, interval included: are members and non-members swapped, or"
     assert any(note.startswith(expected) for note in notes) == said
     assert not any(note.startswith("loss: an AUC") for note in notes)
     assert not any("below chance" in note for note in made(estimates=estimates).notes(["advantage"]))
     assert not any("below chance" in note for note in replace(made(), estimates={"x": {}}).notes())
+
+
+def test_places_where_no_file_can_be_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        made().save(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file, not a folder"):
+        made().save(tmp_path / "file" / "a.json")
+    with pytest.raises(ValueError, match="suffix of another kind"):
+        made().save(tmp_path / "A.CKPT")
+
+
+def test_one_attack_is_below_chance_where_its_interval_is():
+    for high, below in ((0.4999, ["loss"]), (0.5, []), (0.51, []), (math.nan, [])):
+        assert made(estimates={"loss": {"auroc": estimate(0.48, 0.4, high)}}).below_chance() == below
 
 
 @pytest.mark.parametrize(

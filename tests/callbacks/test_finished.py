@@ -327,6 +327,16 @@ def test_the_last_audit_is_saved_and_an_earlier_file_is_not_replaced(tmp_path):
     assert len(AuditResult.load(path).is_member) == 124
 
 
+def test_files_that_no_audit_can_be_saved_to_are_refused_before_the_training(tmp_path):
+    (tmp_path / "file").touch()
+    for path, message in (("a.ckpt", "suffix of another kind"), ("", "is a folder"), ("file/a.json", "not a folder")):
+        with pytest.raises(ValueError, match=message):
+            MIAAuditCallback(loader(100, 140), save=tmp_path / path)
+    twins = [MIAAuditCallback(loader(100, 140), save=tmp_path / "a.json", name=name) for name in ("one", "two")]
+    with pytest.raises(MisconfigurationException, match="two audits in this Trainer save to"):
+        trainer(callbacks=twins, max_epochs=1).fit(Classifier(), loader(0, 64))
+
+
 CONFIG = """
 seed_everything: 5
 model: {class_path: tests.helpers.Classifier}

@@ -17,6 +17,7 @@ from lightning_cwrf.metrics import Interval
 from lightning_cwrf.metrics.functional import resolvable_auc
 from lightning_cwrf.outputs import ModelOutputs
 from lightning_cwrf.report import comparison_table, write_report
+from lightning_cwrf.report.verdict import rule, same_examples, verdict
 from tests.auditing.cases import estimate
 from tests.report.cases import Page, audited
 
@@ -70,7 +71,7 @@ def test_every_attack_measure_p_value_note_and_failure_is_shown(tmp_path):
             assert each.p_value is None or f"p = {each.p_value:.2g}" in page.text
     for note in [*result.notes(), "odd data", "the rmia attack failed: no population"]:
         assert note in page.text
-    assert "Attacks that did not run, at least on one model: RMIA." in page.text
+    assert "Attacks that failed, at least on one model: RMIA." in page.text
 
 
 def test_an_attack_that_finds_members_is_named_with_its_uncertainty(tmp_path):
@@ -133,6 +134,80 @@ def test_an_attack_below_chance_gives_no_verdict(tmp_path):
     assert "are members and non-members swapped" in page.text
 
 
+def test_an_attack_whose_interval_is_below_chance_gives_no_verdict():
+    """As of members and non-members swapped by mistake, in a small audit."""
+    result = random_audit(n=200, shift=-0.25, seed=1, attacks=["loss"])
+    assert 0.4 < result.estimates["loss"]["auroc"].value < result.estimates["loss"]["auroc"].interval.high < 0.5
+    said = verdict(result)
+    assert said.level == "unknown"
+    assert "or it is chance, which does this in at most about 2.5% of audits" in said.headline
+
+
+def with_loss(value=0.5, low=0.4, high=0.6, p_value=1.0, **more):
+    each = estimate(value, low, high, p_value=p_value)
+    return audited(attacks=["loss"], estimates={"loss": {"auroc": each, "tpr_at_fpr_0.001": each}}, **more)
+
+
+def test_what_was_not_measured_is_not_called_not_found():
+    nan = math.nan
+    assert verdict(with_loss()).level == "not found"
+    for unmeasured in (
+        with_loss(nan, nan, nan),
+        with_loss(p_value=nan),
+        with_loss(nan, nan, nan, p_value=None),
+        audited(estimates={"loss": {"balanced_accuracy": estimate(0.5, 0.4, 0.6)}}, attacks=["loss"]),
+        audited(estimates={}, attacks=[], failures={"loss": "no data"}),
+    ):
+        assert verdict(unmeasured).level == "unknown"
+    assert not rule({"it": with_loss(p_value=nan)})
+    result = with_loss(failures={"rmia": "no population"})
+    result.estimates["lira"] = {"auroc": estimate(nan, nan, nan)}
+    said = verdict(result)
+    assert said.level == "not found"
+    assert said.details[0] == "Failed, and not part of this verdict: RMIA."
+    assert said.details[1].endswith("and not part of this verdict: LiRA.")
+
+
+def test_attacks_that_were_not_run_or_have_no_such_metric_are_not_called_failed(tmp_path):
+    results = {"a": audited(failures={}), "b": audited(attacks=["loss"], failures={}), "c": audited(attacks=["loss"])}
+    results["c"] = replace(results["c"], failures={"lira": "no shadow models"})
+    results["d"] = audited(attacks=["loss"], estimates={"loss": {"balanced_accuracy": estimate(0.5, 0.4, 0.6)}})
+    page, _ = page_of(results, tmp_path)
+    row = next(line for line in comparison_table(results).splitlines() if line.startswith("LiRA AUC"))
+    assert re.split(r"\s{2,}", row)[2:] == ["not run", "failed", "not run"]
+    row = next(line for line in comparison_table(results).splitlines() if line.startswith("loss attack AUC"))
+    assert row.endswith("not measured")
+    assert "Attacks that were not run on every model: LiRA." in page.text
+    assert "loss" in str(results["d"])
+
+
+def test_a_page_takes_the_place_of_no_input_and_is_html(tmp_path):
+    saved = audited().save(tmp_path / "audit.html")
+    for results in (saved, [saved], {"a": str(saved)}):
+        with pytest.raises(ValueError, match="is read for the report, which would take its place"):
+            write_report(results, tmp_path / "x" / ".." / "audit.html", overwrite=True)
+    with pytest.raises(ValueError, match=r"must end with \.html, not '\.json'"):
+        write_report(audited(), tmp_path / "audit.json")
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        write_report(audited(), tmp_path, overwrite=True)
+    assert write_report(saved, tmp_path / "PAGE.HTM").exists()
+
+
+def test_examples_are_compared_by_content():
+    """Equal labels alone are not the same data."""
+    targets = torch.arange(20) % 3
+
+    def of(inputs):
+        sides = [
+            ModelOutputs(torch.randn(20, 3), targets, [f"{inputs}-{side}-{i}" for i in range(20)]) for side in "ab"
+        ]
+        return audit_outputs(*sides)
+
+    assert same_examples(of("x"), of("x"))
+    assert not same_examples(of("x"), of("y"))
+    assert same_examples(of("x"), replace(of("x"), examples=""))
+
+
 def test_before_and_after_say_no_more_than_the_intervals(tmp_path):
     page, _ = page_of(MANY, tmp_path)
     assert "before → after: Loss attack AUC and LiRA AUC are lower; for the other measures of attacks the" in page.text
@@ -142,14 +217,16 @@ def test_before_and_after_say_no_more_than_the_intervals(tmp_path):
     assert "a → c: Loss attack AUC and LiRA AUC are higher;" in page.text
     assert "these audits cannot tell" in page.text
     assert "different examples" not in page.text
+    assert "compared by labels alone" in page.text
     page, _ = page_of({"a": audited(), "b": audited(n=8)}, tmp_path, overwrite=True)
-    assert "The two audits are of different examples." in page.text
+    assert "The two audits are of different examples, or read them differently." in page.text
+    assert "by labels alone" not in page.text
     page, _ = page_of(audited(), tmp_path, overwrite=True)
     assert "Before and after" not in page.text
 
 
 def test_an_attack_that_failed_on_one_model_is_not_compared(tmp_path):
-    page, _ = page_of({"a": audited(), "b": audited(attacks=["loss"])}, tmp_path)
+    page, _ = page_of({"a": audited(), "b": audited(attacks=["loss"], failures={"lira": "no"})}, tmp_path)
     assert "LiRA AUC and LiRA TPR at 0.1% FPR cannot be compared." in page.text
     assert ["LiRA AUC", "0.750 [0.600, 0.900]", "failedcannot be compared"] in page.cells
 

@@ -95,7 +95,9 @@ def test_invalid_bins_raise(bins, error, tmp_path):
 
 
 def test_the_comparison_has_a_column_per_model_and_a_row_per_measure():
-    table = comparison_table({"a": audited(0.7), "b": audited(0.6, attacks=["loss"])}, {"a": 1.25, "b": 20, "c": 3})
+    table = comparison_table(
+        {"a": audited(0.7), "b": audited(0.6, attacks=["loss"], failures={"lira": "no"})}, {"a": 1.25, "b": 20, "c": 3}
+    )
     rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in table.splitlines()]
     assert rows[0] == ["a", "b"]
     assert set("".join(rows[1])) == {"─"}

@@ -266,3 +266,25 @@ def test_an_initialisation_of_peft_that_changes_the_frozen_weights_is_an_error()
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], init_lora_weights="pissa")
     with pytest.raises(ValueError, match=r"reset_lora_parameters\('default', 'pissa'\) failed"):
         redraw(peft.get_peft_model(bert(), config))
+
+
+class Loading(nn.Module):
+    """A class whose ``init_weights`` loads what was saved, which may be trained weights."""
+
+    def __init__(self, sizes=(20, 8)):
+        super().__init__()
+        self.head, self.other = nn.Linear(*sizes), nn.Linear(*sizes)
+        self.saved = {}
+
+    def init_weights(self):
+        self.load_state_dict(self.saved, strict=False)
+
+
+@pytest.mark.parametrize(("sizes", "kept"), [((20, 8), "head."), ((20, 8), ""), ((3, 2), "")])
+def test_an_initialisation_that_gives_the_models_own_weights_is_an_error(sizes, kept):
+    model = Loading(sizes)
+    model.saved = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(kept)}
+    with pytest.raises(ValueError, match=r"drew the model's own current weights of head\.weight.*Instead, pass"):
+        redraw(model)
+    moved(model)
+    redraw(model)  # of the saved state, but trained since
