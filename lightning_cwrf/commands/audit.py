@@ -13,6 +13,7 @@ from lightning_cwrf.commands.base import Command, Job, UsageError, check_outputs
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, Loaded, add_model_options, load
 from lightning_cwrf.report import write_report
+from lightning_cwrf.weights.trained import check_trained
 
 _EXPLAINED = """The loss attack needs the model alone; LiRA and RMIA, which are stronger, need --shadows. The table
 shows each attack's AUC (0.5 is chance) and its TPR at a low FPR, with confidence intervals.
@@ -87,4 +88,12 @@ class AuditCommand(Command):
         create_attacks(names)
         gates = parse_gates(options.fail_above, options.judge, names)
         loaded = load(options)
+        _check_trained(loaded)
         return AuditJob(loaded, options.attacks, gates, shadow_plan(loaded, Path(options.store)), out, report)
+
+
+def _check_trained(loaded: Loaded) -> None:
+    try:
+        check_trained(loaded.model.to(loaded.device), loaded.audited["members"])
+    except ValueError as error:
+        raise UsageError(f"--checkpoint {loaded.options.checkpoint}: {error}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from lightning_cwrf import AuditResult, WeightMask, audit
 from lightning_cwrf.commands import main
@@ -196,7 +197,8 @@ def test_a_printed_configuration_gives_the_same_options(user, capsys):
 
 
 def test_files_of_weights_of_every_kind(user):
-    for checkpoint in ("finished.ckpt", "weights.pt", "init.safetensors"):
+    save_file(torch.load("weights.pt", weights_only=True), "weights.safetensors")
+    for checkpoint in ("finished.ckpt", "weights.pt", "weights.safetensors"):
         assert main(audit_words(checkpoint=checkpoint)) == 0
     assert main(check(checkpoint="weights.pt", vanilla=f"{M}.fresh")) == 0
 

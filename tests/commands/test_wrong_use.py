@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
 
 from lightning_cwrf.commands import main
@@ -75,6 +76,19 @@ WRONG = {
     "no such data set": (audit(members=f"{M}.trainset"), f"--members: {M} has no 'trainset'"),
     "unknown argument of a function": (audit("--members.size", "3", members=f"{M}.members"), "has no argument size"),
     "transfer hook": (audit(data=f"{M}.Hooked"), "Hooked has on_after_batch_transfer"),
+    "transfer hook of the model": (audit(model=f"{M}.HookedNet"), "--model: .*HookedNet has on_after_batch_transfer"),
+    "random split": (audit(data=f"{M}.RandomSplit"), "the split depends on the random state: pass a generator"),
+    "random split of augmented data": (harden(data=f"{M}.NoisySplit"), "the split depends on the random state"),
+    "plain is not the members": (audit(plain=f"{M}.population"), "--plain are not the members"),
+    "plain has fewer examples": (
+        audit("--plain.count", "100", data=f"{M}.Augmented", plain=f"{M}.members"),
+        "--plain are not the members",
+    ),
+    "arguments of a split": (audit("--members.count", "100"), "--members train is a split .* no argument count"),
+    "vanilla weights as the finished ones": (
+        audit(checkpoint="init.safetensors"),
+        "init.safetensors holds lightning_cwrf.* instead of finished weights",
+    ),
     "vanilla file is missing": (harden(vanilla="lost.safetensors"), "--vanilla: there is no file lost.safetensors"),
     "vanilla function is missing": (harden(vanilla=f"{M}.untrained"), f"--vanilla: {M} has no 'untrained'"),
     "unknown defense": (
@@ -175,6 +189,44 @@ def test_yaml_that_is_none_is_one_message(user, capsys):
     assert main(["harden", "--config", "harden.yaml"]) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) <= 2, said
+
+
+def test_a_split_with_a_fixed_seed_is_accepted(user):
+    assert main(audit("--data.seed", "3", "--dry-run", data=f"{M}.RandomSplit")) == 0
+    assert main(audit("--data.seed", "3", "--dry-run", data=f"{M}.NoisySplit")) == 0
+    assert main(audit("--dry-run", data=f"{M}.Augmented", plain=f"{M}.members")) == 0
+
+
+def spoilt(state, how):
+    if how == "nan":
+        state["net.1.bias"][0] = torch.nan
+    elif how == "infinite":
+        state["net.3.weight"][0, 0] = torch.inf
+    elif how == "integers":
+        state = {name: (100 * value).to(torch.int8) for name, value in state.items()}
+    else:
+        state = {name: 0.01 * torch.randn_like(value) for name, value in state.items()}
+    return state
+
+
+SPOILT = {
+    "nan": "has NaN or infinite values in 'net.1.bias'",
+    "infinite": "has NaN or infinite values in 'net.3.weight'",
+    "integers": "as torch.int8, and the model has torch.float32",
+    "untrained": "It looks untrained",
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_weights_of_no_finished_model_are_not_audited(how, user, capsys):
+    state = spoilt(torch.load("weights.pt", weights_only=True), how)
+    torch.save(state, "spoilt.pt")
+    assert main(audit(checkpoint="spoilt.pt")) == 2
+    assert SPOILT[how] in capsys.readouterr().err
+    assert main(harden(checkpoint="spoilt.pt")) != 0
+    said = capsys.readouterr()
+    assert SPOILT[how] in " ".join((said.out + said.err).split())
+    assert not (user / "hardened").exists()
 
 
 def test_debug_shows_where(user, capsys):

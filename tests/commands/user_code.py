@@ -11,7 +11,7 @@ from lightning import LightningDataModule, LightningModule
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
 
 
 def examples(begin, end):
@@ -84,6 +84,35 @@ class Augmented(Data):
 class Hooked(Data):
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return batch
+
+
+class HookedNet(Net):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0].flip(-1), batch[1]
+
+
+class RandomSplit(Data):
+    def __init__(self, seed: int | None = None):
+        super().__init__()
+        self.seed = seed
+
+    def setup(self, stage):
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        self.parts = random_split(examples(0, 600), [200, 200, 200], generator=generator)
+
+    def train_dataloader(self):
+        return DataLoader(self.parts[0], self.batch_size, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.parts[1], self.batch_size)
+
+    def test_dataloader(self):
+        return DataLoader(self.parts[2], self.batch_size)
+
+
+class NoisySplit(RandomSplit):
+    def train_dataloader(self):
+        return DataLoader(Noisy(self.parts[0]), self.batch_size, shuffle=True)
 
 
 class Noisy(Dataset):
