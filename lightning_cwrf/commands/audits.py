@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
+from lightning_cwrf.attacks import create_attacks
 from lightning_cwrf.auditing import AuditResult, audit
 from lightning_cwrf.commands.base import UsageError
 from lightning_cwrf.commands.loading import SILENT, Loaded
@@ -34,7 +35,32 @@ def add_shadow_options(parser: Any) -> None:
         default={},
         help="the Trainer of the first training, which shadow models repeat: --training.max_epochs 100",
     )
-    parser.add_argument("--population", type=Named, help="further data that no model is trained on, for RMIA")
+    parser.add_argument("--population", type=Named, help="further data that no model is trained on; RMIA needs it")
+
+
+def attacks_of(options: Any, named: list[str] | str | None = None) -> list[str]:
+    """The attacks that will run: those named, or all usual ones for which the options give what they need.
+
+    Raises:
+        UsageError: an attack that needs what is not given, or an option that would have no effect.
+    """
+    if isinstance(named, str):
+        raise UsageError(f"--attacks must be a list, such as --attacks [loss,entropy], not {named!r}.")
+    if named is not None and not named:
+        raise UsageError("--attacks is empty: name an attack, such as --attacks [loss,entropy], or leave it out.")
+    if not options.shadows:
+        unused = [name for name in ("population", "training") if getattr(options, name)]
+        if unused:
+            raise UsageError(f"--{unused[0]} has no effect without --shadows.")
+    usual = ["loss", "lira"] if options.shadows else ["loss"]
+    usual += ["rmia"] if options.population is not None else []
+    for attack in create_attacks(named or usual):
+        if not options.shadows and any("shadow" in need or "population" in need for need in attack.needs):
+            more = " and --population" if any("population" in need for need in attack.needs) else ""
+            raise UsageError(f"--attacks: {attack.name} needs shadow models: pass --shadows{more}.")
+        if options.population is None and any("population" in need for need in attack.needs):
+            raise UsageError(f"--attacks: {attack.name} needs a population: pass --population.")
+    return named or usual
 
 
 @dataclass

@@ -12,7 +12,7 @@ EXIT_CODES = """exit codes:
   0  done, and every threshold was kept
   1  the work failed, or the preflight found an error
   2  wrong use: an option, a file, a class or the data; nothing was done or written
-  3  a threshold of --fail-above was exceeded"""
+  3  a threshold of --fail-above or --fail-below was exceeded"""
 
 
 class UsageError(Exception):

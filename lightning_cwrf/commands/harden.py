@@ -13,7 +13,14 @@ from torch.utils.data import DataLoader
 
 from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.callbacks import CriticalRewindCallback, DefenseCallback
-from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, audited, hardened_recipe, shadow_plan
+from lightning_cwrf.commands.audits import (
+    ShadowPlan,
+    add_shadow_options,
+    attacks_of,
+    audited,
+    hardened_recipe,
+    shadow_plan,
+)
 from lightning_cwrf.commands.base import FAILED, Command, Job, UsageError, check_outputs
 from lightning_cwrf.commands.check import CheckJob, check_job
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
@@ -48,6 +55,7 @@ class HardenJob(Job):
     checking: CheckJob
     make_callbacks: Callable[[], list[Callback]]
     arguments: dict[str, Any]
+    attacks: list[str]
     gates: list[Gate]
     shadows: ShadowPlan | None
     out: Path
@@ -76,7 +84,7 @@ class HardenJob(Job):
             print("\nstopped at the errors above; nothing was trained or written.")
             return FAILED
         base = None if self.shadows is None else self.shadows.train()
-        self._keep("finished", audited(loaded, loaded.model, "the finished model", base), 0.0)
+        self._keep("finished", audited(loaded, loaded.model, "the finished model", base, attacks=self.attacks), 0.0)
         if options.control:
             control = loaded.again()
             began = time.perf_counter()
@@ -116,7 +124,7 @@ class HardenJob(Job):
     ) -> None:
         spent = time.perf_counter() - began
         shadows = None if self.shadows is None else self.shadows.train(hardened_recipe(trainer, model), base)
-        self._keep(name, audited(self.checking.loaded, model, name, shadows), spent, file)
+        self._keep(name, audited(self.checking.loaded, model, name, shadows, attacks=self.attacks), spent, file)
 
     def _keep(self, name: str, result: AuditResult, seconds: float, file: str | None = None) -> None:
         self.results[name], self.seconds[name] = result, seconds
@@ -177,8 +185,8 @@ class HardenCommand(Command):
         if out.is_file():
             raise UsageError(f"--out {out} is a file; name a folder.")
         check_outputs(outputs(out, options), options.overwrite)
-        attacks = ["loss", "lira", "rmia"] if options.shadows else ["loss"]
-        gates = parse_gates(options.fail_above, options.judge, attacks)
+        attacks = attacks_of(options)
+        gates = parse_gates(options, attacks)
         checking = check_job(options)
         loaded = checking.loaded
         if not isinstance(loaded.members, DataLoader) and not hasattr(loaded.members, "__iter__"):
@@ -193,4 +201,4 @@ class HardenCommand(Command):
         callbacks()  # they check their settings
         shadows = shadow_plan(loaded, out / "shadows")
         arguments = {"default_root_dir": str(out), **trainer_arguments(options)}
-        return HardenJob(checking, callbacks, arguments, gates, shadows, out, loaded.data("validation"))
+        return HardenJob(checking, callbacks, arguments, attacks, gates, shadows, out, loaded.data("validation"))

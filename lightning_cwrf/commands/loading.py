@@ -99,9 +99,8 @@ class Source:
             if split not in SPLITS:
                 raise UsageError(f"--{option}: there is no split {path!r}; write {_SPLIT}.")
             if arguments:
-                raise UsageError(
-                    f"--{option} {path} is a split of --data, which takes no argument {', '.join(arguments)}."
-                )
+                named = ", ".join(arguments)
+                raise UsageError(f"--{option} {path} is a split of --data, which takes no argument {named}.")
             if self.datamodule is None:
                 raise UsageError(f"--{option} {path} is a split of a DataModule: pass --data, or an import path.")
             try:

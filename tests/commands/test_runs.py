@@ -160,6 +160,39 @@ def test_thresholds_decide_by_the_bound_or_the_value(user, capsys):
     assert main(audit_words("--fail-above", "loss_gap=100", "--fail-above", "loss/auroc=0.1")) == 3
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_thresholds_of_the_file_and_of_the_command_line_are_joined(place, user, capsys):
+    Path("gate.yaml").write_text(yaml.safe_dump({"fail_above": ["loss_gap=100"]}))
+    gate, file = ["--fail-above", "loss/auroc=0.1"], ["--config", "gate.yaml"]
+    more = file + gate if place == "before" else gate + file
+    assert main(audit_words(*more)) == 3
+    said = capsys.readouterr().out
+    assert "FAIL  loss/auroc" in said
+    assert "pass  loss_gap" in said
+
+
+def test_a_threshold_below_is_for_what_is_better_high(user, capsys):
+    assert main(audit_words("--fail-below", "test_accuracy=0.5")) == 0
+    assert "pass  test_accuracy" in capsys.readouterr().out
+    assert main(audit_words("--fail-below", "test_accuracy=1.0", "--fail-above", "loss/auroc=1")) == 3
+    assert "FAIL  test_accuracy" in capsys.readouterr().out
+
+
+def test_a_value_at_the_threshold_passes(user):
+    assert main(audit_words(out="a.json")) == 0
+    value = AuditResult.load("a.json").estimates["loss"]["auroc"].value
+    assert main(audit_words("--fail-above", f"loss/auroc={value!r}", "--judge", "value")) == 0
+
+
+def test_swapped_sides_do_not_pass(user, capsys):
+    swapped = {"members": "test", "nonmembers": "train"}
+    assert main(audit_words("--fail-above", "loss/auroc=0.9", **swapped)) == 1
+    assert "swapped" in capsys.readouterr().err
+    assert main(audit_words("--fail-above", "loss_gap=100", **swapped)) == 1
+    assert "swapped" in capsys.readouterr().err
+    assert main(audit_words(**swapped)) == 0  # its remarks say it
+
+
 def test_a_metric_without_an_upper_bound_does_not_pass(user, capsys):
     gate = ("--fail-above", "loss/epsilon_lower_bound=100")
     assert main(audit_words(*gate)) == 1
