@@ -9,14 +9,14 @@ from typing import Any
 from lightning_cwrf.attacks import available_attacks
 from lightning_cwrf.checks import check_confidence
 from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, attacks_of, audited, shadow_plan
-from lightning_cwrf.commands.base import Command, Job, UsageError, check_outputs
+from lightning_cwrf.commands.base import Command, Job, UsageError, check_outputs, output_file
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, Loaded, add_model_options, load
 from lightning_cwrf.report import write_report
 from lightning_cwrf.weights.trained import check_trained
 
-_EXPLAINED = """The loss attack needs the model alone; LiRA and RMIA, which are stronger, need --shadows. The table
-shows each attack's AUC (0.5 is chance) and its TPR at a low FPR, with confidence intervals.
+_EXPLAINED = """The loss attack needs the model alone; LiRA, which is stronger, needs --shadows, and RMIA
+--population too. The table shows each attack's AUC (0.5 is chance) and its TPR at a low FPR, with confidence intervals.
 
 examples:
   cwrf audit --model mine.Net --data mine.Data --checkpoint finished.ckpt --out audit.json
@@ -85,8 +85,9 @@ class AuditCommand(Command):
         if options.checkpoint is None:
             raise UsageError("--checkpoint is missing: pass the file of the finished weights.")
         check_confidence(options.confidence)
-        out, report = (None if each is None else Path(each) for each in (options.out, options.report))
-        check_outputs([each for each in (out, report) if each is not None], options.overwrite)
+        out, report = output_file("out", options.out, ".json"), output_file("report", options.report, ".html")
+        written = [each for each in (out, report) if each is not None]
+        check_outputs(written, options.overwrite, [options.checkpoint, *map(str, options.config or ())])
         attacks = attacks_of(options, options.attacks)
         gates = parse_gates(options, attacks)
         loaded = load(options)

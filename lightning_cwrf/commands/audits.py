@@ -19,6 +19,7 @@ from lightning_cwrf.commands.loading import SILENT, Loaded
 from lightning_cwrf.commands.objects import Named
 from lightning_cwrf.commands.training import make_trainer, trainer_mapping
 from lightning_cwrf.data import Batches
+from lightning_cwrf.data.loading import Collated
 from lightning_cwrf.data.sampling import support
 from lightning_cwrf.recipes import ShadowRecipe
 from lightning_cwrf.shadows import ShadowOutputs, train_shadows
@@ -78,7 +79,7 @@ class ShadowPlan:
         """The shadow models of the finished model, or of a hardening by ``recipe``."""
         population: Any = self.population
         if isinstance(population, DataLoader):
-            population = population.dataset
+            population = Collated(_examples(population, "population"), population.collate_fn)
         return train_shadows(
             self.recipe if recipe is None else recipe,
             self.pool,
@@ -156,5 +157,7 @@ def _examples(data: Batches, name: str) -> Dataset[Any]:
     loader = data if isinstance(data, DataLoader) else DataLoader(data) if isinstance(data, Dataset) else None
     if loader is None or isinstance(loader.dataset, IterableDataset):
         raise UsageError(f"--shadows needs --{name} as a map-style data set or a loader of one.")
+    if loader.batch_sampler is None:
+        raise UsageError(f"--shadows needs --{name} one by one, and its data set gives whole batches.")
     places = support(loader).places
     return Subset(loader.dataset, list(places))

@@ -68,8 +68,8 @@ def check_no_hooks(option: str, path: str, cls: type, base: type) -> None:
     own = [name for name in _HOOKS if getattr(cls, name) is not getattr(base, name)]
     if own:
         raise UsageError(
-            f"--{option}: {path} has {', '.join(own)}, which a Trainer runs on each batch and an audit does not. Do the "
-            "same in the data set, or in the model's forward."
+            f"--{option}: {path} has {', '.join(own)}, which a Trainer runs on each batch and an audit does not. Do "
+            "the same in the data set, or in the model's forward."
         )
 
 

@@ -72,7 +72,8 @@ def add_gate_options(parser: Any) -> None:
 def explain_gate() -> str:
     """The metrics that a gate can name, as they are registered now."""
     return (
-        "metrics for --fail-above, or for --fail-below where more is better (accuracies, p1):\n  ATTACK/METRIC, with METRIC one of\n  "
+        "metrics for --fail-above, or for --fail-below where more is better (accuracies, p1):\n"
+        "  ATTACK/METRIC, with METRIC one of\n  "
         + "\n  ".join(sorted(attack_metrics(0.5)))
         + f"\n  or, of the model itself, one of {', '.join(MODEL_METRICS)}"
     )

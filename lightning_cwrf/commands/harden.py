@@ -46,8 +46,8 @@ examples:
   cwrf harden --config harden.yaml --defense relaxloss --defense.alpha 0.5 --rate 0.05 --control
   cwrf harden --config harden.yaml --shadows 16 --training.max_epochs 100
 
-The loss attack alone is weak: --shadows adds LiRA and RMIA, against models that went through the same hardening. And
-most of the effect may come from the fine-tuning, not from the rewinding: --control shows how much."""
+The loss attack alone is weak: --shadows adds LiRA, and with --population RMIA, against models that went through the same
+hardening. And most of the effect may come from the fine-tuning, not from the rewinding: --control shows how much."""
 
 
 @dataclass
@@ -93,17 +93,22 @@ class HardenJob(Job):
         callbacks = self.make_callbacks()
         hardened, began = loaded.model, time.perf_counter()
         trainer = self._fit(hardened, [*callbacks, DefenseCallback(self._defense)])
-        self.out.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(self.out / "hardened.ckpt")
+        self._unfinished.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(self._unfinished / "hardened.ckpt")
         rewind = next(each for each in callbacks if isinstance(each, CriticalRewindCallback))
         assert rewind.mask is not None
-        rewind.mask.save(self.out / "mask.safetensors")
+        rewind.mask.save(self._unfinished / "mask.safetensors")
         self._audit(f"hardened, r = {options.rate:g}", "hardened", hardened, trainer, base, began)
         return self._conclude()
 
     @property
     def _defense(self) -> Any:
         return self.checking.defense
+
+    @property
+    def _unfinished(self) -> Path:
+        """Where files are until all are there, so that a failed run leaves none that block the next."""
+        return self.out / "unfinished"
 
     def _fit(self, model: LightningModule, callbacks: list[Callback]) -> Trainer:
         seed_everything(self.checking.loaded.options.seed, workers=True, verbose=False)
@@ -128,7 +133,7 @@ class HardenJob(Job):
 
     def _keep(self, name: str, result: AuditResult, seconds: float, file: str | None = None) -> None:
         self.results[name], self.seconds[name] = result, seconds
-        result.save(self.out / f"{file or name}.json")
+        result.save(self._unfinished / f"{file or name}.json")
 
     def _conclude(self) -> int:
         options = self.checking.loaded.options
@@ -137,11 +142,15 @@ class HardenJob(Job):
             print("How much of this is the fine-tuning alone is not known: run it with --control too.")
         write_report(
             self.results,
-            self.out / "report.html",
-            mask=self.out / "mask.safetensors",
+            self._unfinished / "report.html",
+            mask=self._unfinished / "mask.safetensors",
             seconds=self.seconds,
             overwrite=True,
         )
+        for path in outputs(self.out, options):
+            (self._unfinished / path.name).replace(path)
+        if not any(self._unfinished.iterdir()):  # a failed run may have left others
+            self._unfinished.rmdir()
         print(f"\nsaved {', '.join(map(str, outputs(self.out, options)))}")
         code, lines = judged(self.gates, list(self.results.values())[-1], options.judge)
         if lines:
@@ -184,7 +193,8 @@ class HardenCommand(Command):
         out = Path(options.out)
         if out.is_file():
             raise UsageError(f"--out {out} is a file; name a folder.")
-        check_outputs(outputs(out, options), options.overwrite)
+        inputs = [options.checkpoint, options.vanilla, *map(str, options.config or ())]
+        check_outputs(outputs(out, options), options.overwrite, inputs)
         attacks = attacks_of(options)
         gates = parse_gates(options, attacks)
         checking = check_job(options)

@@ -18,7 +18,8 @@ def with_arguments_apart(words: Sequence[str], objects: Sequence[str]) -> list[s
     """Words of a command line as jsonargparse takes them.
 
     ``--model.width 8`` becomes ``--model_args.width 8``, and ``--fail-above``, which may be repeated,
-    ``--fail-above+``. ``--config`` comes first, so that its lists are added to and not replaced, wherever it was written.
+    ``--fail-above+``. ``--config`` comes first, wherever it was written, so that its lists are added to and not
+    replaced.
 
     Raises:
         UsageError: two files, or a threshold without a word.
@@ -29,7 +30,8 @@ def with_arguments_apart(words: Sequence[str], objects: Sequence[str]) -> list[s
     dotted = re.compile(rf"--({'|'.join(objects) or '(?!)'})\.(?:init_args\.)?")
     rewritten = [dotted.sub(r"--\1_args.", word, count=1) if dotted.match(word) else word for word in words]
     rewritten = [re.sub(r"^--fail[-_](above|below)\+?(?=$|=)", r"--fail-\1+", word) for word in rewritten]
-    files, others = [], []
+    files: list[str] = []
+    others: list[str] = []
     for i, word in enumerate(rewritten):
         after_name = i > 0 and rewritten[i - 1] == "--config"
         (files if after_name or word == "--config" or word.startswith("--config=") else others).append(word)

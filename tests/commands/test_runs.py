@@ -144,6 +144,15 @@ def test_an_audit_with_shadow_models(user):
     assert set(AuditResult.load("a.json").estimates) == {"lira"}
 
 
+@pytest.mark.slow
+def test_the_population_is_read_by_its_own_loader(user):
+    for name, population in (("plain", "population"), ("raw", "raw_population")):
+        more = ("--training.max_epochs", "3", "--population", f"{M}.{population}")
+        assert main(audit_words(*more, shadows="4", attacks="[rmia]", out=f"{name}.json")) == 0
+    plain, raw = (AuditResult.load(f"{name}.json") for name in ("plain", "raw"))
+    assert torch.allclose(plain.scores["rmia"], raw.scores["rmia"], atol=1e-6)
+
+
 def test_thresholds_decide_by_the_bound_or_the_value(user, capsys):
     assert main(audit_words(out="a.json")) == 0
     estimate = AuditResult.load("a.json").estimates["loss"]["auroc"]
@@ -198,6 +207,17 @@ def test_a_metric_without_an_upper_bound_does_not_pass(user, capsys):
     assert main(audit_words(*gate)) == 1
     assert "pass --judge value" in capsys.readouterr().err
     assert main(audit_words(*gate, "--judge", "value")) == 0
+
+
+def test_a_failed_hardening_does_not_block_the_next(user, capsys):
+    settings = {"steps": "2", "model": f"{M}.FailingNet"}
+    Path("fail").touch()
+    assert main(harden(**settings)) == 1
+    assert "no such disk" in capsys.readouterr().err
+    Path("fail").unlink()
+    assert main(harden(**settings)) == 0
+    assert not Path("hardened/unfinished").exists()
+    assert Path("hardened/finished.json").exists()
 
 
 def test_a_threshold_in_a_hardening(user):

@@ -157,7 +157,13 @@ WRONG = {
     "training without shadow models": (harden("--training.max_epochs", "1"), "--training has no effect without"),
     "arguments without an object": (audit("--plain.count", "3"), "--plain.count is given without --plain"),
     "unknown way to judge": (audit("--judge", "mean"), "--judge must be 'bound' or 'value', not 'mean'"),
-    "audit file exists": (audit(out="init.safetensors"), "init.safetensors exists already; pass --overwrite"),
+    "audit file of another format": (audit(out="init.safetensors"), "--out init.safetensors: .* must end in .json"),
+    "report of another format": (audit(report="a.json"), "--report a.json: its name must end in .html"),
+    "report of saved audits of another format": (["report", "a.json", "--out", "a.json"], "must end in .html"),
+    "audit file is read": (
+        audit("--overwrite", checkpoint="a.json", out="./a.json"),
+        "a.json is an input, which would be replaced",
+    ),
     "audit file in a file": (audit(out="finished.ckpt/a.json"), "finished.ckpt is a file"),
     "out is a file": (harden(out="finished.ckpt"), "--out finished.ckpt is a file; name a folder"),
     "no audit to report": (["report"], "name one or more saved audits"),
@@ -254,6 +260,13 @@ def test_weights_of_no_finished_model_are_not_audited(how, user, capsys):
     said = capsys.readouterr()
     assert SPOILT[how] in " ".join((said.out + said.err).split())
     assert not (user / "hardened").exists()
+
+
+def test_what_exists_is_not_replaced(user, capsys):
+    (user / "a.json").write_text("mine")
+    assert main(audit(out="a.json")) == 2
+    assert "a.json exists already; pass --overwrite" in capsys.readouterr().err
+    assert (user / "a.json").read_text() == "mine"
 
 
 def test_debug_shows_where(user, capsys):
