@@ -46,8 +46,9 @@ examples:
   cwrf harden --config harden.yaml --defense relaxloss --defense.alpha 0.5 --rate 0.05 --control
   cwrf harden --config harden.yaml --shadows 16 --training.max_epochs 100
 
-The loss attack alone is weak: --shadows adds LiRA, and with --population RMIA, against models that went through the same
-hardening. And most of the effect may come from the fine-tuning, not from the rewinding: --control shows how much."""
+The loss attack alone is weak: --shadows adds LiRA, and with --population RMIA, against models that went through
+the same hardening. And most of the effect may come from the fine-tuning, not from the rewinding: --control shows how
+much."""
 
 
 @dataclass
