@@ -122,6 +122,7 @@ def _parser(command: Command) -> Any:
         epilog=f"{command.explain()}\n\n{EXIT_CODES}",
         exit_on_error=False,
         formatter_class=Formatter,
+        allow_abbrev=False,  # --conf would be read after the thresholds and replace them
     )
     command.add_options(parser)
     for name in command.objects:

@@ -141,6 +141,7 @@ WRONG = {
     "empty list of thresholds": (audit("--fail-above", "[]"), "--fail-above is empty"),
     "empty list of thresholds, joined": (audit("--fail-above=[]"), "--fail-above is empty"),
     "empty threshold": (audit("--fail-below", ""), "--fail-below is empty"),
+    "shortened option": (harden("--fail-above", "loss/auroc=0.6", "--conf", "a.yaml"), "--conf"),
     "two files of options": (audit("--config", "a.yaml", "--config=b.yaml"), "--config is given twice"),
     "attacks are no list": (audit(attacks="loss"), r"must be a list, such as --attacks \[loss,entropy\]"),
     "no attack": (audit(attacks="[]"), "--attacks is empty"),
