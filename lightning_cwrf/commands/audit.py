@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_cwrf.attacks import available_attacks, create_attacks
+from lightning_cwrf.attacks import available_attacks
 from lightning_cwrf.checks import check_confidence
-from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, audited, shadow_plan
-from lightning_cwrf.commands.base import Command, Job, UsageError, check_outputs
+from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, attacks_of, audited, shadow_plan
+from lightning_cwrf.commands.base import Command, Job, UsageError, check_outputs, output_file
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, Loaded, add_model_options, load
 from lightning_cwrf.report import write_report
+from lightning_cwrf.weights.trained import check_trained
 
-_EXPLAINED = """The loss attack needs the model alone; LiRA and RMIA, which are stronger, need --shadows. The table
-shows each attack's AUC (0.5 is chance) and its TPR at a low FPR, with confidence intervals.
+_EXPLAINED = """The loss attack needs the model alone; LiRA, which is stronger, needs --shadows, and RMIA
+--population too. The table shows each attack's AUC (0.5 is chance) and its TPR at a low FPR, with confidence intervals.
 
 examples:
   cwrf audit --model mine.Net --data mine.Data --checkpoint finished.ckpt --out audit.json
@@ -27,7 +28,7 @@ The second fails the build (code 3) unless the audit shows that the TPR is below
 @dataclass
 class AuditJob(Job):
     loaded: Loaded
-    attacks: list[str] | None
+    attacks: list[str]
     gates: list[Gate]
     shadows: ShadowPlan | None
     out: Path | None
@@ -35,12 +36,11 @@ class AuditJob(Job):
 
     def plan(self) -> list[str]:
         options = self.loaded.options
-        named = self.attacks or (["loss", "lira", "rmia"] if self.shadows else ["loss"])
-        lines = [f"audit {options.checkpoint} with {', '.join(named)} on {self.loaded.device}"]
+        lines = [f"audit {options.checkpoint} with {', '.join(self.attacks)} on {self.loaded.device}"]
         if self.shadows is not None:
             lines.insert(0, f"train {self.shadows.n} shadow models, kept in {self.shadows.store}")
         lines += [f"write {path}" for path in (self.out, self.report) if path is not None]
-        return lines + [f"exit with code 3 if {gate.name} is above {gate.limit:g}" for gate in self.gates]
+        return lines + [f"exit with code 3 if {gate.name} is {gate.sense} {gate.limit:g}" for gate in self.gates]
 
     def run(self) -> int:
         options = self.loaded.options
@@ -69,7 +69,11 @@ class AuditCommand(Command):
 
     def add_options(self, parser: Any) -> None:
         add_model_options(parser)
-        parser.add_argument("--attacks", type=list[str] | None, help="default: loss, with shadow models lira and rmia")
+        parser.add_argument(
+            "--attacks",
+            type=list[str] | str | None,
+            help="as [loss,entropy]; default: loss, with --shadows lira, with --population rmia",
+        )
         parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
         add_shadow_options(parser)
         parser.add_argument("--store", type=str, default="shadows", help="folder that keeps the shadow models")
@@ -81,10 +85,18 @@ class AuditCommand(Command):
         if options.checkpoint is None:
             raise UsageError("--checkpoint is missing: pass the file of the finished weights.")
         check_confidence(options.confidence)
-        out, report = (None if each is None else Path(each) for each in (options.out, options.report))
-        check_outputs([each for each in (out, report) if each is not None], options.overwrite)
-        names = options.attacks or (["loss", "lira", "rmia"] if options.shadows else ["loss"])
-        create_attacks(names)
-        gates = parse_gates(options.fail_above, options.judge, names)
+        out, report = output_file("out", options.out, ".json"), output_file("report", options.report, ".html")
+        written = [each for each in (out, report) if each is not None]
+        check_outputs(written, options.overwrite, [options.checkpoint, *map(str, options.config or ())])
+        attacks = attacks_of(options, options.attacks)
+        gates = parse_gates(options, attacks)
         loaded = load(options)
-        return AuditJob(loaded, options.attacks, gates, shadow_plan(loaded, Path(options.store)), out, report)
+        _check_trained(loaded)
+        return AuditJob(loaded, attacks, gates, shadow_plan(loaded, Path(options.store)), out, report)
+
+
+def _check_trained(loaded: Loaded) -> None:
+    try:
+        check_trained(loaded.model.to(loaded.device), loaded.audited["members"])
+    except ValueError as error:
+        raise UsageError(f"--checkpoint {loaded.options.checkpoint}: {error}") from error

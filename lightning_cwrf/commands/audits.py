@@ -12,12 +12,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
+from lightning_cwrf.attacks import create_attacks
 from lightning_cwrf.auditing import AuditResult, audit
 from lightning_cwrf.commands.base import UsageError
 from lightning_cwrf.commands.loading import SILENT, Loaded
 from lightning_cwrf.commands.objects import Named
 from lightning_cwrf.commands.training import make_trainer, trainer_mapping
 from lightning_cwrf.data import Batches
+from lightning_cwrf.data.loading import Collated
 from lightning_cwrf.data.sampling import support
 from lightning_cwrf.recipes import ShadowRecipe
 from lightning_cwrf.shadows import ShadowOutputs, train_shadows
@@ -34,7 +36,32 @@ def add_shadow_options(parser: Any) -> None:
         default={},
         help="the Trainer of the first training, which shadow models repeat: --training.max_epochs 100",
     )
-    parser.add_argument("--population", type=Named, help="further data that no model is trained on, for RMIA")
+    parser.add_argument("--population", type=Named, help="further data that no model is trained on; RMIA needs it")
+
+
+def attacks_of(options: Any, named: list[str] | str | None = None) -> list[str]:
+    """The attacks that will run: those named, or all usual ones for which the options give what they need.
+
+    Raises:
+        UsageError: an attack that needs what is not given, or an option that would have no effect.
+    """
+    if isinstance(named, str):
+        raise UsageError(f"--attacks must be a list, such as --attacks [loss,entropy], not {named!r}.")
+    if named is not None and not named:
+        raise UsageError("--attacks is empty: name an attack, such as --attacks [loss,entropy], or leave it out.")
+    if not options.shadows:
+        unused = [name for name in ("population", "training") if getattr(options, name)]
+        if unused:
+            raise UsageError(f"--{unused[0]} has no effect without --shadows.")
+    usual = ["loss", "lira"] if options.shadows else ["loss"]
+    usual += ["rmia"] if options.population is not None else []
+    for attack in create_attacks(named or usual):
+        if not options.shadows and any("shadow" in need or "population" in need for need in attack.needs):
+            more = " and --population" if any("population" in need for need in attack.needs) else ""
+            raise UsageError(f"--attacks: {attack.name} needs shadow models: pass --shadows{more}.")
+        if options.population is None and any("population" in need for need in attack.needs):
+            raise UsageError(f"--attacks: {attack.name} needs a population: pass --population.")
+    return named or usual
 
 
 @dataclass
@@ -52,7 +79,7 @@ class ShadowPlan:
         """The shadow models of the finished model, or of a hardening by ``recipe``."""
         population: Any = self.population
         if isinstance(population, DataLoader):
-            population = population.dataset
+            population = Collated(_examples(population, "population"), population.collate_fn)
         return train_shadows(
             self.recipe if recipe is None else recipe,
             self.pool,
@@ -130,5 +157,7 @@ def _examples(data: Batches, name: str) -> Dataset[Any]:
     loader = data if isinstance(data, DataLoader) else DataLoader(data) if isinstance(data, Dataset) else None
     if loader is None or isinstance(loader.dataset, IterableDataset):
         raise UsageError(f"--shadows needs --{name} as a map-style data set or a loader of one.")
+    if loader.batch_sampler is None:
+        raise UsageError(f"--shadows needs --{name} one by one, and its data set gives whole batches.")
     places = support(loader).places
     return Subset(loader.dataset, list(places))

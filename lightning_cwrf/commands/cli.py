@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_cwrf._version import __version__
 from lightning_cwrf.commands.audit import AuditCommand
-from lightning_cwrf.commands.base import DONE, EXIT_CODES, FAILED, WRONG_USE, Command, add_common
+from lightning_cwrf.commands.base import DONE, EXIT_CODES, FAILED, WRONG_USE, Command, UsageError, add_common
 from lightning_cwrf.commands.check import CheckCommand
 from lightning_cwrf.commands.harden import HardenCommand
 from lightning_cwrf.commands.objects import arguments_joined, one_line, with_arguments_apart
@@ -66,6 +66,7 @@ def _run(words: list[str]) -> int:
     except Exception as error:  # jsonargparse raises many kinds
         return _fail(name, error, WRONG_USE, debug="--debug" in words)
     try:
+        _check_arguments_used(options, command.objects)
         job = command.prepare(options)
         if options.dry_run:
             print("\n".join(["This would be done:", *(f"  {line}" for line in job.plan())]))
@@ -79,6 +80,14 @@ def _run(words: list[str]) -> int:
         return 130
     except Exception as error:
         return _fail(name, error, FAILED, debug=options.debug)
+
+
+def _check_arguments_used(options: Any, objects: Sequence[str]) -> None:
+    """Raise for arguments of an object that is not there."""
+    for name in objects:
+        given = options[f"{name}_args"]
+        if given and options[name] is None:
+            raise UsageError(f"--{name}.{next(iter(given))} is given without --{name}.")
 
 
 def _top_level(words: list[str]) -> int:
@@ -113,6 +122,7 @@ def _parser(command: Command) -> Any:
         epilog=f"{command.explain()}\n\n{EXIT_CODES}",
         exit_on_error=False,
         formatter_class=Formatter,
+        allow_abbrev=False,  # --conf would be read after the thresholds and replace them
     )
     command.add_options(parser)
     for name in command.objects:

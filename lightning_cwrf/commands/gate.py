@@ -13,14 +13,26 @@ from lightning_cwrf.auditing import AuditResult, Estimate, attack_metrics
 from lightning_cwrf.commands.base import EXCEEDED, UsageError
 
 MODEL_METRICS = ("train_accuracy", "test_accuracy", "train_loss", "test_loss", "loss_gap")
+_HIGHER_IS_BETTER = ("train_accuracy", "test_accuracy")
+_SHARES = ("auroc", "advantage", "balanced_accuracy", "p1", *_HIGHER_IS_BETTER)
+"""Metrics in [0, 1], besides the TPR."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """``lira/tpr_at_fpr_0.001=0.05``: the largest value that is accepted."""
+    """``lira/tpr_at_fpr_0.001=0.05``: the largest value that is accepted, or with ``below`` the smallest."""
 
     name: str
     limit: float
+    below: bool = False
+
+    @property
+    def option(self) -> str:
+        return "--fail-below" if self.below else "--fail-above"
+
+    @property
+    def sense(self) -> str:
+        return "below" if self.below else "above"
 
     @property
     def attack(self) -> str | None:
@@ -33,7 +45,7 @@ class Gate:
 
 
 def add_gate_options(parser: Any) -> None:
-    """``--fail-above`` and ``--judge``."""
+    """``--fail-above``, ``--fail-below`` and ``--judge``."""
     parser.add_argument(
         "--fail-above",
         type=list[str],
@@ -42,10 +54,17 @@ def add_gate_options(parser: Any) -> None:
         help="exit with code 3 if a metric is above this, such as lira/tpr_at_fpr_0.001=0.05; may be repeated",
     )
     parser.add_argument(
+        "--fail-below",
+        type=list[str],
+        default=[],
+        metavar="METRIC=VALUE",
+        help="the same for metrics where more is better (test_accuracy, train_accuracy, p1): exit with code 3 if below",
+    )
+    parser.add_argument(
         "--judge",
         type=str,
         default="bound",
-        help="what must stay below: 'bound', the upper end of the metric's confidence interval, so that too little "
+        help="what is compared: 'bound', the worse end of the metric's confidence interval, so that too little "
         "data fails rather than passes; or 'value', the point estimate, which little data leaves to chance",
     )
 
@@ -53,53 +72,77 @@ def add_gate_options(parser: Any) -> None:
 def explain_gate() -> str:
     """The metrics that a gate can name, as they are registered now."""
     return (
-        "metrics for --fail-above:\n  ATTACK/METRIC, with METRIC one of\n  "
+        "metrics for --fail-above, or for --fail-below where more is better (accuracies, p1):\n"
+        "  ATTACK/METRIC, with METRIC one of\n  "
         + "\n  ".join(sorted(attack_metrics(0.5)))
         + f"\n  or, of the model itself, one of {', '.join(MODEL_METRICS)}"
     )
 
 
-def parse_gates(texts: Sequence[str], judge: str, attacks: Sequence[str]) -> list[Gate]:
-    """Read ``--fail-above``; ``attacks`` are those that will run.
+def parse_gates(options: Any, attacks: Sequence[str]) -> list[Gate]:
+    """Read ``--fail-above`` and ``--fail-below``; ``attacks`` are those that will run.
 
     Raises:
         UsageError: a threshold that cannot be read, or on a metric that this audit does not compute.
     """
-    if judge not in ("bound", "value"):
-        raise UsageError(f"--judge must be 'bound' or 'value', not {judge!r}.")
-    gates = []
-    for text in texts:
-        found = re.fullmatch(r"\s*([\w./-]+?)\s*=\s*([-+.\deE]+)\s*", text)
-        if found is None:
-            raise UsageError(f"--fail-above must be METRIC=VALUE, such as lira/tpr_at_fpr_0.001=0.05, not {text!r}.")
-        try:
-            gate = Gate(found[1], float(found[2]))
-        except ValueError:
-            raise UsageError(f"--fail-above {text}: {found[2]!r} is not a number.") from None
+    if options.judge not in ("bound", "value"):
+        raise UsageError(f"--judge must be 'bound' or 'value', not {options.judge!r}.")
+    gates = [_gate(text, below=False) for text in options.fail_above]
+    gates += [_gate(text, below=True) for text in options.fail_below]
+    for gate in gates:
         _check_known(gate, attacks)
-        gates.append(gate)
+        _check_sense(gate)
     return gates
+
+
+def _gate(text: str, *, below: bool) -> Gate:
+    option = "--fail-below" if below else "--fail-above"
+    found = re.fullmatch(r"\s*([\w./-]+?)\s*=\s*([-+.\w]+)\s*", text)
+    if found is None:
+        raise UsageError(f"{option} must be METRIC=VALUE, such as lira/tpr_at_fpr_0.001=0.05, not {text!r}.")
+    try:
+        gate = Gate(found[1], float(found[2]), below)
+    except ValueError:
+        raise UsageError(f"{option} {text}: {found[2]!r} is not a number.") from None
+    if not math.isfinite(gate.limit):
+        raise UsageError(f"{option} {text}: the limit must be finite; any value would pass this one.")
+    if (gate.metric in _SHARES or gate.metric.startswith("tpr_at_fpr_")) and not 0 <= gate.limit <= 1:
+        raise UsageError(f"{option} {text}: {gate.metric} is between 0 and 1, so its limit must be too.")
+    return gate
 
 
 def _check_known(gate: Gate, attacks: Sequence[str]) -> None:
     if gate.attack is None:
         if gate.metric not in MODEL_METRICS:
             raise UsageError(
-                f"--fail-above {gate.name}: name an attack too, such as loss/{gate.metric}; metrics of the model "
+                f"{gate.option} {gate.name}: name an attack too, such as loss/{gate.metric}; metrics of the model "
                 f"itself are {', '.join(MODEL_METRICS)}."
             )
         return
     if gate.attack not in attacks:
         create_attacks([gate.attack])  # names the attacks that exist
-        hint = " It needs shadow models: pass --shadows." if gate.attack in ("lira", "rmia") else ""
+        hint = {"lira": " It needs shadow models: pass --shadows.", "rmia": " It needs --shadows and --population."}
         raise UsageError(
-            f"--fail-above {gate.name}: this audit runs {', '.join(attacks)}, not {gate.attack}, and what was not "
-            f"measured cannot pass.{hint}"
+            f"{gate.option} {gate.name}: this audit runs {', '.join(attacks)}, not {gate.attack}, and what was not "
+            f"measured cannot pass.{hint.get(gate.attack, '')}"
         )
     known = attack_metrics(0.5)
     if gate.metric not in known:
         raise UsageError(
-            f"--fail-above {gate.name}: there is no metric {gate.metric!r}; available: {', '.join(known)}."
+            f"{gate.option} {gate.name}: there is no metric {gate.metric!r}; available: {', '.join(known)}."
+        )
+
+
+def _check_sense(gate: Gate) -> None:
+    """Raise for a limit on the side where the metric is good: it would let the worst models pass."""
+    if gate.attack is None:
+        higher: bool | None = gate.metric in _HIGHER_IS_BETTER
+    else:
+        higher = attack_metrics(0.5)[gate.metric].higher_is_better
+    if higher is not None and higher is not gate.below:
+        raise UsageError(
+            f"{gate.option} {gate.name}: {'more' if higher else 'less'} of this metric is better; pass "
+            f"{'--fail-below' if higher else '--fail-above'}."
         )
 
 
@@ -107,28 +150,48 @@ def judged(gates: Sequence[Gate], result: AuditResult, judge: str) -> tuple[int,
     """The exit code, and a line for each threshold.
 
     Raises:
-        ValueError: a metric was not measured, because its attack failed, or it has no upper bound.
+        ValueError: a metric was not measured, because its attack failed, or it has no such bound; or the audit itself
+            is doubtful.
     """
     lines, code = [], 0
     for gate in gates:
         estimate = _estimate(gate, result)
-        bound = estimate.interval.high if judge == "bound" else estimate.value
+        worse = estimate.interval.low if gate.below else estimate.interval.high
+        bound = worse if judge == "bound" else estimate.value
         if math.isnan(bound):
-            raise ValueError(f"--fail-above {gate.name}: the value is not a number, which cannot pass.")
+            raise ValueError(f"{gate.option} {gate.name}: the value is not a number, which cannot pass.")
         if math.isinf(bound):
             raise ValueError(
-                f"--fail-above {gate.name}: this metric is a lower bound and has none above: pass --judge value."
+                f"{gate.option} {gate.name}: this metric is a lower bound and has none above: pass --judge value."
             )
-        above = bound > gate.limit
-        what = "upper bound" if judge == "bound" else "value"
-        code = EXCEEDED if above else code
-        lines.append(f"{'FAIL' if above else 'pass'}  {gate.name} {estimate}: {what} {bound:.4g}, limit {gate.limit:g}")
-        if above and judge == "bound" and estimate.value <= gate.limit:
+        exceeds = bound < gate.limit if gate.below else bound > gate.limit
+        what = f"{'lower' if gate.below else 'upper'} bound" if judge == "bound" else "value"
+        code = EXCEEDED if exceeds else code
+        lines.append(
+            f"{'FAIL' if exceeds else 'pass'}  {gate.name} {estimate}: {what} {bound:.4g}, limit {gate.limit:g}"
+        )
+        within = estimate.value >= gate.limit if gate.below else estimate.value <= gate.limit
+        if exceeds and within:
             lines.append(
                 "      the value itself is within the limit, but these examples cannot show it: audit with more "
                 "non-members and members"
             )
+    if gates and code != EXCEEDED:
+        _check_sound(gates, result)
     return code, lines
+
+
+def _check_sound(gates: Sequence[Gate], result: AuditResult) -> None:
+    """Raise where low values are rather a mistake than a safe model."""
+    below = sorted({gate.attack for gate in gates if gate.attack} & set(result.below_chance()))
+    if below:
+        raise ValueError(
+            f"{below[0]} is below chance, which no real attack should be, so its thresholds cannot pass: are members "
+            "and non-members swapped?"
+        )
+    swapped = [remark for remark in result.remarks if "swapped" in remark]
+    if swapped:
+        raise ValueError(f"the thresholds cannot be judged: {swapped[0]}")
 
 
 def _estimate(gate: Gate, result: AuditResult) -> Estimate:
@@ -137,5 +200,5 @@ def _estimate(gate: Gate, result: AuditResult) -> Estimate:
     )
     if gate.metric not in found:
         why = result.failures.get(gate.attack or "", "it was not measured")
-        raise ValueError(f"--fail-above {gate.name} cannot be judged: {why}")
+        raise ValueError(f"{gate.option} {gate.name} cannot be judged: {why}")
     return found[gate.metric]

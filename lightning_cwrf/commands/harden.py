@@ -13,7 +13,14 @@ from torch.utils.data import DataLoader
 
 from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.callbacks import CriticalRewindCallback, DefenseCallback
-from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, audited, hardened_recipe, shadow_plan
+from lightning_cwrf.commands.audits import (
+    ShadowPlan,
+    add_shadow_options,
+    attacks_of,
+    audited,
+    hardened_recipe,
+    shadow_plan,
+)
 from lightning_cwrf.commands.base import FAILED, Command, Job, UsageError, check_outputs
 from lightning_cwrf.commands.check import CheckJob, check_job
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
@@ -39,8 +46,9 @@ examples:
   cwrf harden --config harden.yaml --defense relaxloss --defense.alpha 0.5 --rate 0.05 --control
   cwrf harden --config harden.yaml --shadows 16 --training.max_epochs 100
 
-The loss attack alone is weak: --shadows adds LiRA and RMIA, against models that went through the same hardening. And
-most of the effect may come from the fine-tuning, not from the rewinding: --control shows how much."""
+The loss attack alone is weak: --shadows adds LiRA, and with --population RMIA, against models that went through
+the same hardening. And most of the effect may come from the fine-tuning, not from the rewinding: --control shows how
+much."""
 
 
 @dataclass
@@ -48,6 +56,7 @@ class HardenJob(Job):
     checking: CheckJob
     make_callbacks: Callable[[], list[Callback]]
     arguments: dict[str, Any]
+    attacks: list[str]
     gates: list[Gate]
     shadows: ShadowPlan | None
     out: Path
@@ -76,7 +85,7 @@ class HardenJob(Job):
             print("\nstopped at the errors above; nothing was trained or written.")
             return FAILED
         base = None if self.shadows is None else self.shadows.train()
-        self._keep("finished", audited(loaded, loaded.model, "the finished model", base), 0.0)
+        self._keep("finished", audited(loaded, loaded.model, "the finished model", base, attacks=self.attacks), 0.0)
         if options.control:
             control = loaded.again()
             began = time.perf_counter()
@@ -85,17 +94,22 @@ class HardenJob(Job):
         callbacks = self.make_callbacks()
         hardened, began = loaded.model, time.perf_counter()
         trainer = self._fit(hardened, [*callbacks, DefenseCallback(self._defense)])
-        self.out.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(self.out / "hardened.ckpt")
+        self._unfinished.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(self._unfinished / "hardened.ckpt")
         rewind = next(each for each in callbacks if isinstance(each, CriticalRewindCallback))
         assert rewind.mask is not None
-        rewind.mask.save(self.out / "mask.safetensors")
+        rewind.mask.save(self._unfinished / "mask.safetensors")
         self._audit(f"hardened, r = {options.rate:g}", "hardened", hardened, trainer, base, began)
         return self._conclude()
 
     @property
     def _defense(self) -> Any:
         return self.checking.defense
+
+    @property
+    def _unfinished(self) -> Path:
+        """Where files are until all are there, so that a failed run leaves none that block the next."""
+        return self.out / "unfinished"
 
     def _fit(self, model: LightningModule, callbacks: list[Callback]) -> Trainer:
         seed_everything(self.checking.loaded.options.seed, workers=True, verbose=False)
@@ -116,11 +130,11 @@ class HardenJob(Job):
     ) -> None:
         spent = time.perf_counter() - began
         shadows = None if self.shadows is None else self.shadows.train(hardened_recipe(trainer, model), base)
-        self._keep(name, audited(self.checking.loaded, model, name, shadows), spent, file)
+        self._keep(name, audited(self.checking.loaded, model, name, shadows, attacks=self.attacks), spent, file)
 
     def _keep(self, name: str, result: AuditResult, seconds: float, file: str | None = None) -> None:
         self.results[name], self.seconds[name] = result, seconds
-        result.save(self.out / f"{file or name}.json")
+        result.save(self._unfinished / f"{file or name}.json")
 
     def _conclude(self) -> int:
         options = self.checking.loaded.options
@@ -129,11 +143,15 @@ class HardenJob(Job):
             print("How much of this is the fine-tuning alone is not known: run it with --control too.")
         write_report(
             self.results,
-            self.out / "report.html",
-            mask=self.out / "mask.safetensors",
+            self._unfinished / "report.html",
+            mask=self._unfinished / "mask.safetensors",
             seconds=self.seconds,
             overwrite=True,
         )
+        for path in outputs(self.out, options):
+            (self._unfinished / path.name).replace(path)
+        if not any(self._unfinished.iterdir()):  # a failed run may have left others
+            self._unfinished.rmdir()
         print(f"\nsaved {', '.join(map(str, outputs(self.out, options)))}")
         code, lines = judged(self.gates, list(self.results.values())[-1], options.judge)
         if lines:
@@ -176,9 +194,10 @@ class HardenCommand(Command):
         out = Path(options.out)
         if out.is_file():
             raise UsageError(f"--out {out} is a file; name a folder.")
-        check_outputs(outputs(out, options), options.overwrite)
-        attacks = ["loss", "lira", "rmia"] if options.shadows else ["loss"]
-        gates = parse_gates(options.fail_above, options.judge, attacks)
+        inputs = [options.checkpoint, options.vanilla, *map(str, options.config or ())]
+        check_outputs(outputs(out, options), options.overwrite, inputs)
+        attacks = attacks_of(options)
+        gates = parse_gates(options, attacks)
         checking = check_job(options)
         loaded = checking.loaded
         if not isinstance(loaded.members, DataLoader) and not hasattr(loaded.members, "__iter__"):
@@ -193,4 +212,4 @@ class HardenCommand(Command):
         callbacks()  # they check their settings
         shadows = shadow_plan(loaded, out / "shadows")
         arguments = {"default_root_dir": str(out), **trainer_arguments(options)}
-        return HardenJob(checking, callbacks, arguments, gates, shadows, out, loaded.data("validation"))
+        return HardenJob(checking, callbacks, arguments, attacks, gates, shadows, out, loaded.data("validation"))

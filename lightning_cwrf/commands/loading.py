@@ -12,24 +12,13 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.commands.base import UsageError
-from lightning_cwrf.commands.objects import (
-    Named,
-    checked_arguments,
-    imported,
-    imported_class,
-    made,
-    one_line,
-    path_and_arguments,
-)
-from lightning_cwrf.data import Batches, check_batches
-from lightning_cwrf.data.seen import SEEN_KEY, load_seen_state
+from lightning_cwrf.commands.finished import check_no_hooks, load_model
+from lightning_cwrf.commands.members import check_fixed, check_plain
+from lightning_cwrf.commands.objects import Named, imported, made, one_line, path_and_arguments
+from lightning_cwrf.data import Batches, check_batches, isolated_rng
 from lightning_cwrf.trainers import SPLITS, datamodule_loader
-from lightning_cwrf.weights.reading import read_saved, state_dict_in
 
-_LIGHTNING = "pytorch-lightning_version"
-"""The key by which Lightning marks its checkpoints."""
 MODEL_OBJECTS = ("model", "data", "members", "plain", "nonmembers")
-_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 _SPLIT = (
     "a split of --data (train, val, test, predict), or the import path of a data set, a loader or a function of one"
 )
@@ -109,6 +98,9 @@ class Source:
             split: Any = path
             if split not in SPLITS:
                 raise UsageError(f"--{option}: there is no split {path!r}; write {_SPLIT}.")
+            if arguments:
+                named = ", ".join(arguments)
+                raise UsageError(f"--{option} {path} is a split of --data, which takes no argument {named}.")
             if self.datamodule is None:
                 raise UsageError(f"--{option} {path} is a split of a DataModule: pass --data, or an import path.")
             try:
@@ -140,43 +132,16 @@ def load(options: Any) -> Loaded:
     members, nonmembers = source.split("members"), source.split("nonmembers")
     assert members is not None
     assert nonmembers is not None
-    device = _device(options.accelerator)
-    return Loaded(model, members, source.split("plain"), nonmembers, device, source, options)
-
-
-def load_model(options: Any) -> LightningModule:
-    """The model with its finished weights."""
-    path, given = path_and_arguments("model", options.model, options.model_args)
-    cls = imported_class("model", path, LightningModule)
-    given = checked_arguments("model", cls, given)
-    if options.checkpoint is None:
-        model: LightningModule = made("model", path, given, LightningModule)
-        return model
-    file = Path(options.checkpoint)
-    if not file.is_file():
-        raise UsageError(f"--checkpoint: there is no file {file}.")
-    try:
-        loaded: Any = {_LIGHTNING: ""} if options.unpickle else read_saved(file, "the finished weights")[0]
-        if isinstance(loaded, Mapping) and _LIGHTNING in loaded:
-            model = cls.load_from_checkpoint(file, map_location="cpu", weights_only=not options.unpickle, **given)
-            load_seen_state(model, loaded.get(SEEN_KEY, {}))
-        else:
-            state = state_dict_in(loaded, str(file))
-            model = made("model", path, given, LightningModule)
-            model.load_state_dict(state)
-    except UsageError:
-        raise
-    except TypeError as error:
-        raise UsageError(
-            f"--model {path} cannot be built ({one_line(error)}), and the checkpoint does not say with what "
-            "(save_hyperparameters). Pass the arguments: --model.NAME VALUE."
-        ) from error
-    except ValueError as error:
-        hint = " Or pass --unpickle, if the file is your own." if "can run code" in str(error) else ""
-        raise UsageError(f"--checkpoint: {_shortened(error)}{hint}") from error
-    except Exception as error:
-        raise UsageError(f"--checkpoint {file} does not fit {path}: {_shortened(error)}") from error
-    return model
+    with isolated_rng():
+        seed_everything(options.seed ^ 1, workers=True, verbose=False)
+        again = Source(options, _datamodule(options)).split("members")
+        seed_everything(options.seed, workers=True, verbose=False)  # it sets an environment variable too
+    assert again is not None
+    check_fixed(members, again)
+    plain = source.split("plain")
+    if plain is not None:
+        check_plain(members, plain)
+    return Loaded(model, members, plain, nonmembers, _device(options.accelerator), source, options)
 
 
 def _datamodule(options: Any) -> LightningDataModule | None:
@@ -188,12 +153,7 @@ def _datamodule(options: Any) -> LightningDataModule | None:
         found.prepare_data()
     except Exception as error:
         raise UsageError(f"--data: {path}.prepare_data failed ({type(error).__name__}: {one_line(error)}).") from error
-    own = [name for name in _HOOKS if getattr(type(found), name) is not getattr(LightningDataModule, name)]
-    if own:
-        raise UsageError(
-            f"--data: {path} has {', '.join(own)}, which a Trainer runs on each batch and an audit does not. Do the "
-            "same in the data set, or in the model's forward."
-        )
+    check_no_hooks("data", path, type(found), LightningDataModule)
     return found
 
 
@@ -229,8 +189,3 @@ def vanilla_of(given: str | None) -> Any:
             "draws new weights; or pass the import path of a function that returns the untrained module."
         )
     return imported("vanilla", given)
-
-
-def _shortened(error: Exception, most: int = 500) -> str:
-    text = one_line(error)
-    return text if len(text) <= most else f"{text[:most].rstrip()} ..."

@@ -18,14 +18,31 @@ def with_arguments_apart(words: Sequence[str], objects: Sequence[str]) -> list[s
     """Words of a command line as jsonargparse takes them.
 
     ``--model.width 8`` becomes ``--model_args.width 8``, and ``--fail-above``, which may be repeated,
-    ``--fail-above+``.
+    ``--fail-above+``. ``--config`` comes first, wherever it was written, so that its lists are added to and not
+    replaced.
+
+    Raises:
+        UsageError: two files, or a threshold without a word.
 
     >>> with_arguments_apart(["--model", "mine.Net", "--model.init_args.width=8", "--fail-above=a=1"], ["model"])
     ['--model', 'mine.Net', '--model_args.width=8', '--fail-above+=a=1']
     """
     dotted = re.compile(rf"--({'|'.join(objects) or '(?!)'})\.(?:init_args\.)?")
     rewritten = [dotted.sub(r"--\1_args.", word, count=1) if dotted.match(word) else word for word in words]
-    return [re.sub(r"^--fail[-_]above(?=$|=)", "--fail-above+", word) for word in rewritten]
+    rewritten = [re.sub(r"^--fail[-_](above|below)\+?(?=$|=)", r"--fail-\1+", word) for word in rewritten]
+    files: list[str] = []
+    others: list[str] = []
+    for i, word in enumerate(rewritten):
+        after_name = i > 0 and rewritten[i - 1] == "--config"
+        (files if after_name or word == "--config" or word.startswith("--config=") else others).append(word)
+    if sum(word.startswith("--config") for word in files) > 1:
+        raise UsageError("--config is given twice, and the second file would replace lists of the first: write one.")
+    for i, word in enumerate(others):
+        option, _, value = word.partition("=")
+        value = value or next(iter(others[i + 1 : i + 2]), "")
+        if option in ("--fail-above+", "--fail-below+") and re.fullmatch(r"[\[\]\s,]*", value):
+            raise UsageError(f"{option[:-1]} is empty: name a threshold, such as loss/auroc=0.6, or leave it out.")
+    return [*files, *others]
 
 
 def arguments_joined(options: Any, objects: Sequence[str]) -> Any:

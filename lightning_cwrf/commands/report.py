@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_cwrf.auditing import AuditResult
-from lightning_cwrf.commands.base import DONE, Command, Job, UsageError, check_outputs
+from lightning_cwrf.commands.base import DONE, Command, Job, UsageError, check_outputs, output_file
 from lightning_cwrf.report import comparison_table, write_report
 
 _EXPLAINED = """Audits are named by their files, in the given order: before, then after. No model is read.
@@ -44,8 +44,9 @@ class ReportCommand(Command):
     def prepare(self, options: Any) -> ReportJob:
         if not options.audits:
             raise UsageError("name one or more saved audits, such as hardened.json.")
-        out = Path(options.out)
-        check_outputs([out], options.overwrite)
+        out = output_file("out", options.out, ".html")
+        assert out is not None
+        check_outputs([out], options.overwrite, options.audits)
         paths = [Path(each) for each in options.audits]
         names = [path.stem for path in paths]
         if len(set(names)) < len(names):

@@ -18,7 +18,8 @@ from lightning_cwrf.preflight.findings import Finding, attempt
 from lightning_cwrf.preflight.subject import Subject
 from lightning_cwrf.weights.descent import trainable_parameters
 from lightning_cwrf.weights.scores import learnability_scores
-from lightning_cwrf.weights.vanilla import load_vanilla
+from lightning_cwrf.weights.trained import check_trained
+from lightning_cwrf.weights.vanilla import is_redraw, load_vanilla
 
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -83,6 +84,21 @@ def vanilla(subject: Subject) -> list[Finding]:
         return f"they fit; {moved:,} of {sum(p.numel() for p in own.values()):,} trainable weights have moved"
 
     return attempt("vanilla", rule)
+
+
+def trained(subject: Subject) -> list[Finding]:
+    """Whether the model does better on its training data than an untrained one."""
+    source = subject.vanilla
+    try:
+        weights = None if source is None or is_redraw(source) else load_vanilla(source, subject.model)
+    except Exception:  # told by the rule about them
+        weights = None
+
+    def rule() -> str:
+        check_trained(subject.model, subject.plain, weights)
+        return "the model does not look untrained"
+
+    return attempt("trained", rule)
 
 
 def layers(subject: Subject) -> list[Finding]:

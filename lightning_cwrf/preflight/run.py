@@ -83,6 +83,7 @@ def _findings(subject: Subject) -> list[Finding]:
         found += data_rules.labels(subject, classes) + model_rules.trainable(subject)
     for rule in (
         model_rules.vanilla,
+        model_rules.trained,
         model_rules.layers,
         model_rules.transfer_hooks,
         model_rules.strategy,

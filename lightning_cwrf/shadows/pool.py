@@ -41,7 +41,7 @@ def batched(data: Any, recipe: Any) -> Any:
     PyTorch's own comes first, because that of a recipe may augment at random.
     """
     collate_fn = getattr(recipe, "collate_fn", None)
-    if collate_fn is None or not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+    if collate_fn is None or not isinstance(data, Dataset) or isinstance(data, (Collated, IterableDataset)):
         return data
     with isolated_rng():
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from lightning_cwrf import AuditResult, WeightMask, audit
 from lightning_cwrf.commands import main
@@ -145,6 +146,15 @@ def test_an_audit_with_shadow_models(user):
     assert set(AuditResult.load("a.json").estimates) == {"lira"}
 
 
+@pytest.mark.slow
+def test_the_population_is_read_by_its_own_loader(user):
+    for name, population in (("plain", "population"), ("raw", "raw_population")):
+        more = ("--training.max_epochs", "3", "--population", f"{M}.{population}")
+        assert main(audit_words(*more, shadows="4", attacks="[rmia]", out=f"{name}.json")) == 0
+    plain, raw = (AuditResult.load(f"{name}.json") for name in ("plain", "raw"))
+    assert torch.allclose(plain.scores["rmia"], raw.scores["rmia"], atol=1e-6)
+
+
 def test_thresholds_decide_by_the_bound_or_the_value(user, capsys):
     assert main(audit_words(out="a.json")) == 0
     estimate = AuditResult.load("a.json").estimates["loss"]["auroc"]
@@ -161,11 +171,55 @@ def test_thresholds_decide_by_the_bound_or_the_value(user, capsys):
     assert main(audit_words("--fail-above", "loss_gap=100", "--fail-above", "loss/auroc=0.1")) == 3
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_thresholds_of_the_file_and_of_the_command_line_are_joined(place, user, capsys):
+    Path("gate.yaml").write_text(yaml.safe_dump({"fail_above": ["loss_gap=100"]}))
+    gate, file = ["--fail-above", "loss/auroc=0.1"], ["--config", "gate.yaml"]
+    more = file + gate if place == "before" else gate + file
+    assert main(audit_words(*more)) == 3
+    said = capsys.readouterr().out
+    assert "FAIL  loss/auroc" in said
+    assert "pass  loss_gap" in said
+
+
+def test_a_threshold_below_is_for_what_is_better_high(user, capsys):
+    assert main(audit_words("--fail-below", "test_accuracy=0.5")) == 0
+    assert "pass  test_accuracy" in capsys.readouterr().out
+    assert main(audit_words("--fail-below", "test_accuracy=1.0", "--fail-above", "loss/auroc=1")) == 3
+    assert "FAIL  test_accuracy" in capsys.readouterr().out
+
+
+def test_a_value_at_the_threshold_passes(user):
+    assert main(audit_words(out="a.json")) == 0
+    value = AuditResult.load("a.json").estimates["loss"]["auroc"].value
+    assert main(audit_words("--fail-above", f"loss/auroc={value!r}", "--judge", "value")) == 0
+
+
+def test_swapped_sides_do_not_pass(user, capsys):
+    swapped = {"members": "test", "nonmembers": "train"}
+    assert main(audit_words("--fail-above", "loss/auroc=0.9", **swapped)) == 1
+    assert "swapped" in capsys.readouterr().err
+    assert main(audit_words("--fail-above", "loss_gap=100", **swapped)) == 1
+    assert "swapped" in capsys.readouterr().err
+    assert main(audit_words(**swapped)) == 0  # its remarks say it
+
+
 def test_a_metric_without_an_upper_bound_does_not_pass(user, capsys):
     gate = ("--fail-above", "loss/epsilon_lower_bound=100")
     assert main(audit_words(*gate)) == 1
     assert "pass --judge value" in capsys.readouterr().err
     assert main(audit_words(*gate, "--judge", "value")) == 0
+
+
+def test_a_failed_hardening_does_not_block_the_next(user, capsys):
+    settings = {"steps": "2", "model": f"{M}.FailingNet"}
+    Path("fail").touch()
+    assert main(harden(**settings)) == 1
+    assert "no such disk" in capsys.readouterr().err
+    Path("fail").unlink()
+    assert main(harden(**settings)) == 0
+    assert not Path("hardened/unfinished").exists()
+    assert Path("hardened/finished.json").exists()
 
 
 def test_a_threshold_in_a_hardening(user):
@@ -198,7 +252,8 @@ def test_a_printed_configuration_gives_the_same_options(user, capsys):
 
 
 def test_files_of_weights_of_every_kind(user):
-    for checkpoint in ("finished.ckpt", "weights.pt", "init.safetensors"):
+    save_file(torch.load("weights.pt", weights_only=True), "weights.safetensors")
+    for checkpoint in ("finished.ckpt", "weights.pt", "weights.safetensors"):
         assert main(audit_words(checkpoint=checkpoint)) == 0
     assert main(check(checkpoint="weights.pt", vanilla=f"{M}.fresh")) == 0
 

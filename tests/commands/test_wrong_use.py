@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
 
 from lightning_cwrf.commands import main
@@ -75,6 +76,19 @@ WRONG = {
     "no such data set": (audit(members=f"{M}.trainset"), f"--members: {M} has no 'trainset'"),
     "unknown argument of a function": (audit("--members.size", "3", members=f"{M}.members"), "has no argument size"),
     "transfer hook": (audit(data=f"{M}.Hooked"), "Hooked has on_after_batch_transfer"),
+    "transfer hook of the model": (audit(model=f"{M}.HookedNet"), "--model: .*HookedNet has on_after_batch_transfer"),
+    "random split": (audit(data=f"{M}.RandomSplit"), "the split depends on the random state: pass a generator"),
+    "random split of augmented data": (harden(data=f"{M}.NoisySplit"), "the split depends on the random state"),
+    "plain is not the members": (audit(plain=f"{M}.population"), "--plain are not the members"),
+    "plain has fewer examples": (
+        audit("--plain.count", "100", data=f"{M}.Augmented", plain=f"{M}.members"),
+        "--plain are not the members",
+    ),
+    "arguments of a split": (audit("--members.count", "100"), "--members train is a split .* no argument count"),
+    "vanilla weights as the finished ones": (
+        audit(checkpoint="init.safetensors"),
+        "init.safetensors holds lightning_cwrf.* instead of finished weights",
+    ),
     "vanilla file is missing": (harden(vanilla="lost.safetensors"), "--vanilla: there is no file lost.safetensors"),
     "vanilla function is missing": (harden(vanilla=f"{M}.untrained"), f"--vanilla: {M} has no 'untrained'"),
     "unknown defense": (
@@ -115,8 +129,42 @@ WRONG = {
         "this audit runs loss, not lira, and what was not measured cannot pass. It needs shadow models",
     ),
     "threshold on no metric": (audit("--fail-above", "loss/auc=0.6"), "there is no metric 'auc'; available: .*auroc"),
+    "infinite threshold": (audit("--fail-above", "test_loss=1e999"), "the limit must be finite"),
+    "threshold that is inf": (audit("--fail-above", "loss_gap=inf"), "the limit must be finite"),
+    "threshold that is nan": (audit("--fail-above", "loss_gap=nan"), "the limit must be finite"),
+    "AUC in percent": (audit("--fail-above", "loss/auroc=60"), "auroc is between 0 and 1"),
+    "TPR in percent": (audit("--fail-above", "loss/tpr_at_fpr_0.001=5"), "tpr_at_fpr_0.001 is between 0 and 1"),
+    "negative advantage": (audit("--fail-above", "loss/advantage=-1"), "advantage is between 0 and 1"),
+    "accuracy with fail-above": (audit("--fail-above", "test_accuracy=0.9"), "more of .* better; pass --fail-below"),
+    "P1 with fail-above": (audit("--fail-above", "loss/p1=0.9"), "more of .* is better; pass --fail-below"),
+    "AUC with fail-below": (audit("--fail-below", "loss/auroc=0.9"), "less of .* is better; pass --fail-above"),
+    "empty list of thresholds": (audit("--fail-above", "[]"), "--fail-above is empty"),
+    "empty list of thresholds, joined": (audit("--fail-above=[]"), "--fail-above is empty"),
+    "empty threshold": (audit("--fail-below", ""), "--fail-below is empty"),
+    "shortened option": (harden("--fail-above", "loss/auroc=0.6", "--conf", "a.yaml"), "--conf"),
+    "two files of options": (audit("--config", "a.yaml", "--config=b.yaml"), "--config is given twice"),
+    "attacks are no list": (audit(attacks="loss"), r"must be a list, such as --attacks \[loss,entropy\]"),
+    "no attack": (audit(attacks="[]"), "--attacks is empty"),
+    "attack without shadow models": (audit(attacks="[lira]"), "lira needs shadow models: pass --shadows"),
+    "attack without a population": (
+        audit("--training.max_epochs", "1", shadows="4", attacks="[rmia]"),
+        "rmia needs a population: pass --population",
+    ),
+    "threshold without a population": (
+        harden("--training.max_epochs", "1", "--fail-above", "rmia/auroc=0.6", shadows="4"),
+        "not rmia, and what was not measured cannot pass. It needs --shadows and --population",
+    ),
+    "population without shadow models": (audit(population=f"{M}.population"), "--population has no effect without"),
+    "training without shadow models": (harden("--training.max_epochs", "1"), "--training has no effect without"),
+    "arguments without an object": (audit("--plain.count", "3"), "--plain.count is given without --plain"),
     "unknown way to judge": (audit("--judge", "mean"), "--judge must be 'bound' or 'value', not 'mean'"),
-    "audit file exists": (audit(out="init.safetensors"), "init.safetensors exists already; pass --overwrite"),
+    "audit file of another format": (audit(out="init.safetensors"), "--out init.safetensors: .* must end in .json"),
+    "report of another format": (audit(report="a.json"), "--report a.json: its name must end in .html"),
+    "report of saved audits of another format": (["report", "a.json", "--out", "a.json"], "must end in .html"),
+    "audit file is read": (
+        audit("--overwrite", checkpoint="a.json", out="./a.json"),
+        "a.json is an input, which would be replaced",
+    ),
     "audit file in a file": (audit(out="finished.ckpt/a.json"), "finished.ckpt is a file"),
     "out is a file": (harden(out="finished.ckpt"), "--out finished.ckpt is a file; name a folder"),
     "no audit to report": (["report"], "name one or more saved audits"),
@@ -175,6 +223,51 @@ def test_yaml_that_is_none_is_one_message(user, capsys):
     assert main(["harden", "--config", "harden.yaml"]) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) <= 2, said
+
+
+def test_a_split_with_a_fixed_seed_is_accepted(user):
+    assert main(audit("--data.seed", "3", "--dry-run", data=f"{M}.RandomSplit")) == 0
+    assert main(audit("--data.seed", "3", "--dry-run", data=f"{M}.NoisySplit")) == 0
+    assert main(audit("--dry-run", data=f"{M}.Augmented", plain=f"{M}.members")) == 0
+
+
+def spoilt(state, how):
+    if how == "nan":
+        state["net.1.bias"][0] = torch.nan
+    elif how == "infinite":
+        state["net.3.weight"][0, 0] = torch.inf
+    elif how == "integers":
+        state = {name: (100 * value).to(torch.int8) for name, value in state.items()}
+    else:
+        state = {name: 0.01 * torch.randn_like(value) for name, value in state.items()}
+    return state
+
+
+SPOILT = {
+    "nan": "has NaN or infinite values in 'net.1.bias'",
+    "infinite": "has NaN or infinite values in 'net.3.weight'",
+    "integers": "as torch.int8, and the model has torch.float32",
+    "untrained": "It looks untrained",
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_weights_of_no_finished_model_are_not_audited(how, user, capsys):
+    state = spoilt(torch.load("weights.pt", weights_only=True), how)
+    torch.save(state, "spoilt.pt")
+    assert main(audit(checkpoint="spoilt.pt")) == 2
+    assert SPOILT[how] in capsys.readouterr().err
+    assert main(harden(checkpoint="spoilt.pt")) != 0
+    said = capsys.readouterr()
+    assert SPOILT[how] in " ".join((said.out + said.err).split())
+    assert not (user / "hardened").exists()
+
+
+def test_what_exists_is_not_replaced(user, capsys):
+    (user / "a.json").write_text("mine")
+    assert main(audit(out="a.json")) == 2
+    assert "a.json exists already; pass --overwrite" in capsys.readouterr().err
+    assert (user / "a.json").read_text() == "mine"
 
 
 def test_debug_shows_where(user, capsys):

@@ -6,12 +6,14 @@ from lightning_cwrf import VanillaSnapshotCallback
 from tests.helpers import loader, trainer
 
 MINE = """
+from pathlib import Path
+
 import torch
 from lightning import LightningDataModule, LightningModule
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, SubsetRandomSampler, random_split
 
 
 def examples(begin, end):
@@ -86,6 +88,41 @@ class Hooked(Data):
         return batch
 
 
+class FailingNet(Net):
+    def on_train_epoch_end(self):
+        if Path("fail").exists():
+            raise RuntimeError("no such disk")
+
+
+class HookedNet(Net):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0].flip(-1), batch[1]
+
+
+class RandomSplit(Data):
+    def __init__(self, seed: int | None = None):
+        super().__init__()
+        self.seed = seed
+
+    def setup(self, stage):
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        self.parts = random_split(examples(0, 600), [200, 200, 200], generator=generator)
+
+    def train_dataloader(self):
+        return DataLoader(self.parts[0], self.batch_size, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.parts[1], self.batch_size)
+
+    def test_dataloader(self):
+        return DataLoader(self.parts[2], self.batch_size)
+
+
+class NoisySplit(RandomSplit):
+    def train_dataloader(self):
+        return DataLoader(Noisy(self.parts[0]), self.batch_size, shuffle=True)
+
+
 class Noisy(Dataset):
     def __init__(self, data):
         self.data = data
@@ -104,6 +141,26 @@ def members(count: int = 200):
 
 def population():
     return examples(1000, 1500)
+
+
+class Raw(Dataset):
+    def __init__(self):
+        self.data = examples(900, 1500)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        x, y = self.data[i]
+        return {"x": 16 * x, "label": int(y), "about": None}
+
+
+def scaled(batch):
+    return torch.stack([each["x"] / 16 for each in batch]), torch.tensor([each["label"] for each in batch])
+
+
+def raw_population():
+    return DataLoader(Raw(), 100, collate_fn=scaled, sampler=SubsetRandomSampler(range(100, 600)))
 
 
 def fresh():

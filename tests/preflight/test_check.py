@@ -151,6 +151,14 @@ def test_untrained_weights_are_an_error():
     assert "the model is untrained" in text
 
 
+def test_a_model_that_looks_untrained_is_an_error():
+    level, text = only(check(Plain(), loader(0, 64), **GOOD), "trained")
+    assert level == "error"
+    assert "It looks untrained" in text
+    model, vanilla = trained()
+    assert only(check(model, loader(0, 64), vanilla=vanilla, **GOOD), "trained")[0] == "ok"
+
+
 def test_vanilla_weights_of_another_model_are_an_error_and_none_a_warning():
     report = check(Plain(), loader(0, 64), vanilla=capture(Classifier()), **GOOD)
     level, text = only(report, "vanilla")
