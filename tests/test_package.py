@@ -198,6 +198,8 @@ def assigned_names(tree):
 
 def test_files_are_read_without_pickle():
     for name, tree in FILES.items():
+        if name == "commands.finished":  # --unpickle asks for it
+            continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
                 owner = ast.unparse(node.func.value)

@@ -136,6 +136,13 @@ class HardenJob(Job):
         self.results[name], self.seconds[name] = result, seconds
         result.save(self._unfinished / f"{file or name}.json")
 
+    def _settings(self) -> dict[str, Any]:
+        """What the report says of the run."""
+        options = self.checking.loaded.options
+        names = ("checkpoint", "vanilla", "rate", "lam", "steps", "max_epochs", "shadows", "seed")
+        defense = {} if self._defense is None else {"defense": self._defense.named()}
+        return {**{name: str(getattr(options, name)) for name in names}, **defense}
+
     def _conclude(self) -> int:
         options = self.checking.loaded.options
         print("\n" + comparison_table(self.results, self.seconds))
@@ -145,6 +152,7 @@ class HardenJob(Job):
             self.results,
             self._unfinished / "report.html",
             mask=self._unfinished / "mask.safetensors",
+            settings=self._settings(),
             seconds=self.seconds,
             overwrite=True,
         )

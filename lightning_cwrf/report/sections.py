@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from lightning_cwrf.auditing import AuditResult
@@ -85,16 +86,19 @@ def verdicts(audits: Mapping[str, AuditResult]) -> str:
 
 
 def _changes(audits: Mapping[str, AuditResult]) -> str:
-    """The first model against each of the others, in words."""
-    (first, before), *others = audits.items()
+    """The first model against each of the others, and those one after another, in words: controls come in between."""
+    (first, _), *others = audits.items()
+    pairs = [(first, name) for name, _ in others]
+    pairs += [(one, other) for (one, _), (other, _) in pairwise(others)]
     lines = []
-    for name, after in others:
+    for earlier, name in pairs:
+        before, after = audits[earlier], audits[name]
         other_data = ""
         if not same_examples(before, after):
             other_data = " The two audits are of different examples, or read them differently."
         elif not (before.examples and after.examples):
             other_data = " Whether the two audits are of the same examples was compared by labels alone."
-        lines.append(f"{first} → {name}: {change(before, after)}{other_data}")
+        lines.append(f"{earlier} → {name}: {change(before, after)}{other_data}")
     if not lines:
         return ""
     caution = (
