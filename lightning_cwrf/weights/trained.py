@@ -53,7 +53,7 @@ def check_trained(
 
     >>> check_trained(nn.Linear(4, 10), [(torch.randn(500, 4), torch.arange(500) % 10)])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: the model does no better on its training data than guessing ...
+    ValueError: the model does no better on its training data than guessing: ...
     """
     if isinstance(members, Iterator):
         return
