@@ -77,7 +77,10 @@ WRONG = {
     "unknown argument of a function": (audit("--members.size", "3", members=f"{M}.members"), "has no argument size"),
     "transfer hook": (audit(data=f"{M}.Hooked"), "Hooked has on_after_batch_transfer"),
     "transfer hook of the model": (audit(model=f"{M}.HookedNet"), "--model: .*HookedNet has on_after_batch_transfer"),
-    "random split": (audit(data=f"{M}.RandomSplit"), "the split depends on the random state: pass a generator"),
+    "random split": (
+        audit(data=f"{M}.RandomSplit"),
+        "(the split depends on the random state|splits its data at random)",
+    ),
     "random split of augmented data": (harden(data=f"{M}.NoisySplit"), "the split depends on the random state"),
     "plain is not the members": (audit(plain=f"{M}.population"), "--plain are not the members"),
     "plain has fewer examples": (
