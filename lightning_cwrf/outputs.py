@@ -94,6 +94,7 @@ def collect_outputs(
     name: str = "data",
     transfer: Callable[[Any], Any] | None = None,
     key: Key | None = None,
+    repeat: bool = False,
 ) -> ModelOutputs:
     """Run ``model`` over every example of ``data``, in order, in eval mode; the model is not changed.
 
@@ -103,6 +104,7 @@ def collect_outputs(
         name: of the data, for errors.
         transfer: applied to each batch before its tensors go to the model's device and precision.
         key: gives the id of one example, in the form of its batch.
+        repeat: run the first batch twice, to find outputs that are random.
 
     Raises:
         TypeError: ``data`` is none of the three.
@@ -126,7 +128,7 @@ def collect_outputs(
                 keys += example_keys(batch, key)
             scale.see(batch)
             z, y = classification_step(model, bring(batch))
-            if not logits:
+            if repeat and not logits:
                 again, _ = classification_step(model, bring(batch))
                 # Kernels may sum in another order; noise that could hide members is much larger.
                 random = z.shape == again.shape and not torch.allclose(z.float(), again.float(), rtol=1e-2, atol=1e-3)

@@ -115,6 +115,7 @@ def after_a_run(files):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", list(examples()))
 def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)

@@ -50,7 +50,7 @@ class AuditedData:
     def outputs(self, model: nn.Module, transfer: Callable[[Any], Any] | None = None) -> dict[str, Any]:
         """The arguments of :func:`audit_outputs` that depend on the data: outputs on each side, and their overlap."""
         sides = {
-            name: collect_outputs(model, data, name=name, transfer=transfer, key=self.key)
+            name: collect_outputs(model, data, name=name, transfer=transfer, key=self.key, repeat=name == "members")
             for name, data in self.sides.items()
         }
         return {**sides, "seen": seen_by(model), "overlap": self.overlap}

@@ -12,6 +12,7 @@ from lightning_cwrf.data.examples import ExampleId
 from lightning_cwrf.data.overlap import OVERLAPS, REMEDY, Overlap, is_ambiguous, places_among, told
 from lightning_cwrf.data.seen import is_seen
 from lightning_cwrf.outputs import ModelOutputs
+from lightning_cwrf.weights.trained import outcome
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _seen(outputs: ModelOutputs, seen: Mapping[str, Collection[ExampleId]]) -> d
 
 
 def suspicions(sides: Sides, model: Mapping[str, Estimate], overlap: Overlap) -> list[str]:
-    """Probable mistakes: sides of different scale, swapped sides, copies, random outputs."""
+    """Probable mistakes: sides of different scale, swapped sides, copies, random outputs, an untrained model."""
     remarks = [
         f"{len(outputs) - len(set(outputs.ids))} of the {len(outputs)} {name} are copies of others. Intervals and "
         "p-values count each as an independent example; remove copies if they are unintended."
@@ -102,6 +103,9 @@ def suspicions(sides: Sides, model: Mapping[str, Estimate], overlap: Overlap) ->
             "the model gives other outputs each time for the same inputs, in eval mode too: attacks look weaker than "
             "those of an attacker who queries it several times. Is there a dropout without training=self.training?"
         )
+    untrained = outcome(sides.members.logits, sides.members.targets).remark
+    if untrained is not None:
+        remarks.append(untrained)
     for name, outputs in (("non-members", sides.nonmembers), ("population", sides.population)):
         here, there = sides.members.scale, None if outputs is None else outputs.scale
         if here is not None and there is not None and _differ(here, there):

@@ -13,7 +13,7 @@ from lightning_cwrf.commands.base import Command, Job, UsageError, check_outputs
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, Loaded, add_model_options, load
 from lightning_cwrf.report import write_report
-from lightning_cwrf.weights.trained import check_trained
+from lightning_cwrf.weights.trained import LOOKS_UNTRAINED, check_trained
 
 _EXPLAINED = """The loss attack needs the model alone; LiRA, which is stronger, needs --shadows, and RMIA
 --population too. The table shows each attack's AUC (0.5 is chance) and its TPR at a low FPR, with confidence intervals.
@@ -48,6 +48,9 @@ class AuditJob(Job):
         result = audited(
             self.loaded, self.loaded.model, "the model", shadows, attacks=self.attacks, confidence=options.confidence
         )
+        untrained = [remark for remark in result.remarks if LOOKS_UNTRAINED in remark]
+        if untrained:
+            raise UsageError(f"--checkpoint {options.checkpoint}: {untrained[0]}")
         print(result)
         if self.out is not None:
             print(f"\nsaved {result.save(self.out)}")
@@ -91,7 +94,8 @@ class AuditCommand(Command):
         attacks = attacks_of(options, options.attacks)
         gates = parse_gates(options, attacks)
         loaded = load(options)
-        _check_trained(loaded)
+        if options.shadows or options.dry_run:
+            _check_trained(loaded)  # else the audit itself shows it, without another pass over the members
         return AuditJob(loaded, attacks, gates, shadow_plan(loaded, Path(options.store)), out, report)
 
 

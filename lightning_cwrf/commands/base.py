@@ -18,7 +18,7 @@ EXIT_CODES = """exit codes:
 
 
 class UsageError(Exception):
-    """The user's mistake, found before any time was spent: one message, exit code 2."""
+    """The user's mistake, found before much time was spent: one message, exit code 2."""
 
 
 class Job(ABC):

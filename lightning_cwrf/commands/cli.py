@@ -79,7 +79,8 @@ def _run(words: list[str]) -> int:
         print(f"{name}: interrupted.", file=sys.stderr)
         return 130
     except Exception as error:
-        return _fail(name, error, FAILED, debug=options.debug)
+        code = WRONG_USE if isinstance(error, UsageError) else FAILED
+        return _fail(name, error, code, debug=options.debug)
 
 
 def _check_arguments_used(options: Any, objects: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from lightning_cwrf.outputs import collect_outputs
 _MANY_CLASSES = 10
 _ENOUGH_WEIGHTS = 1000
 _GUESSES = "the model does no better on its training data than guessing"
+LOOKS_UNTRAINED = "It looks untrained"
 _LOAD = (
     'Load its finished weights first: load_from_checkpoint, or FinishedWeightsCallback("finished.ckpt") before the '
     "other callbacks"
@@ -60,9 +61,9 @@ def check_trained(
     descends = None if vanilla is None else descends_from(model, vanilla)
     with isolated_rng():
         outputs = collect_outputs(model, some_batches(members, 1024), name="members", transfer=transfer)
-    found = _outcome(outputs.logits.float(), outputs.targets)
-    if found.guesses and (found.classes >= _MANY_CLASSES or descends is False):
-        raise ValueError(f"{_GUESSES}: {found}. It looks untrained. {_LOAD}.")
+    found = outcome(outputs.logits, outputs.targets)
+    if found.looks_untrained or (found.guesses and descends is False):
+        raise ValueError(f"{_GUESSES}: {found}. {LOOKS_UNTRAINED}. {_LOAD}.")
     if descends is False and found.loss > 0.5 * found.guessing:
         raise ValueError(
             f"the model's weights do not correlate with the vanilla weights, and {found}: either it is untrained, or "
@@ -99,7 +100,7 @@ def descends_from(model: nn.Module, vanilla: Mapping[str, Tensor]) -> bool | Non
     return None if n < _ENOUGH_WEIGHTS else products / math.sqrt(n) > 4
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
     """What a model does on its training data, and what guessing by the frequencies of the classes does."""
 
     loss: float
@@ -116,16 +117,30 @@ class _Outcome(NamedTuple):
         chance = 1 / self.classes
         return self.classes > 1 and self.loss >= 0.95 * self.guessing and self.recall < chance + 0.2 * (1 - chance)
 
+    @property
+    def looks_untrained(self) -> bool:
+        """Whether it guesses, where no random weights do better."""
+        return self.guesses and self.classes >= _MANY_CLASSES
+
+    @property
+    def remark(self) -> str | None:
+        """For the report of an audit; None where there is nothing to remark."""
+        if not self.guesses:
+            return None
+        looks = f"{LOOKS_UNTRAINED}: are" if self.looks_untrained else "Was it trained, and are"
+        return f"{_GUESSES}: {self}. {looks} its finished weights loaded? Attacks find nothing in an untrained model."
+
     def __str__(self) -> str:
         return f"its loss is {self.loss:.3g}, and guessing by the frequencies of the classes gives {self.guessing:.3g}"
 
 
-def _outcome(logits: Tensor, targets: Tensor) -> _Outcome:
+def outcome(logits: Tensor, targets: Tensor) -> Outcome:
+    """What outputs ``(n, K)`` on training examples with classes ``(n,)`` are worth, against guessing."""
     counts = torch.bincount(targets, minlength=logits.shape[1])
     found = torch.bincount(targets[logits.argmax(1) == targets], minlength=logits.shape[1])
     shares = counts[counts > 0] / len(targets)
-    return _Outcome(
-        loss=float(F.cross_entropy(logits, targets)),
+    return Outcome(
+        loss=float(F.cross_entropy(logits.float(), targets)),
         guessing=float(-(shares * shares.log()).sum()),
         recall=float((found / counts)[counts > 0].mean()),
         classes=len(shares),

@@ -19,6 +19,7 @@ from tests.attacks.cases import close, seeds, shadowed, tensor
 from tests.oracles import attacks as oracle
 
 
+@pytest.mark.slow
 @given(seeds, st.sampled_from(["t", "normal"]), st.sampled_from([0.5, 2.0, 10.0]), st.sampled_from([4, 8]))
 def test_bavaria_against_loops(seed, predictive, prior, k):
     target, shadows, membership = shadowed(seed, k=k)

@@ -38,6 +38,7 @@ def full(audited, shadows):
     return audit(model, members=MEMBERS, nonmembers=NONMEMBERS, shadows=shadows, attacks=every)
 
 
+@pytest.mark.slow
 def test_lira_and_rmia_beat_the_loss_attack(audited):
     values = audited[1].result.values()
     assert min(values["lira/auroc"], values["rmia/auroc"]) > values["loss/auroc"]

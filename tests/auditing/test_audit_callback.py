@@ -20,6 +20,8 @@ from lightning_cwrf.callbacks.audit import weights_digest
 from tests.auditing.conftest import MEMBERS, NONMEMBERS
 from tests.helpers import Classifier, digits, loader, part, snapshot, trainer
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_callback_runs_the_given_attacks(shadows):
     callback = MIAAuditCallback(

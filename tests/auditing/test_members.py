@@ -22,6 +22,8 @@ from lightning_cwrf.auditing import audit
 from lightning_cwrf.weights.scores import learnability_scores, privacy_vulnerability_scores
 from tests.helpers import Classifier, digits, loader, part, trained, trainer
 
+pytestmark = pytest.mark.slow
+
 CHOSEN = list(range(1, 200, 4))
 
 

@@ -153,10 +153,10 @@ def test_sigmoid_outputs_warn(use):
         use(model)
 
 
-def test_small_logits_are_not_taken_for_a_sigmoid():
+def test_small_logits_are_not_taken_for_a_sigmoid(memorised):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run()
+        run(model=memorised)
         zero = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         nn.init.zeros_(zero[1].weight)
         nn.init.zeros_(zero[1].bias)
@@ -180,7 +180,12 @@ def test_swapped_sides_warn(memorised):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(model=memorised).remarks == []
-        assert run(model=Classifier()).remarks == []
+
+
+def test_the_audit_of_an_untrained_model_warns():
+    """Attacks find nothing in it, so its audit looks safe."""
+    with pytest.warns(UserWarning, match="no better on its training data than guessing: .* finished weights loaded"):
+        assert run(model=Classifier()).estimates["loss"]["auroc"].interval.low < 0.5
 
 
 def test_swapped_sides_warn_in_scoring(memorised):
@@ -241,15 +246,15 @@ def test_numpy_targets_are_taken():
     assert targets.dtype == torch.int64
 
 
-def test_copies_on_a_side_warn():
+def test_copies_on_a_side_warn(memorised):
     """Ten copies of each member make an interval of 60 examples as narrow as one of 600."""
     members, others = part(0, 60), part(100, 160)
     for given in ({"members": ConcatDataset([members] * 10)}, {"nonmembers": ConcatDataset([others] * 10)}):
         with pytest.warns(UserWarning, match=r"540 of the 600 (non-)?members are copies of others"):
-            audit(Classifier(), **{"members": members, "nonmembers": others, **given})
+            audit(memorised, **{"members": members, "nonmembers": others, **given})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        audit(Classifier(), members=ConcatDataset([members, part(0, 1)]), nonmembers=others)
+        audit(memorised, members=ConcatDataset([members, part(0, 1)]), nonmembers=others)
 
 
 def test_a_model_with_random_outputs_warns():

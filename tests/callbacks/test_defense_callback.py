@@ -34,6 +34,8 @@ from tests.defenses.dpsgd.cases import Conv
 from tests.defenses.test_registry import minimal
 from tests.helpers import Classifier, ManualClassifier, loader, part, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Class(Callback):
     """The module's class during training."""
@@ -171,7 +173,6 @@ class Counted(RelaxLossMixin):
         return super().defense_loss(logits, targets)
 
 
-@pytest.mark.slow
 def test_a_compiled_module_trains_compiled_with_the_defense(recwarn):
     compiled = []
 
@@ -346,7 +347,6 @@ def test_a_defense_that_the_user_attached_since_stays():
     assert isinstance(model, HAMPMixin)
 
 
-@pytest.mark.slow
 def test_a_compiled_wrapper_is_fitted_twice():
     raw = build()
     compiled = torch.compile(raw, backend="eager")

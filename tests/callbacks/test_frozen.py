@@ -11,6 +11,8 @@ from lightning_cwrf import (
 from tests.callbacks.helpers import Probe, assert_frozen, cwrf, finished
 from tests.helpers import OPTIMIZERS, Classifier, ManualClassifier, loader, trainer
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "plain": {},
     "clipped": {"gradient_clip_val": 0.1},

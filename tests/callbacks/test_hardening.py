@@ -16,6 +16,8 @@ from lightning_cwrf.weights.vanilla import save_vanilla
 from tests.callbacks.helpers import assert_frozen, cwrf, finished, run_with_resume
 from tests.helpers import Classifier, loader, part, trained, trainer
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_users_module_is_scored_untouched_and_the_data_order_is_the_same():
     """With rate 0 a hardening run is the plain run, bit for bit: scoring takes no batch and no random number."""

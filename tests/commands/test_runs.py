@@ -21,6 +21,8 @@ from tests.commands.conftest import NAME as M
 from tests.commands.test_wrong_use import GOOD, HARDEN, harden, words
 from tests.commands.test_wrong_use import audit as audit_words
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -110,7 +112,6 @@ def test_a_hardening(user, capsys):
     assert main(["report", "hardened/finished.json"]) == 2
 
 
-@pytest.mark.slow
 def test_the_hardened_model_is_not_audited_on_its_reference_data(user, capsys):
     assert main(harden("--overwrite", steps="2")) == 0
     settings = {"checkpoint": "hardened/hardened.ckpt"}
@@ -120,7 +121,6 @@ def test_the_hardened_model_is_not_audited_on_its_reference_data(user, capsys):
     assert "reference data of the scoring" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model(user):
     for out in ("a", "b"):
         assert main(harden(out=out, steps="2")) == 0
@@ -128,7 +128,6 @@ def test_the_same_seed_gives_the_same_model(user):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.slow
 def test_a_hardening_with_shadow_models(user, capsys):
     end_workers()  # of other tests, which would not find the user's module
     more = ("--training.max_epochs", "3", "--fail-above", "lira/auroc=0.99")
@@ -140,13 +139,11 @@ def test_a_hardening_with_shadow_models(user, capsys):
     assert "pass  lira/auroc" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_an_audit_with_shadow_models(user):
     assert main(audit_words("--training.max_epochs", "3", shadows="4", attacks="[lira]", out="a.json")) == 0
     assert set(AuditResult.load("a.json").estimates) == {"lira"}
 
 
-@pytest.mark.slow
 def test_the_population_is_read_by_its_own_loader(user):
     for name, population in (("plain", "population"), ("raw", "raw_population")):
         more = ("--training.max_epochs", "3", "--population", f"{M}.{population}")
@@ -303,7 +300,6 @@ def test_the_surroundings_stay_as_they_were(user):
     assert logging.getLogger("lightning.pytorch").level == level
 
 
-@pytest.mark.slow
 def test_the_current_folder_can_be_imported_from(user):
     given = [sys.executable, "-m", "lightning_cwrf", *words("audit", GOOD), "--fail-above", "loss/auroc=0.1"]
     run = subprocess.run(

@@ -10,6 +10,8 @@ import yaml
 from lightning_cwrf.commands import main
 from tests.commands.conftest import NAME as M
 
+pytestmark = pytest.mark.slow
+
 GOOD = {"model": f"{M}.Net", "data": f"{M}.Data", "checkpoint": "finished.ckpt", "accelerator": "cpu"}
 HARDEN = {**GOOD, "vanilla": "init.safetensors", "max_epochs": 1}
 

@@ -76,6 +76,7 @@ def shadows(tmp_path_factory):
     return train_shadows(Memorise(), pool, 4, population=POPULATION, store=store, progress=False, workers=1)
 
 
+@pytest.mark.slow
 def test_dropped_examples_leave_the_shadow_models_signals_too(shadows):
     torch.manual_seed(0)
     model = Classifier(width=16)

@@ -43,6 +43,7 @@ def test_the_attack_of_adversarial_regularization_is_in_the_checkpoint_and_nowhe
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_attack_learns_and_the_classifier_answers(as_is):
     """Members are told from non-members after some steps; the classifier's loss is that against this attack."""
     model, _ = start()

@@ -33,6 +33,8 @@ from tests.defenses.test_defense_training import Plain, Record, compare, twin_of
 from tests.helpers import Classifier, loader, part, trainer
 from tests.oracles import formulas
 
+pytestmark = pytest.mark.slow
+
 OTHER = next(iter(loader(300, 320, batch_size=20)))
 
 

@@ -17,6 +17,8 @@ from lightning_cwrf.defenses.nonmembers import NonmemberBatches
 from tests.helpers import Classifier, loader, part, trainer
 from tests.oracles import formulas
 
+pytestmark = pytest.mark.slow
+
 
 class Plain(Classifier):
     """Smooth, without BatchNorm or dropout: a loss can be taken again to the last digits."""

@@ -139,6 +139,7 @@ def sides(draw):
 BOUNDED = [name for name, metric in instances().items() if metric.plot_upper_bound is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*BOUNDED, "tpr", "p1 of 30 examples"])
 @settings(deadline=None, max_examples=40)
 @given(sides())

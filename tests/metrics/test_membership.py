@@ -83,6 +83,7 @@ def test_perfect_and_hopeless_attacks_have_exact_bounds():
     assert metric.interval() == (0.0, pytest.approx(1 - 0.025 ** (1 / 30)))
 
 
+@pytest.mark.slow
 def test_small_p_values_and_lower_bounds_agree():
     """Where an interval says that an attack beats chance, the one-sided p-value is small: it asks for half as much.
 

@@ -23,6 +23,8 @@ from lightning_cwrf.defenses import (
 from tests.helpers import Classifier, loader, part
 from tests.recipes.modules import CPU, Hooked, Plain, finished, stackable, train
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_order_is_a_function_of_seed_and_epoch():
     order = SeededOrder(50, 3)

@@ -17,6 +17,8 @@ from lightning_cwrf.defenses import (
 from tests.helpers import Classifier, ManualClassifier, part
 from tests.recipes.modules import Hooked, Plain, stackable, train
 
+pytestmark = pytest.mark.slow
+
 
 class Replacing(Plain):
     """Sets a buffer anew rather than in place."""

@@ -21,6 +21,8 @@ from lightning_cwrf.report.verdict import rule, same_examples, verdict
 from tests.auditing.cases import estimate
 from tests.report.cases import Page, audited
 
+pytestmark = pytest.mark.slow
+
 
 def random_audit(n=60, shift=0.0, seed=0, **more):
     """Of a model that gives members a logit higher by ``shift``."""

@@ -128,6 +128,7 @@ def test_the_tradeoff_has_a_row_per_model_with_a_defenses_rows_together():
     assert "In brackets: 95% confidence interval." in table
 
 
+@pytest.mark.slow
 def test_plots_are_saved_under_the_path_that_is_returned(tmp_path):
     assert saved(plot_losses({**ONE, "other": audited()}, tmp_path / "deep" / "losses.png"))
     path = plot_roc(ONE, tmp_path / "roc", attack="loss")

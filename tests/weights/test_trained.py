@@ -12,6 +12,8 @@ from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.weights.trained import check_trained, descends_from
 from tests.helpers import Classifier, digits, loader, same_snapshot, snapshot, trained
 
+pytestmark = pytest.mark.slow
+
 UNTRAINED = "does no better on its training data than guessing: .* It looks untrained. Load its finished weights first"
 
 

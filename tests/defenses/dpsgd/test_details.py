@@ -13,6 +13,8 @@ from lightning_cwrf.defenses import DPSGDMixin
 from lightning_cwrf.defenses.dpsgd.independence import check_independent
 from tests.helpers import Classifier, digits, loader, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Flat(Classifier):
     def __init__(self, **kwargs):
@@ -47,7 +49,6 @@ def test_a_delta_of_one_over_n_allows_giving_away_an_example(delta, warned, recw
     assert any("is not below 1/n" in str(w.message) for w in recwarn) == warned
 
 
-@pytest.mark.slow
 def test_a_checkpoint_after_the_fit_continues_the_noise(tmp_path):
     ends = []
     for stop in (None, 1):

@@ -14,6 +14,8 @@ from lightning_cwrf.defenses.dpsgd.independence import _alike, _rows
 from tests.defenses.dpsgd.cases import Conv, Tokens, fresh
 from tests.helpers import Classifier, loader, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Body(Conv):
     """Mixes at the features, in the way of ``kind``."""

@@ -13,6 +13,8 @@ from lightning_cwrf.defenses import DPSGDMixin
 from tests.defenses.dpsgd.cases import Conv
 from tests.helpers import Classifier, loader, part, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Mixing(Classifier):
     def __init__(self):

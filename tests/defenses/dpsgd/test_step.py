@@ -17,6 +17,8 @@ from lightning_cwrf.defenses import DPSGDMixin
 from tests.defenses.dpsgd.cases import Conv, Merged, Tokens, by_hand, fresh, wide
 from tests.helpers import Classifier, loader, part, trainer
 
+pytestmark = pytest.mark.slow
+
 WAYS = [
     pytest.param({}, 1, id="hooks"),
     pytest.param({}, 3, id="hooks-accumulated"),
@@ -102,7 +104,6 @@ def test_clipping_and_masking_change_the_result():
     assert not torch.allclose(ends[1], ends[2], atol=1e-3)
 
 
-@pytest.mark.slow
 def test_noise_has_the_stated_size():
     """Without any gradient, one step of plain SGD is the noise alone: σ·C / expected batch size."""
     model = fresh(lr=1.0)

@@ -32,6 +32,7 @@ def counted(members, nonmembers):
     return count_scores(scores, torch.arange(len(scores)) < len(members))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(sides(), st.sampled_from([0.0, 0.01, 0.1, 0.3, 0.5, 0.9, 1.0]), levels)
 def test_tpr_interval_is_that_of_loops_over_thresholds(case, fpr, confidence):
