@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lightning_cwrf._deprecated import renamed
 from lightning_cwrf._version import __version__
+from lightning_cwrf.auditing.decision import judged_measures, resolution
+from lightning_cwrf.auditing.names import attack_name, metric_name
 from lightning_cwrf.auditing.saved import read_json, write_json
 from lightning_cwrf.auditing.tables import aligned as aligned
 from lightning_cwrf.auditing.tables import html_table, markdown_table, markdown_text
@@ -24,7 +26,7 @@ from lightning_cwrf.auditing.values import Estimate as Estimate
 from lightning_cwrf.auditing.values import Exposed as Exposed
 from lightning_cwrf.auditing.values import estimate_of
 from lightning_cwrf.checks import check_integer
-from lightning_cwrf.metrics.functional import membership_auroc, resolvable_auc
+from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.metrics.functional.intervals import normal_quantile
 
 # The printed columns: a line has no space for more, and the others follow from these or need very many examples.
@@ -91,19 +93,19 @@ class AuditResult:
         """The limits of these metrics (None: of all), remarks, and the attacks that failed; each once."""
         notes = [*self.remarks, *self._overlaps()]
         notes += [
-            f"{name}: {e.note}"
+            f"{metric_name(name)}: {e.note}"
             for found in self.estimates.values()
             for name, e in found.items()
             if e.note and (metrics is None or name in metrics)
         ]
         if metrics is None or "auroc" in metrics:
             notes += [
-                f"{name}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, interval included: are "
-                "members and non-members swapped, or is the membership of the shadow models inverted? By chance alone, "
-                f"an audit has this in at most about {percent((1 - self.confidence) / 2)} of cases"
+                f"{attack_name(name)}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, interval "
+                "included: are members and non-members swapped, or is the membership of the shadow models inverted? By "
+                f"chance alone, an audit has this in at most about {percent((1 - self.confidence) / 2)} of cases"
                 for name in self.below_chance()
             ]
-            notes.append(self._resolution())
+            notes.append(resolution(*self._sizes(), self.confidence, len(judged_measures(self.estimates))))
         return [f"the {name} attack failed: {why}" for name, why in self.failures.items()] + list(dict.fromkeys(notes))
 
     def exposed(self, attack: str = "lira", count: int = 20, target: int | None = None) -> list[Exposed]:
@@ -232,11 +234,11 @@ class AuditResult:
     def _rows(self) -> list[list[str]]:
         """A row per attack."""
         columns = [name for name in _SHOWN if name in self._metrics()]
-        rows = [["attack", *columns, "p (AUC)"]]
+        rows = [["attack", *map(metric_name, columns), "p (AUC)"]]
         for attack, found in self.estimates.items():
             p = found["auroc"].p_value if "auroc" in found else None
             cells = (str(found.get(name, "not measured")) for name in columns)
-            rows.append([attack, *cells, "" if p is None else f"{p:.2g}"])
+            rows.append([attack_name(attack), *cells, "" if p is None else f"{p:.2g}"])
         return rows
 
     def _legend(self) -> list[str]:
@@ -255,16 +257,6 @@ class AuditResult:
     def _sizes(self) -> tuple[int, int]:
         members = int(self.is_member.sum())
         return members, len(self.is_member) - members
-
-    def _resolution(self) -> str:
-        """What can be resolved with so many examples."""
-        members, nonmembers = self._sizes()
-        least = resolvable_auc(members, nonmembers, self.confidence)
-        auc = f"an AUC of at least {least:.3f}" if math.isfinite(least) else "no AUC"
-        return (
-            f"{members} members and {nonmembers} non-members: {auc} is significantly better than chance (one-sided, at "
-            f"{percent(self.confidence)} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
-        )
 
     def below_chance(self) -> list[str]:
         """The attacks whose AUC has an interval below 1/2; of several attacks, one widened by Bonferroni's rule.
@@ -287,11 +279,11 @@ class AuditResult:
         lines = []
         for attack, found in self.estimates.items():
             shown = [
-                f"{name} {Estimate(e.value, e.shadow_interval)}"
+                f"{metric_name(name)} {Estimate(e.value, e.shadow_interval)}"
                 for name, e in found.items()
                 if e.shadow_interval is not None and name in _SHOWN
             ]
-            lines += [f"{attack} over shadow models too: {', '.join(shown)}"] if shown else []
+            lines += [f"{attack_name(attack)} over shadow models too: {', '.join(shown)}"] if shown else []
         return ["", *lines] if lines else []
 
     def _scores(self, attack: str) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_cwrf.attacks import available_attacks
 from lightning_cwrf.checks import check_confidence
-from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, attacks_of, audited, shadow_plan
+from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, attacks_of, audited, concluded, shadow_plan
 from lightning_cwrf.commands.base import Command, Job, UsageError, check_outputs, output_file
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, Loaded, add_model_options, load
@@ -59,6 +59,7 @@ class AuditJob(Job):
         code, lines = judged(self.gates, result, options.judge)
         if lines:
             print("\n" + "\n".join(lines))
+        print(concluded({"the model": result}))
         return code
 
 

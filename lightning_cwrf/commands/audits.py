@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightning_cwrf.data import Batches
 from lightning_cwrf.data.loading import Collated
 from lightning_cwrf.data.sampling import support
 from lightning_cwrf.recipes import ShadowRecipe
+from lightning_cwrf.report.changes import conclusion
 from lightning_cwrf.shadows import ShadowOutputs, train_shadows
 
 
@@ -142,9 +143,14 @@ def audited(
         )
 
 
+def concluded(results: Mapping[str, AuditResult]) -> str:
+    """What audits show, in the words of the report."""
+    return "\n".join(["", "What this shows:", *(f"  {line}" for line in conclusion(results))])
+
+
 @contextmanager
 def _progress(model: LightningModule, text: str) -> Iterator[None]:
-    with tqdm(desc=text, unit="batch", leave=False) as bar:
+    with tqdm(desc=text, unit="batch", leave=False, disable=None) as bar:
         handle = model.register_forward_hook(lambda *_: bar.update() and None)
         try:
             yield

@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cwrf.auditing import FPR
 from lightning_cwrf.auditing.audited import AuditedData
+from lightning_cwrf.auditing.decision import TESTED, least_auc
 from lightning_cwrf.callbacks.coverage import planned_share
 from lightning_cwrf.classification import check_targets, split_batch
 from lightning_cwrf.data import check_disjoint, reads_alike
 from lightning_cwrf.data.sampling import support
-from lightning_cwrf.metrics.functional import fewest_nonmembers, resolvable_auc
+from lightning_cwrf.metrics.functional import fewest_nonmembers
 from lightning_cwrf.preflight.findings import Finding, attempt
 from lightning_cwrf.preflight.subject import Subject
 
@@ -124,7 +125,7 @@ def sizes(subject: Subject) -> list[Finding]:
     if members is None or nonmembers is None:
         return []
     n = len(nonmembers)
-    least = resolvable_auc(len(members), n)
+    least = least_auc(len(members), n, 0.95, len(TESTED))  # of one attack
     auc = f"an AUC from {least:.3f} on is better than chance" if math.isfinite(least) else "no AUC is"
     told = f"{len(members)} members, {n} non-members: {auc}; the smallest FPR that can be seen is {1 / n:.2g}."
     enough = fewest_nonmembers(FPR)
