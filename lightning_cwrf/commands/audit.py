@@ -66,7 +66,7 @@ class AuditJob(Job):
 class AuditCommand(Command):
     name = "audit"
     summary = "Measure how well membership inference attacks work on a finished model."
-    objects = (*MODEL_OBJECTS, "population")
+    objects = (*MODEL_OBJECTS, "population", "pool")
 
     def explain(self) -> str:
         return f"{_EXPLAINED}\n\nattacks: {', '.join(available_attacks())}\n\n{explain_gate()}"
@@ -80,7 +80,7 @@ class AuditCommand(Command):
         )
         parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
         add_shadow_options(parser)
-        parser.add_argument("--store", type=str, default="shadows", help="folder that keeps the shadow models")
+        parser.add_argument("--store", type=str, help="folder that keeps the shadow models; default: shadows")
         parser.add_argument("--out", type=str, help="file for the audit, all scores included (JSON)")
         parser.add_argument("--report", type=str, help="file for a report that people can read (HTML)")
         add_gate_options(parser)
@@ -97,7 +97,7 @@ class AuditCommand(Command):
         loaded = load(options)
         if options.shadows or options.dry_run:
             _check_trained(loaded)  # else the audit itself shows it, without another pass over the members
-        return AuditJob(loaded, attacks, gates, shadow_plan(loaded, Path(options.store)), out, report)
+        return AuditJob(loaded, attacks, gates, shadow_plan(loaded, Path(options.store or "shadows")), out, report)
 
 
 def _check_trained(loaded: Loaded) -> None:

@@ -193,7 +193,7 @@ def outputs(out: Path, options: Any) -> list[Path]:
 class HardenCommand(Command):
     name = "harden"
     summary = "Make a finished model safer: rewind its most vulnerable weights, fine-tune it, audit before and after."
-    objects = (*MODEL_OBJECTS, "reference", "defense", "population", "validation")
+    objects = (*MODEL_OBJECTS, "reference", "defense", "population", "pool", "validation")
 
     def explain(self) -> str:
         return f"{_EXPLAINED}\n\n{explain_defenses()}\n\n{explain_gate()}"

@@ -16,6 +16,7 @@ from lightning_cwrf.callbacks import (
 from lightning_cwrf.commands.base import UsageError
 from lightning_cwrf.commands.loading import SILENT, Loaded
 from lightning_cwrf.commands.objects import Named, checked_arguments, one_line, path_and_arguments
+from lightning_cwrf.commands.progress import EpochLines, on_terminal
 from lightning_cwrf.data import Batches
 from lightning_cwrf.defenses import Defense, available_defenses, create_defense, defense_class
 
@@ -135,7 +136,8 @@ def trainer_mapping(option: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def make_trainer(arguments: dict[str, Any], callbacks: Sequence[Callback]) -> Trainer:
     """A Trainer for one device."""
+    lines = [] if on_terminal() or arguments.get("enable_progress_bar") is False else [EpochLines()]
     try:
-        return Trainer(devices=1, callbacks=list(callbacks), **arguments)
+        return Trainer(devices=1, callbacks=[*callbacks, *lines], **arguments)
     except Exception as error:
         raise UsageError(f"--trainer: {one_line(error)}") from error

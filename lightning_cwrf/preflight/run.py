@@ -84,6 +84,7 @@ def _findings(subject: Subject) -> list[Finding]:
     for rule in (
         model_rules.vanilla,
         model_rules.trained,
+        model_rules.own_loss,
         model_rules.layers,
         model_rules.transfer_hooks,
         model_rules.strategy,
