@@ -14,9 +14,9 @@ from lightning_cwrf.commands.finished import load_model
 from lightning_cwrf.commands.loading import add_weights_options
 from lightning_cwrf.exporting import export
 
-_EXPLAINED = """A checkpoint of a hardening also holds the optimizer's state, the mask of the rewound weights and digests of
-the reference data; an export does not. Beside the weights it writes a model card in Markdown, with --audit the table of
-that audit (no scores of single members). The audit must be of these weights.
+_EXPLAINED = """A checkpoint of a hardening also holds the optimizer's state, the mask of the rewound weights and
+digests of the reference data; an export does not. Beside the weights it writes a model card in Markdown, with --audit
+the table of that audit (no scores of single members). The audit must be of these weights.
 
 examples:
   cwrf export --model mine.Net --checkpoint hardened/hardened.ckpt --audit hardened/hardened.json --out model.ckpt
@@ -53,14 +53,12 @@ class ExportCommand(Command):
 
     def add_options(self, parser: Any) -> None:
         add_weights_options(parser)
-        parser.add_argument(
-            "--audit", type=str, help="an audit of these weights, for the card (JSON of harden or audit)"
-        )
+        parser.add_argument("--audit", type=str, help="a saved audit of these weights, for the card")
         parser.add_argument("--title", type=str, help="of the card; default: the name of the class")
         parser.add_argument(
             "--out",
             type=str,
-            help="the file to write: model.safetensors, or model.ckpt for load_from_checkpoint; the card is beside it, .md",
+            help="the file to write: model.safetensors, or model.ckpt for load_from_checkpoint; the card comes beside it",
         )
 
     def prepare(self, options: Any) -> ExportJob:

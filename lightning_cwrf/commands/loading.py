@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.commands.base import UsageError
@@ -96,6 +97,11 @@ class Source:
             return None
         path, arguments = path_and_arguments(name, given, getattr(self.options, f"{name}_args", {}))
         return self.named(name, path, arguments)
+
+    def validation(self) -> Batches | None:
+        """The validation split, where there is one."""
+        has = self.datamodule is not None and is_overridden("val_dataloader", self.datamodule)
+        return self.named("reference", "val", {}) if has else None
 
     def named(self, option: str, path: str, arguments: Mapping[str, Any]) -> Batches:
         """A split by name, or what an import path gives."""

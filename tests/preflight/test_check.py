@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
@@ -255,6 +255,28 @@ def test_class_weights_that_a_defense_drops_are_a_warning():
     assert level == "warning"
     assert "criterion has weight" in text
     assert found(check(Plain(), loader(0, 64), **GOOD), "loss") == []
+
+
+def test_reference_data_that_are_validation_data_are_a_warning(tmp_path):
+    given = {**GOOD, "validation": loader(150, 250)}
+    level, text = only(check(Plain(), loader(0, 64), **given), "reference")
+    assert level == "warning"
+    assert "50 of the 100 reference examples are validation data, and whatever was chosen by them" in text
+    assert found(check(Plain(), loader(0, 64), **{**given, "validation": loader(300, 400)}), "reference") == []
+
+
+@pytest.mark.parametrize(("monitor", "told"), [("val_loss", True), (None, False)])
+def test_a_checkpoint_that_was_chosen_on_the_reference_data_is_a_warning(monitor, told, tmp_path):
+    class Validated(Plain):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    kept = ModelCheckpoint(tmp_path, monitor=monitor)
+    run = trainer(max_epochs=1, callbacks=[kept], enable_checkpointing=True)
+    run.fit(Validated(), loader(0, 64), loader(100, 200))
+    given = {**GOOD, "validation": loader(100, 200), "checkpoint": kept.best_model_path}
+    _, text = only(check(Plain(), loader(0, 64), **given), "reference")
+    assert ("the checkpoint was chosen by 'val_loss' (ModelCheckpoint)" in text) is told
 
 
 def test_few_nonmembers_are_a_warning_that_names_how_many_suffice():
