@@ -120,8 +120,8 @@ class Findings:
     def _below_chance_notes(self, question: str) -> list[str]:
         return [
             f"{attack_name(name)}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, interval "
-            f"included: {question} By chance alone, an audit has this in at most about {percent((1 - self.confidence) / 2)} of "
-            "cases"
+            f"included: {question} By chance alone, an audit has this in at most about "
+            f"{percent((1 - self.confidence) / 2)} of cases"
             for name in self.below_chance()
         ]
 

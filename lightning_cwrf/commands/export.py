@@ -58,7 +58,7 @@ class ExportCommand(Command):
         parser.add_argument(
             "--out",
             type=str,
-            help="the file to write: model.safetensors, or model.ckpt for load_from_checkpoint; the card comes beside it",
+            help="the file to write: model.safetensors, or model.ckpt for load_from_checkpoint; the card is beside it",
         )
 
     def prepare(self, options: Any) -> ExportJob:
