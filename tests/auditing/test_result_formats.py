@@ -57,7 +57,7 @@ def test_a_notebook_shows_the_tables_and_notes_as_text():
     assert "script" not in page.tags
     assert not re.search(r"style|color|background", shown)  # the notebook's own, light or dark
     assert [
-        "loss",
+        "loss attack",
         "0.750 [0.600, 0.900]",
         "0.100 [0.000, 0.200]",
         "0.400 [0.100, 0.700]",
