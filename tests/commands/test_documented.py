@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,13 @@ def test_a_shown_command_is_accepted(line, user, capsys):
     (block,) = re.findall(r"```yaml\n# harden.yaml\n(.*?)```", PAGES["command"].read_text(encoding="utf-8"), re.S)
     Path("harden.yaml").write_text(block.replace("mine.", f"{M}."))
     words = shlex.split(line.replace("mine.", f"{M}."))[1:]
-    if words[0] == "report":
+    if words[0] in ("report", "export"):
         assert main(audit(out="a.json")) == 0
         for path in (Path(word) for word in words if word.endswith(".json")):
             path.parent.mkdir(exist_ok=True)
             AuditResult.load("a.json").save(path)
+    if words[0] == "export":
+        shutil.copy("finished.ckpt", words[words.index("--checkpoint") + 1])
     assert main([*words, "--dry-run"]) == 0, capsys.readouterr().err
 
 
