@@ -39,6 +39,7 @@ def weights_digest(model: nn.Module) -> str:
     state = model.state_dict()
     plain = all(
         isinstance(value, Tensor)
+        and not is_lazy(value)
         and type(value.detach()) is Tensor
         and value.layout is torch.strided
         and not (value.is_quantized or value.is_meta)
