@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from lightning_cwrf.auditing.tables import aligned, html_table, markdown_table, markdown_text, percent
 from lightning_cwrf.auditing.values import FPR, Estimate
+from lightning_cwrf.metrics.functional.intervals import normal_quantile
 
 # The printed columns: a line has no space for more, and the others follow from these or need very many examples.
 SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}", "advantage", "epsilon_lower_bound")
@@ -104,6 +105,23 @@ class Findings:
             for found in self.estimates.values()
             for name, e in found.items()
             if e.note and (metrics is None or name in metrics)
+        ]
+
+    def below_chance(self) -> list[str]:
+        """The attacks whose AUC has an interval below 1/2; of several attacks, one widened by Bonferroni's rule.
+
+        Where no attack has any signal, about (1 − confidence) / 2 of audits, at most, have such an attack by chance.
+        """
+        found = {name: estimates["auroc"] for name, estimates in self.estimates.items() if "auroc" in estimates}
+        widened = normal_quantile(1 - (1 - self.confidence) / max(len(found), 1)) / normal_quantile(self.confidence)
+        return [name for name, e in found.items() if 0.5 - e.value > widened * (e.interval.high - e.value)]
+
+    def _below_chance_notes(self, question: str) -> list[str]:
+        return [
+            f"{name}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, interval included: "
+            f"{question} By chance alone, an audit has this in at most about {percent((1 - self.confidence) / 2)} of "
+            "cases"
+            for name in self.below_chance()
         ]
 
     def _failed(self) -> list[str]:

@@ -23,7 +23,6 @@ from lightning_cwrf.auditing.values import Exposed as Exposed
 from lightning_cwrf.auditing.values import estimate_of
 from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics.functional import membership_auroc, resolvable_auc
-from lightning_cwrf.metrics.functional.intervals import normal_quantile
 
 _FORMAT = "lightning_cwrf.AuditResult/2"
 _RAW = ("scores", "is_member", "targets", "losses")
@@ -72,12 +71,9 @@ class AuditResult(Findings):
         notes = [*self.remarks, *self._overlaps()]
         notes += self._metric_notes(metrics)
         if metrics is None or "auroc" in metrics:
-            notes += [
-                f"{name}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, interval included: are "
-                "members and non-members swapped, or is the membership of the shadow models inverted? By chance alone, "
-                f"an audit has this in at most about {percent((1 - self.confidence) / 2)} of cases"
-                for name in self.below_chance()
-            ]
+            notes += self._below_chance_notes(
+                "are members and non-members swapped, or is the membership of the shadow models inverted?"
+            )
             notes.append(self._resolution())
         return self._failed() + list(dict.fromkeys(notes))
 
@@ -173,15 +169,6 @@ class AuditResult(Findings):
             f"{members} members and {nonmembers} non-members: {auc} is significantly better than chance (one-sided, at "
             f"{percent(self.confidence)} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
         )
-
-    def below_chance(self) -> list[str]:
-        """The attacks whose AUC has an interval below 1/2; of several attacks, one widened by Bonferroni's rule.
-
-        Where no attack has any signal, about (1 − confidence) / 2 of audits, at most, have such an attack by chance.
-        """
-        found = {name: estimates["auroc"] for name, estimates in self.estimates.items() if "auroc" in estimates}
-        widened = normal_quantile(1 - (1 - self.confidence) / max(len(found), 1)) / normal_quantile(self.confidence)
-        return [name for name, e in found.items() if 0.5 - e.value > widened * (e.interval.high - e.value)]
 
     def _overlaps(self) -> list[str]:
         done = {"drop": "were left out", "allow": "were kept"}.get(self.overlap_policy, "were found")
