@@ -56,9 +56,9 @@ def main(draws: int) -> None:
             error = sum(each.error for each in found) / draws
             held = sum(low <= truth <= high for low, high in (each.interval() for each in found))
             low, high = stats.binomtest(held, draws).proportion_ci(method="exact")
+            spread, coverage = float(values.std()), f"{held / draws:.2f} [{low:.2f}, {high:.2f}]"
             print(
-                f"| {models} | {examples} | {leak:g} | {name} | {truth:.3f} | {float(values.std()):.4f} | {error:.4f} | "
-                f"{held / draws:.2f} [{low:.2f}, {high:.2f}] |",
+                f"| {models} | {examples} | {leak:g} | {name} | {truth:.3f} | {spread:.4f} | {error:.4f} | {coverage} |",
                 flush=True,
             )
 

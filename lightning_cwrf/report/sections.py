@@ -23,6 +23,7 @@ from lightning_cwrf.report.table import (
     comparison_rows,
     metric_name,
     missing,
+    same_weights,
 )
 from lightning_cwrf.report.verdict import (
     blind_spots,
@@ -98,7 +99,8 @@ def _changes(audits: Mapping[str, AuditResult]) -> str:
             other_data = " The two audits are of different examples, or read them differently."
         elif not (before.examples and after.examples):
             other_data = " Whether the two audits are of the same examples was compared by labels alone."
-        lines.append(f"{earlier} → {name}: {change(before, after)}{other_data}")
+        one_model = " Both audits are of the same weights." if same_weights(before, after) else ""
+        lines.append(f"{earlier} → {name}: {change(before, after)}{one_model}{other_data}")
     if not lines:
         return ""
     caution = (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import combinations
 from typing import Any
+
+import torch
 
 from lightning_cwrf.auditing import FPR, AuditResult, Estimate, RecipeAudit, aligned
 from lightning_cwrf.auditing.findings import Findings
@@ -31,15 +34,15 @@ def comparison_table(results: Mapping[str, Findings], seconds: Mapping[str, floa
 
     Raises:
         TypeError: no mapping from names to audits.
-        ValueError: no audit; intervals of different confidence; a model without seconds.
+        ValueError: no audit; intervals of different confidence; one audit under two names; a model without seconds.
     """
-    return _layout(comparison_rows(results, seconds), list(results.values()))
+    return _layout(comparison_rows(results, seconds), results)
 
 
 def comparison_rows(results: Mapping[str, Findings], seconds: Mapping[str, float] | None = None) -> list[list[str]]:
     """The cells of :func:`comparison_table`: the names of the models, then a row per measurement."""
     check_results(results, kinds=(AuditResult, RecipeAudit))
-    check_same_confidence(results)
+    check_comparable(results)
     if seconds is not None and (missing := [name for name in results if name not in seconds]):
         raise ValueError(f"seconds must have one number for each model; {', '.join(missing)} has none.")
     rows = [["", *results]]
@@ -125,11 +128,12 @@ def tradeoff_table(results: Mapping[str, Mapping[str, Findings]]) -> str:
 
     Raises:
         TypeError: no audits by way of training and defense.
-        ValueError: no audit; intervals of different confidence.
+        ValueError: no audit; intervals of different confidence; one audit under two names.
     """
     check_tradeoff(results)
-    check_same_confidence({f"{d} ({way})": r for way, audits in results.items() for d, r in audits.items()})
-    every = [result for audits in results.values() for result in audits.values()]
+    named = {f"{d} ({way})": r for way, audits in results.items() for d, r in audits.items()}
+    check_comparable(named)
+    every = list(named.values())
     attacks = attacks_in(every)
     rows = [["defense", "way", "train accuracy", "test accuracy"]]
     for attack in attacks:
@@ -144,7 +148,7 @@ def tradeoff_table(results: Mapping[str, Mapping[str, Findings]]) -> str:
             for attack in attacks:
                 row += [cell(result, attack, key) for key in _SHOWN]
             rows.append(row)
-    return _layout(rows, every)
+    return _layout(rows, named)
 
 
 def check_results(results: Any, attack: str | None = None, kinds: tuple[type[Findings], ...] = (AuditResult,)) -> None:
@@ -189,17 +193,49 @@ def check_tradeoff(results: Any, attack: str | None = None) -> None:
             check_results(audits, attack, (AuditResult, RecipeAudit))
 
 
-def check_same_confidence(results: Mapping[str, Findings]) -> None:
-    """Raise a ValueError where the audits have intervals of different confidence."""
+def check_comparable(results: Mapping[str, Findings]) -> None:
+    """Raise a ValueError for intervals of different confidence, and for one audit under two names."""
     levels = {f"{result.confidence:.6g}": name for name, result in results.items()}
     if len(levels) > 1:
         raise ValueError(
             "the audits have intervals of different confidence, which cannot be compared: "
             f"{', '.join(f'{level} ({name})' for level, name in levels.items())}. Audit them at one confidence."
         )
+    for (first, one), (second, other) in combinations(results.items(), 2):
+        if _is_same_audit(one, other):
+            raise ValueError(
+                f"{first!r} and {second!r} are the same audit: the same weights, examples and scores. Audit each model "
+                "when it has its own weights: a fit changes the model itself, so audit the finished one before it."
+            )
 
 
-def _layout(rows: list[list[str]], results: Sequence[Findings]) -> str:
+def same_weights(first: Findings, other: Findings) -> bool:
+    """Whether two audits are known to be of the same weights."""
+    if not isinstance(first, AuditResult) or not isinstance(other, AuditResult):
+        return False  # a recipe has many
+    return first.weights == other.weights != ""
+
+
+def of_one_model(results: Mapping[str, Findings]) -> list[str]:
+    """A remark for every two audits of the same weights, which a comparison says are two models."""
+    return [
+        f"{first} and {second} are audits of the same weights: differences between them are not of the model."
+        for (first, one), (second, other) in combinations(results.items(), 2)
+        if same_weights(one, other)
+    ]
+
+
+def _is_same_audit(first: Findings, other: Findings) -> bool:
+    if not isinstance(first, AuditResult) or not isinstance(other, AuditResult) or not same_weights(first, other):
+        return False
+    return (
+        first.examples == other.examples != ""
+        and first.scores.keys() == other.scores.keys()
+        and all(torch.equal(scores, other.scores[attack]) for attack, scores in first.scores.items())
+    )
+
+
+def _layout(rows: list[list[str]], results: Mapping[str, Findings]) -> str:
     rule = ["─" * max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = aligned([rows[0], rule, *rows[1:]])
-    return "\n".join([*lines, "", *comparison_notes(results)])
+    return "\n".join([*lines, "", *of_one_model(results), *comparison_notes(results.values())])
