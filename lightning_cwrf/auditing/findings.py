@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, ClassVar
 
+from lightning_cwrf.auditing.names import attack_name, metric_name
 from lightning_cwrf.auditing.tables import aligned, html_table, markdown_table, markdown_text, percent
 from lightning_cwrf.auditing.values import FPR, Estimate
 from lightning_cwrf.metrics.functional.intervals import normal_quantile
@@ -101,7 +102,7 @@ class Findings:
     def _metric_notes(self, metrics: Sequence[str] | None) -> list[str]:
         """The notes of the estimates of these metrics (None: of all)."""
         return [
-            f"{name}: {e.note}"
+            f"{metric_name(name)}: {e.note}"
             for found in self.estimates.values()
             for name, e in found.items()
             if e.note and (metrics is None or name in metrics)
@@ -118,9 +119,9 @@ class Findings:
 
     def _below_chance_notes(self, question: str) -> list[str]:
         return [
-            f"{name}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, interval included: "
-            f"{question} By chance alone, an audit has this in at most about {percent((1 - self.confidence) / 2)} of "
-            "cases"
+            f"{attack_name(name)}: an AUC of {self.estimates[name]['auroc'].value:.3f} is below chance, interval "
+            f"included: {question} By chance alone, an audit has this in at most about "
+            f"{percent((1 - self.confidence) / 2)} of cases"
             for name in self.below_chance()
         ]
 
@@ -134,11 +135,11 @@ class Findings:
     def _rows(self) -> list[list[str]]:
         """A row per attack."""
         columns = [name for name in SHOWN if name in self._metrics()]
-        rows = [["attack", *columns, "p (AUC)"]]
+        rows = [["attack", *map(metric_name, columns), "p (AUC)"]]
         for attack, found in self.estimates.items():
             p = found["auroc"].p_value if "auroc" in found else None
             cells = (str(found.get(name, "not measured")) for name in columns)
-            rows.append([attack, *cells, "" if p is None else f"{p:.2g}"])
+            rows.append([attack_name(attack), *cells, "" if p is None else f"{p:.2g}"])
         return rows
 
     def _legend(self) -> list[str]:
@@ -159,9 +160,9 @@ class Findings:
         lines = []
         for attack, found in self.estimates.items():
             shown = [
-                f"{name} {Estimate(e.value, e.shadow_interval)}"
+                f"{metric_name(name)} {Estimate(e.value, e.shadow_interval)}"
                 for name, e in found.items()
                 if e.shadow_interval is not None and name in SHOWN
             ]
-            lines += [f"{attack} over shadow models too: {', '.join(shown)}"] if shown else []
+            lines += [f"{attack_name(attack)} over shadow models too: {', '.join(shown)}"] if shown else []
         return ["", *lines] if lines else []

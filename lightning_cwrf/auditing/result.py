@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from lightning_cwrf._deprecated import renamed
 from lightning_cwrf._version import __version__
+from lightning_cwrf.auditing.decision import judged_measures, resolution
 from lightning_cwrf.auditing.findings import Findings
 from lightning_cwrf.auditing.saved import read_json, write_json
 from lightning_cwrf.auditing.tables import aligned as aligned
@@ -22,7 +22,7 @@ from lightning_cwrf.auditing.values import Estimate as Estimate
 from lightning_cwrf.auditing.values import Exposed as Exposed
 from lightning_cwrf.auditing.values import estimate_of
 from lightning_cwrf.checks import check_integer
-from lightning_cwrf.metrics.functional import membership_auroc, resolvable_auc
+from lightning_cwrf.metrics.functional import membership_auroc
 
 _FORMAT = "lightning_cwrf.AuditResult/2"
 _RAW = ("scores", "is_member", "targets", "losses")
@@ -74,7 +74,7 @@ class AuditResult(Findings):
             notes += self._below_chance_notes(
                 "are members and non-members swapped, or is the membership of the shadow models inverted?"
             )
-            notes.append(self._resolution())
+            notes.append(resolution(*self._sizes(), self.confidence, len(judged_measures(self.estimates))))
         return self._failed() + list(dict.fromkeys(notes))
 
     def exposed(self, attack: str = "lira", count: int = 20, target: int | None = None) -> list[Exposed]:
@@ -159,16 +159,6 @@ class AuditResult(Findings):
     def _sizes(self) -> tuple[int, int]:
         members = int(self.is_member.sum())
         return members, len(self.is_member) - members
-
-    def _resolution(self) -> str:
-        """What can be resolved with so many examples."""
-        members, nonmembers = self._sizes()
-        least = resolvable_auc(members, nonmembers, self.confidence)
-        auc = f"an AUC of at least {least:.3f}" if math.isfinite(least) else "no AUC"
-        return (
-            f"{members} members and {nonmembers} non-members: {auc} is significantly better than chance (one-sided, at "
-            f"{percent(self.confidence)} confidence); the smallest FPR that can be seen is {1 / nonmembers:.2g}"
-        )
 
     def _overlaps(self) -> list[str]:
         done = {"drop": "were left out", "allow": "were kept"}.get(self.overlap_policy, "were found")

@@ -50,11 +50,21 @@ def check_json_path(path: str | PathLike[str]) -> Path:
     return path
 
 
-def read_json(path: str | PathLike[str], kind: str) -> dict[str, Any]:
-    """Read what :func:`write_json` wrote with this ``"format"``; tensors are restored, the rest stays as in JSON."""
+def digest_of(path: str | PathLike[str]) -> str:
+    """The digest in a file that :func:`read_json` reads."""
+    return str(json.loads(Path(path).read_text(encoding="utf-8"))["digest"])
+
+
+def read_json(
+    path: str | PathLike[str], kind: str, *, what: str = "saved audit", writer: str = "AuditResult.save"
+) -> dict[str, Any]:
+    """Read what :func:`write_json` wrote with this ``"format"``; tensors are restored, the rest stays as in JSON.
+
+    ``what`` the file is and its ``writer`` are for messages.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no saved audit at {path}.")
+        raise FileNotFoundError(f"there is no {what} at {path}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also bytes that are not UTF-8
@@ -67,7 +77,7 @@ def read_json(path: str | PathLike[str], kind: str) -> dict[str, Any]:
                 f"{path} has the format {found} of another version of lightning_cwrf; this one reads {kind}. Run the "
                 "audit again, or read the file's numbers as JSON."
             )
-        raise ValueError(f"{path} is not a saved audit; AuditResult.save writes one.")
+        raise ValueError(f"{path} is not a {what}; {writer} writes one.")
     if content.pop("digest", None) != _digest(content):
         raise ValueError(
             f"{path} was changed after it was saved: its numbers and scores are not those of the audit (by digest). "

@@ -117,7 +117,7 @@ class PrivacyScoringCallback(ReadsData):
         if is_file(self.vanilla):
             vanilla = self.vanilla
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
-        with tqdm(total=self.steps, desc="scoring weights", leave=False, disable=not shown) as bar:
+        with tqdm(total=self.steps, desc="scoring weights", leave=False, disable=None if shown else True) as bar:
             scores = self._score(trainer, pl_module, vanilla, lambda _: bar.update())
         # Each rank has scored by itself, and the mask must be the same on all.
         self.scores = trainer.strategy.broadcast({name: score.cpu() for name, score in scores.items()})

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_cwrf.attacks import available_attacks
 from lightning_cwrf.checks import check_confidence
-from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, attacks_of, audited, shadow_plan
+from lightning_cwrf.commands.audits import ShadowPlan, add_shadow_options, attacks_of, audited, concluded, shadow_plan
 from lightning_cwrf.commands.base import Command, Job, UsageError, check_outputs, output_file
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, Loaded, add_model_options, load
@@ -59,13 +59,14 @@ class AuditJob(Job):
         code, lines = judged(self.gates, result, options.judge)
         if lines:
             print("\n" + "\n".join(lines))
+        print(concluded({"the model": result}))
         return code
 
 
 class AuditCommand(Command):
     name = "audit"
     summary = "Measure how well membership inference attacks work on a finished model."
-    objects = (*MODEL_OBJECTS, "population")
+    objects = (*MODEL_OBJECTS, "population", "pool")
 
     def explain(self) -> str:
         return f"{_EXPLAINED}\n\nattacks: {', '.join(available_attacks())}\n\n{explain_gate()}"
@@ -79,7 +80,7 @@ class AuditCommand(Command):
         )
         parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
         add_shadow_options(parser)
-        parser.add_argument("--store", type=str, default="shadows", help="folder that keeps the shadow models")
+        parser.add_argument("--store", type=str, help="folder that keeps the shadow models; default: shadows")
         parser.add_argument("--out", type=str, help="file for the audit, all scores included (JSON)")
         parser.add_argument("--report", type=str, help="file for a report that people can read (HTML)")
         add_gate_options(parser)
@@ -96,7 +97,7 @@ class AuditCommand(Command):
         loaded = load(options)
         if options.shadows or options.dry_run:
             _check_trained(loaded)  # else the audit itself shows it, without another pass over the members
-        return AuditJob(loaded, attacks, gates, shadow_plan(loaded, Path(options.store)), out, report)
+        return AuditJob(loaded, attacks, gates, shadow_plan(loaded, Path(options.store or "shadows")), out, report)
 
 
 def _check_trained(loaded: Loaded) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,18 @@ from lightning_cwrf.auditing import AuditResult, audit
 from lightning_cwrf.commands.base import UsageError
 from lightning_cwrf.commands.loading import SILENT, Loaded
 from lightning_cwrf.commands.objects import Named
+from lightning_cwrf.commands.progress import on_terminal
 from lightning_cwrf.commands.training import make_trainer, trainer_mapping
-from lightning_cwrf.data import Batches
+from lightning_cwrf.data import Batches, all_ids
 from lightning_cwrf.data.loading import Collated
 from lightning_cwrf.data.sampling import support
 from lightning_cwrf.recipes import ShadowRecipe
+from lightning_cwrf.report.changes import conclusion
 from lightning_cwrf.shadows import ShadowOutputs, train_shadows
 
 
 def add_shadow_options(parser: Any) -> None:
-    """``--shadows``, ``--training`` and ``--population``."""
+    """``--shadows``, ``--training``, ``--population`` and ``--pool``."""
     parser.add_argument(
         "--shadows", type=int, default=0, help="shadow models for LiRA and RMIA, even, better 8 or more; 0: none"
     )
@@ -37,6 +40,12 @@ def add_shadow_options(parser: Any) -> None:
         help="the Trainer of the first training, which shadow models repeat: --training.max_epochs 100",
     )
     parser.add_argument("--population", type=Named, help="further data that no model is trained on; RMIA needs it")
+    parser.add_argument(
+        "--pool",
+        type=Named,
+        help="import path of a data set with all members, all non-members and more, on halves of which shadow models "
+        "are trained; default: members and non-members",
+    )
 
 
 def attacks_of(options: Any, named: list[str] | str | None = None) -> list[str]:
@@ -50,7 +59,7 @@ def attacks_of(options: Any, named: list[str] | str | None = None) -> list[str]:
     if named is not None and not named:
         raise UsageError("--attacks is empty: name an attack, such as --attacks [loss,entropy], or leave it out.")
     if not options.shadows:
-        unused = [name for name in ("population", "training") if getattr(options, name)]
+        unused = [name for name in ("population", "training", "pool", "store") if getattr(options, name, None)]
         if unused:
             raise UsageError(f"--{unused[0]} has no effect without --shadows.")
     usual = ["loss", "lira"] if options.shadows else ["loss"]
@@ -78,6 +87,8 @@ class ShadowPlan:
     def train(self, recipe: ShadowRecipe | None = None, base: ShadowOutputs | None = None) -> ShadowOutputs:
         """The shadow models of the finished model, or of a hardening by ``recipe``."""
         population: Any = self.population
+        if not on_terminal():
+            print(f"training {self.n} shadow models", file=sys.stderr, flush=True)
         if isinstance(population, DataLoader):
             population = Collated(_examples(population, "population"), population.collate_fn)
         return train_shadows(
@@ -89,6 +100,7 @@ class ShadowPlan:
             base=base,
             keep_weights=base is None,
             seed=self.seed,
+            progress=on_terminal(),
         )
 
 
@@ -116,8 +128,26 @@ def shadow_plan(loaded: Loaded, store: Path) -> ShadowPlan | None:
         recipe = ShadowRecipe.like(trainer, loaded.model, loader=loaded.members)
     except ValueError as error:
         raise UsageError(f"--shadows: {error}") from error
-    pool: Dataset[Any] = ConcatDataset([_examples(data, name) for name, data in loaded.audited.items()])
+    pool = _pool(loaded)
     return ShadowPlan(recipe, pool, loaded.data("population"), options.shadows, store, options.seed)
+
+
+def _pool(loaded: Loaded) -> Dataset[Any]:
+    """The examples that shadow models are trained on halves of: those of ``--pool``, or the audited ones."""
+    given = loaded.data("pool")
+    if given is None:
+        return ConcatDataset([_examples(data, name) for name, data in loaded.audited.items()])
+    pool = _examples(given, "pool")
+    inside = set(all_ids(pool) or ())
+    for name, data in loaded.audited.items():
+        ids = all_ids(data) or ()
+        lacking = sum(each not in inside for each in ids)
+        if lacking:
+            raise UsageError(
+                f"--pool lacks {lacking} of the {len(ids)} examples of --{name}: it must hold every audited example, "
+                "read in the same way and with the same label."
+            )
+    return pool
 
 
 def hardened_recipe(trainer: Trainer, model: LightningModule) -> ShadowRecipe:
@@ -142,9 +172,14 @@ def audited(
         )
 
 
+def concluded(results: Mapping[str, AuditResult]) -> str:
+    """What audits show, in the words of the report."""
+    return "\n".join(["", "What this shows:", *(f"  {line}" for line in conclusion(results))])
+
+
 @contextmanager
 def _progress(model: LightningModule, text: str) -> Iterator[None]:
-    with tqdm(desc=text, unit="batch", leave=False) as bar:
+    with tqdm(desc=text, unit="batch", leave=False, disable=None) as bar:
         handle = model.register_forward_hook(lambda *_: bar.update() and None)
         try:
             yield

@@ -49,6 +49,8 @@ class CheckJob(Job):
             trainer=self.trainer,
             steps=options.steps,
             lam=options.lam,
+            validation=self.loaded.source.validation(),
+            checkpoint=options.checkpoint,
         )
 
 

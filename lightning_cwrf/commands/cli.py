@@ -15,16 +15,18 @@ from lightning_cwrf._version import __version__
 from lightning_cwrf.commands.audit import AuditCommand
 from lightning_cwrf.commands.base import DONE, EXIT_CODES, FAILED, WRONG_USE, Command, UsageError, add_common
 from lightning_cwrf.commands.check import CheckCommand
+from lightning_cwrf.commands.export import ExportCommand
 from lightning_cwrf.commands.harden import HardenCommand
 from lightning_cwrf.commands.objects import arguments_joined, one_line, with_arguments_apart
 from lightning_cwrf.commands.report import ReportCommand
 
-COMMANDS: tuple[Command, ...] = (CheckCommand(), HardenCommand(), AuditCommand(), ReportCommand())
+COMMANDS: tuple[Command, ...] = (CheckCommand(), HardenCommand(), AuditCommand(), ReportCommand(), ExportCommand())
 _EXAMPLES = """examples:
   cwrf check --model mine.Net --data mine.Data --checkpoint finished.ckpt --vanilla init.safetensors
   cwrf harden --model mine.Net --data mine.Data --checkpoint finished.ckpt --vanilla init.safetensors --out hardened
   cwrf audit --model mine.Net --data mine.Data --checkpoint hardened/hardened.ckpt --fail-above loss/auroc=0.6
   cwrf report hardened/finished.json hardened/hardened.json --out report.html
+  cwrf export --model mine.Net --checkpoint hardened/hardened.ckpt --out model.safetensors
 
 Each command has its own --help. Every option can be written in a YAML file: --print_config writes one, --config
 reads it."""

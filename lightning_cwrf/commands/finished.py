@@ -30,7 +30,6 @@ def load_model(options: Any) -> LightningModule:
     """The model with its finished weights."""
     path, given = path_and_arguments("model", options.model, options.model_args)
     cls = imported_class("model", path, LightningModule)
-    check_no_hooks("model", path, cls, LightningModule)
     given = checked_arguments("model", cls, given)
     if options.checkpoint is None:
         model: LightningModule = made("model", path, given, LightningModule)

@@ -18,6 +18,7 @@ from lightning_cwrf.commands.audits import (
     add_shadow_options,
     attacks_of,
     audited,
+    concluded,
     hardened_recipe,
     shadow_plan,
 )
@@ -25,10 +26,12 @@ from lightning_cwrf.commands.base import FAILED, Command, Job, UsageError, check
 from lightning_cwrf.commands.check import CheckJob, check_job
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, add_model_options
+from lightning_cwrf.commands.record import MASK, RECORD, write_record
 from lightning_cwrf.commands.training import (
     add_training_options,
     cwrf_callbacks,
     explain_defenses,
+    fine_tuning,
     make_trainer,
     trainer_arguments,
 )
@@ -39,7 +42,10 @@ from lightning_cwrf.shadows import ShadowOutputs
 _EXPLAINED = """It checks first (as `cwrf check`) and stops at an error. Then it audits the finished model, scores its
 weights, rewinds the share --rate of them to their values from before training and freezes them, fine-tunes the
 rest with the loss of --defense, and audits the result. Written to --out: hardened.ckpt, which your own class loads
-(load_from_checkpoint), mask.safetensors, finished.json and hardened.json (the audits), report.html.
+(load_from_checkpoint), mask.safetensors, finished.json and hardened.json (the audits), settings.json, report.html.
+
+How strong the defense is, is yours to choose: more --defense.alpha is more private and less accurate, and the default
+of 1 is for a hard task. Start with the model's loss on data that it never saw (--max_epochs is 40 by default).
 
 examples:
   cwrf harden --model mine.Net --data mine.Data --checkpoint finished.ckpt --vanilla init.safetensors --out hardened
@@ -61,7 +67,8 @@ class HardenJob(Job):
     shadows: ShadowPlan | None
     out: Path
     validation: Batches | None
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float | None] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     results: dict[str, AuditResult] = field(default_factory=dict)
 
     def plan(self) -> list[str]:
@@ -70,9 +77,9 @@ class HardenJob(Job):
         if self.shadows is not None:
             lines.append(f"train {self.shadows.n} shadow models for each audit, kept in {self.shadows.store}")
         lines.append(f"audit the finished model of {options.checkpoint}")
-        epochs = f"fine-tune {options.max_epochs} epochs with {self.checking.defense}"
+        epochs = f"fine-tune {self._fine_tuning}"
         if options.control:
-            lines.append(f"control: {epochs}, nothing rewound; audit it")
+            lines.append("control: fine-tune in the same way, nothing rewound; audit it")
         lines.append(f"score the weights in {options.steps} steps, rewind and freeze {options.rate:.2%} of them")
         return [*lines, f"{epochs}; audit the result", *(f"write {path}" for path in outputs(self.out, options))]
 
@@ -84,8 +91,9 @@ class HardenJob(Job):
         if not report.ok:
             print("\nstopped at the errors above; nothing was trained or written.")
             return FAILED
+        print(f"fine-tuning: {self._fine_tuning}", flush=True)
         base = None if self.shadows is None else self.shadows.train()
-        self._keep("finished", audited(loaded, loaded.model, "the finished model", base, attacks=self.attacks), 0.0)
+        self._keep("finished", audited(loaded, loaded.model, "the finished model", base, attacks=self.attacks), None)
         if options.control:
             control = loaded.again()
             began = time.perf_counter()
@@ -98,9 +106,13 @@ class HardenJob(Job):
         trainer.save_checkpoint(self._unfinished / "hardened.ckpt")
         rewind = next(each for each in callbacks if isinstance(each, CriticalRewindCallback))
         assert rewind.mask is not None
-        rewind.mask.save(self._unfinished / "mask.safetensors")
+        rewind.mask.save(self._unfinished / MASK)
         self._audit(f"hardened, r = {options.rate:g}", "hardened", hardened, trainer, base, began)
         return self._conclude()
+
+    @property
+    def _fine_tuning(self) -> str:
+        return fine_tuning(self.checking.loaded.options, self.checking.defense)
 
     @property
     def _defense(self) -> Any:
@@ -132,9 +144,9 @@ class HardenJob(Job):
         shadows = None if self.shadows is None else self.shadows.train(hardened_recipe(trainer, model), base)
         self._keep(name, audited(self.checking.loaded, model, name, shadows, attacks=self.attacks), spent, file)
 
-    def _keep(self, name: str, result: AuditResult, seconds: float, file: str | None = None) -> None:
-        self.results[name], self.seconds[name] = result, seconds
-        result.save(self._unfinished / f"{file or name}.json")
+    def _keep(self, name: str, result: AuditResult, seconds: float | None, file: str | None = None) -> None:
+        self.results[name], self.seconds[name], self.files[name] = result, seconds, f"{file or name}.json"
+        result.save(self._unfinished / self.files[name])
 
     def _settings(self) -> dict[str, Any]:
         """What the report says of the run."""
@@ -146,16 +158,19 @@ class HardenJob(Job):
     def _conclude(self) -> int:
         options = self.checking.loaded.options
         print("\n" + comparison_table(self.results, self.seconds))
+        print(f"\nfine-tuning: {self._fine_tuning}")
         if not options.control:
             print("How much of this is the fine-tuning alone is not known: run it with --control too.")
         write_report(
             self.results,
             self._unfinished / "report.html",
-            mask=self._unfinished / "mask.safetensors",
+            mask=self._unfinished / MASK,
             settings=self._settings(),
             seconds=self.seconds,
             overwrite=True,
         )
+        spent = {self.files[name]: seconds for name, seconds in self.seconds.items()}
+        write_record(self._unfinished, self._settings(), spent)
         for path in outputs(self.out, options):
             (self._unfinished / path.name).replace(path)
         if not any(self._unfinished.iterdir()):  # a failed run may have left others
@@ -164,12 +179,13 @@ class HardenJob(Job):
         code, lines = judged(self.gates, list(self.results.values())[-1], options.judge)
         if lines:
             print("\n" + "\n".join(lines))
+        print(concluded(self.results))
         return code
 
 
 def outputs(out: Path, options: Any) -> list[Path]:
     """The files that a hardening writes."""
-    names = ["hardened.ckpt", "mask.safetensors", "finished.json", "hardened.json"]
+    names = ["hardened.ckpt", MASK, "finished.json", "hardened.json", RECORD]
     names += ["control.json"] if options.control else []
     return [out / name for name in [*names, "report.html"]]
 
@@ -177,7 +193,7 @@ def outputs(out: Path, options: Any) -> list[Path]:
 class HardenCommand(Command):
     name = "harden"
     summary = "Make a finished model safer: rewind its most vulnerable weights, fine-tune it, audit before and after."
-    objects = (*MODEL_OBJECTS, "reference", "defense", "population", "validation")
+    objects = (*MODEL_OBJECTS, "reference", "defense", "population", "pool", "validation")
 
     def explain(self) -> str:
         return f"{_EXPLAINED}\n\n{explain_defenses()}\n\n{explain_gate()}"

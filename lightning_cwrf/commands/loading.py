@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.commands.base import UsageError
@@ -24,12 +25,11 @@ _SPLIT = (
 )
 
 
-def add_model_options(parser: Any, *, finished: bool = True) -> None:
-    """The options that say what is hardened or audited."""
+def add_weights_options(parser: Any, *, finished: bool = True) -> None:
+    """The options that say which model, with which weights."""
     parser.add_argument(
         "--model", type=Named, help="import path of your LightningModule; --model.width 8 sets an argument of it"
     )
-    parser.add_argument("--data", type=Named, help="import path of your LightningDataModule, likewise")
     parser.add_argument(
         "--checkpoint",
         type=str,
@@ -41,6 +41,12 @@ def add_model_options(parser: Any, *, finished: bool = True) -> None:
         action="store_true",
         help="read a checkpoint that holds other Python objects than tensors: that can run code, so only for your own",
     )
+
+
+def add_model_options(parser: Any, *, finished: bool = True) -> None:
+    """The options that say what is hardened or audited."""
+    add_weights_options(parser, finished=finished)
+    parser.add_argument("--data", type=Named, help="import path of your LightningDataModule, likewise")
     parser.add_argument("--members", type=Named, default="train", help=f"what the model was trained on: {_SPLIT}")
     parser.add_argument(
         "--plain", type=Named, help="the members without random augmentation, likewise; needed where --members has it"
@@ -92,6 +98,11 @@ class Source:
         path, arguments = path_and_arguments(name, given, getattr(self.options, f"{name}_args", {}))
         return self.named(name, path, arguments)
 
+    def validation(self) -> Batches | None:
+        """The validation split, where there is one."""
+        has = self.datamodule is not None and is_overridden("val_dataloader", self.datamodule)
+        return self.named("reference", "val", {}) if has else None
+
     def named(self, option: str, path: str, arguments: Mapping[str, Any]) -> Batches:
         """A split by name, or what an import path gives."""
         if "." not in path:
@@ -128,6 +139,7 @@ def load(options: Any) -> Loaded:
     _check_sides(options)
     seed_everything(options.seed, workers=True, verbose=False)
     model = load_model(options)
+    check_no_hooks("model", path_and_arguments("model", options.model, {})[0], type(model), LightningModule)
     source = Source(options, _datamodule(options))
     members, nonmembers = source.split("members"), source.split("nonmembers")
     assert members is not None

@@ -7,26 +7,39 @@ from pathlib import Path
 from typing import Any
 
 from lightning_cwrf.auditing import AuditResult
+from lightning_cwrf.commands.audits import concluded
 from lightning_cwrf.commands.base import DONE, Command, Job, UsageError, check_outputs, output_file
+from lightning_cwrf.commands.record import MASK, Record, records_of
 from lightning_cwrf.report import comparison_table, write_report
+from lightning_cwrf.weights.masks import WeightMask
 
-_EXPLAINED = """Audits are named by their files, in the given order: before, then after. No model is read.
+_EXPLAINED = """Audits are named by their files, in the given order: before, then after. No model is read. Where
+harden wrote the audits, its settings.json beside them gives the settings, and mask.safetensors the rewound weights.
 
-example:
-  cwrf report finished.json hardened.json --out report.html"""
+examples:
+  cwrf report hardened/finished.json hardened/hardened.json --out report.html
+  cwrf report before.json after.json --mask mask.safetensors"""
 
 
 @dataclass
 class ReportJob(Job):
     results: dict[str, AuditResult]
     out: Path
+    mask: Path | None
+    settings: dict[str, Any]
+    seconds: dict[str, float | None]
+    remarks: list[str]
 
     def plan(self) -> list[str]:
-        return [f"write {self.out} about {', '.join(self.results)}"]
+        beside = [] if self.mask is None else [f"show the rewound weights of {self.mask}"]
+        return [*beside, *self.remarks, f"write {self.out} about {', '.join(self.results)}"]
 
     def run(self) -> int:
-        print(comparison_table(self.results))
-        print(f"\nsaved {write_report(self.results, self.out, overwrite=True)}")
+        print(comparison_table(self.results, self.seconds))
+        print("\n".join(self.remarks))
+        more: dict[str, Any] = {"mask": self.mask, "settings": self.settings, "seconds": self.seconds}
+        print(f"saved {write_report(self.results, self.out, overwrite=True, **more)}")
+        print(concluded(self.results))
         return DONE
 
 
@@ -39,6 +52,9 @@ class ReportCommand(Command):
 
     def add_options(self, parser: Any) -> None:
         parser.add_argument("audits", nargs="*", type=str, help="files that audit or harden saved")
+        parser.add_argument(
+            "--mask", type=str, help="the rewound weights; default: mask.safetensors where harden wrote the audits"
+        )
         parser.add_argument("--out", type=str, default="report.html", help="the file to write")
 
     def prepare(self, options: Any) -> ReportJob:
@@ -46,7 +62,7 @@ class ReportCommand(Command):
             raise UsageError("name one or more saved audits, such as hardened.json.")
         out = output_file("out", options.out, ".html")
         assert out is not None
-        check_outputs([out], options.overwrite, options.audits)
+        check_outputs([out], options.overwrite, [*options.audits, options.mask])
         paths = [Path(each) for each in options.audits]
         names = [path.stem for path in paths]
         if len(set(names)) < len(names):
@@ -55,4 +71,29 @@ class ReportCommand(Command):
             raise UsageError("an audit is named twice.")
         results = {name: AuditResult.load(path) for name, path in zip(names, paths, strict=True)}
         comparison_table(results)  # raises where they cannot be compared
-        return ReportJob(results, out)
+        records = records_of(paths)
+        mask, remarks = _mask(options.mask, records, paths)
+        settings = {str(each.path.parent): each.settings for each in records}
+        spent = {each.path.parent: each.seconds for each in records}
+        seconds = {name: spent.get(p.parent, {}).get(p.name) for name, p in zip(names, paths, strict=True)}
+        one = next(iter(settings.values())) if len(settings) == 1 else settings
+        return ReportJob(results, out, mask, one, seconds, remarks)
+
+
+def _mask(given: str | None, records: list[Record], audits: list[Path]) -> tuple[Path | None, list[str]]:
+    """The file of the rewound weights, checked, and what there is to say where it is missing."""
+    if given is not None:
+        mask = WeightMask.load(given)
+        for record in records if len(records) == 1 else ():
+            record.check_mask(mask, Path(given))
+        return Path(given), []
+    owners = [each for each in records if each.path.parent / "hardened.json" in audits]
+    if len(owners) > 1:
+        return None, ["These are several hardenings: pass --mask to show the rewound weights of one."]
+    for record in owners:
+        path = record.path.parent / MASK
+        if not path.is_file():
+            return None, [f"There is no {path}: the report does not show the rewound weights."]
+        record.check_mask(WeightMask.load(path), path)
+        return path, []
+    return None, []

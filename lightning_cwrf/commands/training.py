@@ -16,6 +16,7 @@ from lightning_cwrf.callbacks import (
 from lightning_cwrf.commands.base import UsageError
 from lightning_cwrf.commands.loading import SILENT, Loaded
 from lightning_cwrf.commands.objects import Named, checked_arguments, one_line, path_and_arguments
+from lightning_cwrf.commands.progress import EpochLines, on_terminal
 from lightning_cwrf.data import Batches
 from lightning_cwrf.defenses import Defense, available_defenses, create_defense, defense_class
 
@@ -38,7 +39,8 @@ def add_training_options(parser: Any) -> None:
         "--defense",
         type=Named,
         default="relaxloss",
-        help=f"the loss of the fine-tuning: {', '.join(available_defenses())}; --defense.alpha 0.5 sets a setting",
+        help=f"the loss of the fine-tuning: {', '.join(available_defenses())}; --defense.alpha 0.5 sets a setting "
+        "(relaxloss: alpha is its strength, 1 by default; start with the loss on data that the model never saw)",
     )
     parser.add_argument("--max_epochs", type=int, default=40, help="of the fine-tuning")
     parser.add_argument(
@@ -57,6 +59,17 @@ def explain_defenses() -> str:
         settings = ", ".join(each for each in cls.__dataclass_fields__ if not each.startswith("_"))  # type: ignore[attr-defined]
         lines.append(f"  {name:<28} {settings or '-'}")
     return "\n".join(["defenses and their settings:", *lines])
+
+
+def fine_tuning(options: Any, defense: Defense | None) -> str:
+    """How long and with which defense it is fine-tuned, and which options change that."""
+    if defense is None:
+        return f"{options.max_epochs} epochs without a defense"
+    name, given = path_and_arguments("defense", options.defense, options.defense_args)
+    settings = defense.plain()
+    told = [f"{each} = {value}{'' if each in given else ' (default)'}" for each, value in settings.items()]
+    change = ", ".join(["--max_epochs", *(f"--defense.{each}" for each in settings)])
+    return f"{options.max_epochs} epochs with {name}{''.join(f', {each}' for each in told)}; change it with {change}"
 
 
 def defense_of(options: Any, loaded: Loaded) -> Defense:
@@ -123,7 +136,8 @@ def trainer_mapping(option: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def make_trainer(arguments: dict[str, Any], callbacks: Sequence[Callback]) -> Trainer:
     """A Trainer for one device."""
+    lines = [] if on_terminal() or arguments.get("enable_progress_bar") is False else [EpochLines()]
     try:
-        return Trainer(devices=1, callbacks=list(callbacks), **arguments)
+        return Trainer(devices=1, callbacks=[*callbacks, *lines], **arguments)
     except Exception as error:
         raise UsageError(f"--trainer: {one_line(error)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +13,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cwrf.auditing import FPR
 from lightning_cwrf.auditing.audited import AuditedData
+from lightning_cwrf.auditing.decision import TESTED, least_auc
 from lightning_cwrf.callbacks.coverage import planned_share
 from lightning_cwrf.classification import check_targets, split_batch
-from lightning_cwrf.data import check_disjoint, reads_alike
+from lightning_cwrf.data import all_ids, check_disjoint, reads_alike
 from lightning_cwrf.data.sampling import support
-from lightning_cwrf.metrics.functional import fewest_nonmembers, resolvable_auc
+from lightning_cwrf.metrics.functional import fewest_nonmembers
 from lightning_cwrf.preflight.findings import Finding, attempt
 from lightning_cwrf.preflight.subject import Subject
+from lightning_cwrf.weights.reading import read_saved
 
 
 def batch_form(subject: Subject) -> list[Finding]:
@@ -95,6 +98,52 @@ def overlap(subject: Subject) -> list[Finding]:
     return found
 
 
+def selection(subject: Subject) -> list[Finding]:
+    """Whether the reference data are the validation data, by which the finished model may have been chosen."""
+    reference = subject.ids.get("reference")
+    if subject.validation is None or reference is None:
+        return []
+    validation = set(all_ids(subject.validation) or ())
+    shared = sum(each in validation for each in reference)
+    if not shared:
+        return []
+    monitors = _chosen_by(subject.checkpoint)
+    chosen = (
+        f"the checkpoint was chosen by {' and '.join(map(repr, monitors))} (ModelCheckpoint)"
+        if monitors
+        else "whatever was chosen by them (the epoch, a setting)"
+    )
+    return [
+        Finding(
+            "reference",
+            "warning",
+            f"{shared} of the {len(reference)} reference examples are validation data, and {chosen}: "
+            "the model fits them better than data that it never met, and the scoring takes them for such.",
+            "Best is a split that nothing was chosen by.",
+        )
+    ]
+
+
+def _chosen_by(checkpoint: Any) -> list[str]:
+    """The metrics by which a Lightning checkpoint was the best when it was saved; none where it does not say so."""
+    if checkpoint is None:
+        return []
+    try:
+        loaded, _ = read_saved(Path(checkpoint), "the finished weights")
+    except (OSError, ValueError):  # told where the weights are loaded
+        return []
+    states = loaded.get("callbacks", {}) if isinstance(loaded, Mapping) else {}
+    monitors = []
+    for name, state in states.items():
+        if not name.startswith("ModelCheckpoint") or state.get("monitor") is None:
+            continue
+        best, current = state.get("best_model_score"), state.get("current_score")
+        named = Path(state.get("best_model_path") or "").name == Path(checkpoint).name
+        if named or (best is not None and current is not None and float(best) == float(current)):
+            monitors.append(str(state["monitor"]))
+    return monitors
+
+
 def sampling(subject: Subject) -> list[Finding]:
     """The share of the examples that the training draws: those never drawn are no members."""
     loader, trainer = subject.loader, subject.trainer
@@ -124,7 +173,7 @@ def sizes(subject: Subject) -> list[Finding]:
     if members is None or nonmembers is None:
         return []
     n = len(nonmembers)
-    least = resolvable_auc(len(members), n)
+    least = least_auc(len(members), n, 0.95, len(TESTED))  # of one attack
     auc = f"an AUC from {least:.3f} on is better than chance" if math.isfinite(least) else "no AUC is"
     told = f"{len(members)} members, {n} non-members: {auc}; the smallest FPR that can be seen is {1 / n:.2g}."
     enough = fewest_nonmembers(FPR)

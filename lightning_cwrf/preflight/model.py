@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lightning_cwrf.callbacks import GradientMaskCallback
 from lightning_cwrf.callbacks.common import refuse_moved_weights, refuse_sharding
 from lightning_cwrf.classification import check_no_probabilities, classification_step
+from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.defenses import DPSGD
 from lightning_cwrf.defenses.dpsgd.layers import unsupported_layers
 from lightning_cwrf.outputs import evaluating
 from lightning_cwrf.preflight.findings import Finding, attempt
 from lightning_cwrf.preflight.subject import Subject
+from lightning_cwrf.weights.copies import copied
 from lightning_cwrf.weights.descent import trainable_parameters
 from lightning_cwrf.weights.scores import learnability_scores
 from lightning_cwrf.weights.trained import check_trained
@@ -39,6 +45,10 @@ def outputs(subject: Subject) -> tuple[list[Finding], int | None]:
                 "the model gives other outputs each time for the same inputs, in eval mode too: attacks look weaker "
                 "than they are. Is there a dropout without training=self.training?"
             )
+        if logits.shape[1] == 2 and not logits[:, 0].any():  # as as_classes makes them
+            z = logits[:, 1]
+            told = f"one logit for each example, {tuple(z.shape)}, read as that of class 1 of two"
+            return f"{told}, from {float(z.min()):.3g} to {float(z.max()):.3g}"
         return f"logits {tuple(logits.shape)}, from {float(logits.min()):.3g} to {float(logits.max()):.3g}"
 
     found = attempt("outputs", rule)
@@ -99,6 +109,48 @@ def trained(subject: Subject) -> list[Finding]:
         return "the model does not look untrained"
 
     return attempt("trained", rule)
+
+
+def own_loss(subject: Subject) -> list[Finding]:
+    """Weights in the model's own loss, which the loss of a defense has not."""
+    weighted = {
+        f"{path} has {name}"
+        for path, module in subject.model.named_modules()
+        if isinstance(module, nn.modules.loss._Loss)
+        for name in ("weight", "pos_weight")
+        if isinstance(getattr(module, name, None), Tensor)
+    }
+    weighted |= _weighted_calls(subject)
+    if not weighted:
+        return []
+    return [
+        Finding(
+            "loss",
+            "warning",
+            f"the model's own loss is weighted ({', '.join(sorted(weighted))}), and the loss of a defense, which takes "
+            "its place, is not: rare classes may suffer.",
+            "Compare the accuracy of each class before and after, or write a defense of your own with weights.",
+        )
+    ]
+
+
+def _weighted_calls(subject: Subject) -> set[str]:
+    """Losses that one training step on a copy of the model calls with weights; none where it does not run there."""
+    seen: set[str] = set()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = getattr(func, "__name__", "")
+            given = {"pos_weight", "weight"} if "cross_entropy" in name or name == "nll_loss" else set()
+            seen.update(f"{name} with {each}" for each in given if isinstance((kwargs or {}).get(each), Tensor))
+            return func(*args, **(kwargs or {}))
+
+    with suppress(Exception), warnings.catch_warnings(), isolated_rng(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        step = copied(subject.model).training_step
+        with Watch():
+            step(*(subject.batch, 0)[: len(inspect.signature(step).parameters)])
+    return seen
 
 
 def layers(subject: Subject) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -30,6 +31,8 @@ def check(
     trainer: Trainer | None = None,
     steps: int = 30,
     lam: float = 0.7,
+    validation: Batches | None = None,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> Preflight:
     """Look for what would go wrong in a hardening and its audits, before time is spent on them.
 
@@ -47,6 +50,8 @@ def check(
         trainer: the Trainer of the hardening: its strategy, epochs and limits are checked too.
         steps: of the scoring, for the estimated time.
         lam: of the scoring.
+        validation: the validation data of the first training: they should not be the reference data.
+        checkpoint: the file of the finished weights, whose record of a ``ModelCheckpoint`` says what it was chosen by.
 
     Returns:
         The findings. ``print`` shows them; :meth:`~lightning_cwrf.preflight.Preflight.raise_for_errors` raises.
@@ -62,9 +67,11 @@ def check(
     >>> report.ok, report.findings[0].found
     (True, 'inputs float32 (8, 4), targets int64 (8,)')
     """
-    _check_arguments(model, loader, reference, nonmembers, members, vanilla, defense, trainer)
+    _check_arguments(model, loader, reference, nonmembers, members, vanilla, defense, trainer, validation)
     check_scoring(lam, steps, 1e-3)
-    subject = Subject(model, loader, reference, nonmembers, members, vanilla, defense, trainer, steps, lam)
+    subject = Subject(
+        model, loader, reference, nonmembers, members, vanilla, defense, trainer, steps, lam, validation, checkpoint
+    )
     device = next((p.device for p in model.parameters()), None)
     with isolated_rng(device):
         return Preflight(tuple(_findings(subject)))
@@ -84,12 +91,14 @@ def _findings(subject: Subject) -> list[Finding]:
     for rule in (
         model_rules.vanilla,
         model_rules.trained,
+        model_rules.own_loss,
         model_rules.layers,
         model_rules.transfer_hooks,
         model_rules.strategy,
         data_rules.augmentation,
         data_rules.sampling,
         data_rules.overlap,
+        data_rules.selection,
         data_rules.sizes,
     ):
         found += rule(subject)
@@ -102,8 +111,9 @@ def _check_arguments(model: Any, loader: Any, *others: Any) -> None:
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}; make one" if isinstance(model, type) else f"a {type(model).__name__}"
         raise TypeError(f"check needs the finished module, not {what}.")
-    reference, nonmembers, members, vanilla, defense, trainer = others
+    reference, nonmembers, members, vanilla, defense, trainer, validation = others
     named = {"loader": loader, "reference": reference, "nonmembers": nonmembers, "members": members}
+    named["validation"] = validation
     for name, given in named.items():
         if given is not None or name == "loader":
             check_batches(given, name)

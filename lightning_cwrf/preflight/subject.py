@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -30,6 +31,8 @@ class Subject:
     trainer: Trainer | None
     steps: int
     lam: float
+    validation: Batches | None = None
+    checkpoint: str | PathLike[str] | None = None
 
     @property
     def plain(self) -> Batches:

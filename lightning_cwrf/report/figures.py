@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 
 from lightning_cwrf.auditing import AuditResult
-from lightning_cwrf.metrics.functional import membership_roc, resolvable_auc
+from lightning_cwrf.auditing.names import attack_name
+from lightning_cwrf.metrics.functional import membership_roc
 from lightning_cwrf.report import svg
 from lightning_cwrf.report.curves import LossHistograms, smallest_rate, tpr_band
-from lightning_cwrf.report.table import attack_name, attacks_in, missing
+from lightning_cwrf.report.table import attacks_in, missing
+from lightning_cwrf.report.verdict import smallest_auc
 
 _LEFT, _TOP, _SIDE = 54, 12, 320
 _BINS_HIGH = 150
@@ -77,7 +79,7 @@ def aucs(results: Mapping[str, AuditResult]) -> str:
         if math.isfinite(number)
     ]
     low = min([0.45, *values])
-    least = max(_resolvable(result) for result in results.values())
+    least = max(smallest_auc(result) for result in results.values())
     height, block = 20, 20 * len(results) + 14
     bottom = 8 + block * len(attacks)
     x = svg.Scale(math.floor(10 * low) / 10, 1, 104, 352)
@@ -112,10 +114,6 @@ def swatch(index: int) -> str:
     """A piece of a series' line, for a legend."""
     drawn = svg.line(0, 5, 28, 5, f"curve {svg.series(index)}")
     return f'<svg class="swatch" viewBox="0 0 28 10" aria-hidden="true">{drawn}</svg>'
-
-
-def _resolvable(result: AuditResult) -> float:
-    return resolvable_auc(int(result.is_member.sum()), int((~result.is_member).sum()), result.confidence)
 
 
 def _short(name: str) -> str:

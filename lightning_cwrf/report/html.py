@@ -30,7 +30,7 @@ def write_report(
     title: str = "Membership inference audit",
     mask: WeightMask | str | PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
-    seconds: Mapping[str, float] | None = None,
+    seconds: Mapping[str, float | None] | None = None,
     class_names: Sequence[str] | None = None,
     exposed: int = 10,
     images: Any = None,
@@ -49,7 +49,7 @@ def write_report(
         title: of the page.
         mask: the rewound weights, or a file of them: which layers they lie in.
         settings: how the models were made, as names and values, which can be nested.
-        seconds: the time spent on each model, for a row of the table.
+        seconds: the time spent on each model, for a row of the table; None for one that was not trained here.
         class_names: the names of the classes, in order.
         exposed: how many of the most exposed members to list for each model; 0: none.
         images: the members in the order of the audit, to show the exposed ones: a data set, a list or a tensor, with

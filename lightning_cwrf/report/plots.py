@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.auditing.findings import Findings
+from lightning_cwrf.auditing.names import attack_name
 from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics.functional import membership_roc
 from lightning_cwrf.report.curves import loss_histograms, smallest_rate
-from lightning_cwrf.report.table import attack_name, check_results, check_tradeoff
+from lightning_cwrf.report.table import check_results, check_tradeoff
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

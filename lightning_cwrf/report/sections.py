@@ -6,36 +6,25 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from itertools import pairwise
 from typing import Any
 
 from lightning_cwrf.auditing import AuditResult
+from lightning_cwrf.auditing.decision import beating_guesses
+from lightning_cwrf.auditing.names import attack_name, metric_name
 from lightning_cwrf.auditing.tables import html_cell, html_rows, html_table, percent
 from lightning_cwrf.report import figures
+from lightning_cwrf.report.changes import changes, direction
 from lightning_cwrf.report.curves import loss_histograms
 from lightning_cwrf.report.elements import grid, legend, listed, scroll, section, table_of, tag
 from lightning_cwrf.report.inputs import flat_settings, layers_of, thumbnail
-from lightning_cwrf.report.table import (
-    attack_name,
-    attacks_in,
-    compared,
-    comparison_notes,
-    comparison_rows,
-    metric_name,
-    missing,
-    same_weights,
-)
-from lightning_cwrf.report.verdict import (
-    blind_spots,
-    change,
-    direction,
-    reference_points,
-    rule,
-    same_examples,
-    verdict,
-)
+from lightning_cwrf.report.table import attacks_in, compared, comparison_notes, comparison_rows, missing
+from lightning_cwrf.report.verdict import blind_spots, reference_points, rule, verdict
 from lightning_cwrf.weights.masks import WeightMask
 
+_NO_ORDER = (
+    "This attack could not be told from guessing on this model, so the list means nothing: these members are no more "
+    "exposed than others, as far as this audit can tell."
+)
 _BINS = 40
 _LAYERS = 40
 LIMITS = (
@@ -87,20 +76,7 @@ def verdicts(audits: Mapping[str, AuditResult]) -> str:
 
 
 def _changes(audits: Mapping[str, AuditResult]) -> str:
-    """The first model against each of the others, and those one after another, in words: controls come in between."""
-    (first, _), *others = audits.items()
-    pairs = [(first, name) for name, _ in others]
-    pairs += [(one, other) for (one, _), (other, _) in pairwise(others)]
-    lines = []
-    for earlier, name in pairs:
-        before, after = audits[earlier], audits[name]
-        other_data = ""
-        if not same_examples(before, after):
-            other_data = " The two audits are of different examples, or read them differently."
-        elif not (before.examples and after.examples):
-            other_data = " Whether the two audits are of the same examples was compared by labels alone."
-        one_model = " Both audits are of the same weights." if same_weights(before, after) else ""
-        lines.append(f"{earlier} → {name}: {change(before, after)}{one_model}{other_data}")
+    lines = changes(audits)
     if not lines:
         return ""
     caution = (
@@ -130,7 +106,7 @@ def scale(audits: Mapping[str, AuditResult]) -> str:
     return section("Is my number bad?", tag("p", words), legend(audits), figure, scroll(points))
 
 
-def measurements(audits: Mapping[str, AuditResult], seconds: Mapping[str, float] | None) -> str:
+def measurements(audits: Mapping[str, AuditResult], seconds: Mapping[str, float | None] | None) -> str:
     """The comparison table, and every note."""
     shown = comparison_notes(audits.values())
     notes = []
@@ -141,7 +117,7 @@ def measurements(audits: Mapping[str, AuditResult], seconds: Mapping[str, float]
     return section("Measurements", table, tag("p", shown[0], "quiet"), tag("h3", "Notes and remarks"), listed(notes))
 
 
-def _compared_rows(audits: Mapping[str, AuditResult], seconds: Mapping[str, float] | None) -> list[str]:
+def _compared_rows(audits: Mapping[str, AuditResult], seconds: Mapping[str, float | None] | None) -> list[str]:
     """The rows of the comparison table, with a word for each change from the first model."""
     rows = comparison_rows(audits, seconds)[1:]
     words = [["", *(direction(first, each) for each in rest)] for _, (first, *rest) in compared(audits.values())]
@@ -239,7 +215,9 @@ def exposed(audits: Mapping[str, AuditResult], count: int, classes: Sequence[str
             picture = "" if images is None else f"<td>{_picture(images[each.member], each.member)}</td>"
             rows.append(f'<tr>{picture}<th scope="row">{each.member}</th>{cells}</tr>')
         title = tag("h3", f"{name}, by {attack_name(attack)}")
-        tables.append(f"<div>{title}{scroll(table_of(columns, rows))}</div>")
+        beats = attack in beating_guesses(result.estimates, result.confidence)
+        doubt = "" if beats else tag("p", _NO_ORDER, "doubt")
+        tables.append(f"<div>{title}{doubt}{scroll(table_of(columns, rows))}</div>")
     words = (
         "Members are named by their place among the audited members, from 0. “Non-members above”: those with at least "
     )

@@ -10,6 +10,7 @@ import torch
 
 from lightning_cwrf.auditing import FPR, AuditResult, Estimate, RecipeAudit, aligned
 from lightning_cwrf.auditing.findings import Findings
+from lightning_cwrf.auditing.names import attack_name, metric_name
 from lightning_cwrf.auditing.tables import percent
 
 MODEL_ROWS = {
@@ -18,16 +19,14 @@ MODEL_ROWS = {
     "loss_gap": "loss gap (test − train)",
 }
 _SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}")
-_METRIC_NAMES = {"auroc": "AUC", "p1": "P1", "epsilon_lower_bound": "ε, lower bound"}
-ATTACK_NAMES = {"loss": "loss attack", "lira": "LiRA", "rmia": "RMIA"}
 
 
-def comparison_table(results: Mapping[str, Findings], seconds: Mapping[str, float] | None = None) -> str:
+def comparison_table(results: Mapping[str, Findings], seconds: Mapping[str, float | None] | None = None) -> str:
     """A table with a column per model and a row per measurement, each value with its confidence interval.
 
     Args:
         results: audits by the name of the model, or of recipes by the name of the recipe.
-        seconds: the time spent on each, for a last row.
+        seconds: the time spent on each, for a last row; None for a model that was not trained here.
 
     Returns:
         The table, followed by the notes of the audits.
@@ -39,7 +38,9 @@ def comparison_table(results: Mapping[str, Findings], seconds: Mapping[str, floa
     return _layout(comparison_rows(results, seconds), results)
 
 
-def comparison_rows(results: Mapping[str, Findings], seconds: Mapping[str, float] | None = None) -> list[list[str]]:
+def comparison_rows(
+    results: Mapping[str, Findings], seconds: Mapping[str, float | None] | None = None
+) -> list[list[str]]:
     """The cells of :func:`comparison_table`: the names of the models, then a row per measurement."""
     check_results(results, kinds=(AuditResult, RecipeAudit))
     check_comparable(results)
@@ -51,7 +52,9 @@ def comparison_rows(results: Mapping[str, Findings], seconds: Mapping[str, float
         for label, attack, metric in _measures(results.values())
     ]
     if seconds is not None:
-        rows.append(["seconds", *(f"{seconds[name]:.1f}" for name in results)])
+        spent = [seconds[name] for name in results]
+        if any(each is not None for each in spent):
+            rows.append(["seconds", *("–" if each is None else f"{each:.1f}" for each in spent)])
     return rows
 
 
@@ -98,23 +101,6 @@ def comparison_notes(results: Iterable[Findings]) -> list[str]:
 def attacks_in(results: Iterable[Findings]) -> list[str]:
     """The attacks that ran on at least one model."""
     return list(dict.fromkeys(attack for result in results for attack in result.estimates))
-
-
-def attack_name(attack: str) -> str:
-    """What tables call an attack."""
-    return ATTACK_NAMES.get(attack, attack)
-
-
-def metric_name(metric: str) -> str:
-    """What tables call a metric.
-
-    >>> metric_name("tpr_at_fpr_0.001"), metric_name("balanced_accuracy")
-    ('TPR at 0.1% FPR', 'balanced accuracy')
-    """
-    before, found, rate = metric.partition("tpr_at_fpr_")
-    if found and not before:
-        return f"TPR at {percent(float(rate))} FPR"
-    return _METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
 def tradeoff_table(results: Mapping[str, Mapping[str, Findings]]) -> str:

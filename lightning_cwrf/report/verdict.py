@@ -6,17 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
-
 from lightning_cwrf.attacks.base import ATTACKS
-from lightning_cwrf.auditing import FPR, AuditResult, Estimate
+from lightning_cwrf.auditing import FPR, AuditResult
+from lightning_cwrf.auditing.decision import beating_guesses, joint_level, judged_measures, least_auc
+from lightning_cwrf.auditing.names import attack_name
 from lightning_cwrf.auditing.tables import percent
 from lightning_cwrf.metrics import Interval
-from lightning_cwrf.metrics.functional import resolvable_auc
-from lightning_cwrf.report.table import MODEL_ROWS, attack_name, attacks_in, compared
-
-_TPR = f"tpr_at_fpr_{FPR:g}"
-_TESTED = ("auroc", _TPR)
+from lightning_cwrf.report.table import attacks_in
 
 
 class Verdict(NamedTuple):
@@ -32,7 +28,7 @@ def verdict(result: AuditResult) -> Verdict:
     failed = [f"Failed, and not part of this verdict: {_listed(list(result.failures))}."] if result.failures else []
     if not result.estimates:
         return Verdict("unknown", "No attack could run: this audit says nothing about the model.", failed)
-    found = _found(result)
+    found = beating_guesses(result.estimates, result.confidence)
     details = [*failed, *_unmeasured(result), *_strongest(result), *_above_all(result)]
     if found:
         return Verdict(
@@ -48,7 +44,7 @@ def verdict(result: AuditResult) -> Verdict:
             "audits. Until that is explained (see the notes), this audit says nothing about the model.",
             details,
         )
-    if not _tests(result):
+    if not judged_measures(result.estimates):
         return Verdict(
             "unknown",
             f"No attack has an AUC or a TPR at {percent(FPR)} FPR that is a number: this audit says nothing about the "
@@ -58,49 +54,6 @@ def verdict(result: AuditResult) -> Verdict:
     return Verdict(
         "not found", "No attack that ran could be told from guessing. Another attack may do better.", details
     )
-
-
-def direction(before: Estimate | None, after: Estimate | None) -> str:
-    """What two intervals allow to say: "lower", "higher", "no difference shown" or "cannot be compared"."""
-    if before is None or after is None:
-        return "cannot be compared"
-    if any(math.isnan(number) for each in (before, after) for number in (each.value, *each.interval)):
-        return "cannot be compared"
-    if after.interval.high < before.interval.low:
-        return "lower"
-    if after.interval.low > before.interval.high:
-        return "higher"
-    return "no difference shown"
-
-
-def change(before: AuditResult, after: AuditResult) -> str:
-    """Which measures of a second model are lower or higher than the first's: the attacks', then the model's own."""
-    rows = [(label, direction(*pair)) for label, pair in compared([before, after])]
-    own = set(MODEL_ROWS.values())
-    attacks = _told([row for row in rows if row[0] not in own], "measures of attacks", others=True)
-    return " ".join([*attacks, *_told([row for row in rows if row[0] in own], "measures of the model", others=False)])
-
-
-def _told(rows: list[tuple[str, str]], what: str, *, others: bool) -> list[str]:
-    """A sentence from labels and directions; ``others``: also of overlaps beside differences."""
-    words: dict[str, list[str]] = {}
-    for label, word in rows:
-        words.setdefault(word, []).append(label)
-    parts = [f"{_joined(words[word])} {_is(words[word])} {word}" for word in ("lower", "higher") if word in words]
-    if (same := words.get("no difference shown")) and (others or not parts):
-        some = f"the other {what}" if parts else f"all {what}"
-        parts.append(f"for {some if len(same) > 1 else same[0]} the intervals overlap")
-    if lost := words.get("cannot be compared"):
-        parts.append(f"{_joined(lost)} cannot be compared")
-    text = "; ".join(parts)
-    return [f"{text[0].upper()}{text[1:]}."] if text else []
-
-
-def same_examples(first: AuditResult, other: AuditResult) -> bool:
-    """Whether two audits can be of the same examples: by number, classes and, where both have one, digest."""
-    known = bool(first.examples and other.examples)
-    labels = torch.equal(first.is_member, other.is_member) and torch.equal(first.targets, other.targets)
-    return labels and (first.examples == other.examples or not known)
 
 
 def blind_spots(results: Mapping[str, AuditResult]) -> list[str]:
@@ -135,15 +88,22 @@ def rule(results: Mapping[str, AuditResult]) -> list[str]:
     """By which tests a verdict says that an attack beats guessing."""
     lines = []
     for result in results.values():
-        tests = len(_tests(result))
+        tests = len(judged_measures(result.estimates))
         if tests:
             whole = percent(1 - result.confidence)
             lines.append(
                 f"An attack beats guessing here if its AUC or its TPR at {percent(FPR)} FPR has p ≤ "
-                f"{_level(result):.2g}: that is {whole} divided by {tests} tests, so that all of them together raise a "
-                f"false alarm in at most {whole} of audits."
+                f"{joint_level(result.confidence, tests):.2g}: that is {whole} divided by {tests} tests, so that all "
+                f"of them together raise a false alarm in at most {whole} of audits."
             )
     return list(dict.fromkeys(lines))
+
+
+def smallest_auc(result: AuditResult) -> float:
+    """The smallest AUC with which an attack would beat guessing in this audit; infinity where none would."""
+    members = int(result.is_member.sum())
+    tests = len(judged_measures(result.estimates))
+    return least_auc(members, len(result.is_member) - members, result.confidence, tests)
 
 
 def reference_points(results: Mapping[str, AuditResult]) -> list[list[str]]:
@@ -152,52 +112,20 @@ def reference_points(results: Mapping[str, AuditResult]) -> list[list[str]]:
     for result in results.values():
         train, test = (result.model_metrics[f"{side}_accuracy"].value for side in ("train", "test"))
         gaps.append(f"{(1 + train - test) / 2:.3f}")
-    least = [_least_auc(result) for result in results.values()]
+    least = [smallest_auc(result) for result in results.values()]
     return [
         ["guessing", *("0.500" for _ in results)],
         ["saying “member” wherever the model is right, which needs no attack", *gaps],
-        ["the smallest that one test can tell from guessing", *(f"{e:.3f}" if e <= 1 else "none" for e in least)],
+        ["the smallest that this audit can tell from guessing", *(f"{e:.3f}" if e <= 1 else "none" for e in least)],
         ["every member recognised", *("1.000" for _ in results)],
     ]
 
 
-def _found(result: AuditResult) -> list[str]:
-    """The attacks that beat guessing."""
-    level = _level(result)
-    return list(dict.fromkeys(attack for attack, metric, e in _tests(result) if _beats_chance(metric, e, level)))
-
-
-def _level(result: AuditResult) -> float:
-    """The p-value of each test at which all together have the audit's confidence (Bonferroni)."""
-    return (1 - result.confidence) / max(len(_tests(result)), 1)
-
-
-def _tests(result: AuditResult) -> list[tuple[str, str, Estimate]]:
-    """The measures that can be tested: those with a p-value, or without one a bound, that is a number."""
-    return [
-        (attack, metric, found[metric])
-        for attack, found in result.estimates.items()
-        for metric in _TESTED
-        if metric in found and _is_measured(found[metric])
-    ]
-
-
-def _is_measured(estimate: Estimate) -> bool:
-    tested = estimate.interval.low if estimate.p_value is None else estimate.p_value
-    return not math.isnan(estimate.value) and not math.isnan(tested)
-
-
 def _unmeasured(result: AuditResult) -> list[str]:
     """The attacks that ran without one measure that can be tested."""
-    tested = {attack for attack, _, _ in _tests(result)}
+    tested = {attack for attack, _, _ in judged_measures(result.estimates)}
     missing = [attack for attack in result.estimates if attack not in tested]
     return [f"Without a result that is a number, and not part of this verdict: {_listed(missing)}."] if missing else []
-
-
-def _beats_chance(metric: str, estimate: Estimate, level: float) -> bool:
-    if estimate.p_value is not None:
-        return estimate.p_value <= level
-    return estimate.interval.low > (0.5 if metric == "auroc" else FPR)
 
 
 def _strongest(result: AuditResult) -> list[str]:
@@ -232,17 +160,13 @@ def _above_all(result: AuditResult) -> list[str]:
 
 
 def _resolution(result: AuditResult) -> str:
-    members, nonmembers, least = int(result.is_member.sum()), int((~result.is_member).sum()), _least_auc(result)
+    members, nonmembers, least = int(result.is_member.sum()), int((~result.is_member).sum()), smallest_auc(result)
     auc = f"an AUC below {least:.3f}" if math.isfinite(least) else "any AUC"
     return (
-        f"With {members:,} members and {nonmembers:,} non-members, {auc} cannot be told from guessing by one test at "
+        f"With {members:,} members and {nonmembers:,} non-members, {auc} cannot be told from guessing at "
         f"{percent(result.confidence)} confidence, and no false positive rate below {100 / nonmembers:.2g}% can be "
         "seen: a few members who are found very surely may go unnoticed."
     )
-
-
-def _least_auc(result: AuditResult) -> float:
-    return resolvable_auc(int(result.is_member.sum()), int((~result.is_member).sum()), result.confidence)
 
 
 def _bounds(interval: Interval) -> str:
@@ -252,12 +176,8 @@ def _bounds(interval: Interval) -> str:
 
 
 def _listed(attacks: list[str]) -> str:
-    return _joined([attack_name(attack) for attack in attacks])
+    return joined([attack_name(attack) for attack in attacks])
 
 
-def _joined(names: list[str]) -> str:
+def joined(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _is(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"

@@ -208,7 +208,7 @@ def test_an_auc_below_chance_asks_whether_the_sides_were_swapped(auc, high, said
     """Of two attacks, z is 2.2414 instead of 1.96: the reach of 0.0525 above 0.44 becomes 0.06."""
     estimates = {**made().estimates, "lira": {"auroc": estimate(auc, 0.0, high)}}
     notes = made(estimates=estimates).notes()
-    expected = f"lira: an AUC of {auc:.3f} is below chance, interval included: are members and non-members swapped, or"
+    expected = f"LiRA: an AUC of {auc:.3f} is below chance, interval included: are members and non-members swapped, or"
     assert any(note.startswith(expected) for note in notes) == said
     assert not any(note.startswith("loss: an AUC") for note in notes)
     assert not any("below chance" in note for note in made(estimates=estimates).notes(["advantage"]))

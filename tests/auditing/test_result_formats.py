@@ -28,9 +28,9 @@ def test_markdown_has_what_print_shows():
         ["loss gap", "0.100 [-inf, inf]"],
     ]
     assert rows_of(shown)[3:] == [
-        ["attack", "auroc", "tpr_at_fpr_0.001", "advantage", "epsilon_lower_bound", "p (AUC)"],
-        ["loss", "0.750 [0.600, 0.900]", "0.100 [0.000, 0.200]", "0.400 [0.100, 0.700]", "≥ 1.500", "0.01"],
-        ["lira", "0.750 [0.600, 0.900]", "0.100 [0.000, 0.200]", "0.400 [0.100, 0.700]", "≥ 1.500", "0.01"],
+        ["attack", "AUC", "TPR at 0.1% FPR", "advantage", "ε, lower bound", "p (AUC)"],
+        ["loss attack", "0.750 [0.600, 0.900]", "0.100 [0.000, 0.200]", "0.400 [0.100, 0.700]", "≥ 1.500", "0.01"],
+        ["LiRA", "0.750 [0.600, 0.900]", "0.100 [0.000, 0.200]", "0.400 [0.100, 0.700]", "≥ 1.500", "0.01"],
     ]
     points = [line.removeprefix("- ") for line in shown.splitlines() if line.startswith("- ")]
     printed = str(result).splitlines()
@@ -57,7 +57,7 @@ def test_a_notebook_shows_the_tables_and_notes_as_text():
     assert "script" not in page.tags
     assert not re.search(r"style|color|background", shown)  # the notebook's own, light or dark
     assert [
-        "loss",
+        "loss attack",
         "0.750 [0.600, 0.900]",
         "0.100 [0.000, 0.200]",
         "0.400 [0.100, 0.700]",

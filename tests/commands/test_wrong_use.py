@@ -29,13 +29,17 @@ def harden(*more, **settings):
     return words("harden", {**HARDEN, **settings}, *more)
 
 
+def export(*more, **settings):
+    return words("export", {"model": f"{M}.Net", "checkpoint": "finished.ckpt", **settings}, *more)
+
+
 def without(command, settings, name):
     return words(command, {key: value for key, value in settings.items() if key != name})
 
 
 # What is written on the command line, and what is said about it.
 WRONG = {
-    "unknown command": (["hardn"], "there is no command 'hardn'; there are check, harden, audit, report"),
+    "unknown command": (["hardn"], "there is no command 'hardn'; there are check, harden, audit, report, export"),
     "unknown option": (audit("--attack", "loss"), "--attack"),
     "unknown option of report": (["report", "a.json", "--output", "x.html"], "--output"),
     "seed is no number": (audit(seed="one"), "seed: Expected an int. Got value: one"),
@@ -175,6 +179,23 @@ WRONG = {
     "no audit to report": (["report"], "name one or more saved audits"),
     "no such audit": (["report", "lost.json"], "there is no saved audit at lost.json"),
     "no audit in the file": (["report", f"{M}.py"], "is damaged or is not JSON"),
+    "store without shadow models": (audit(store="there"), "--store has no effect without --shadows"),
+    "pool without shadow models": (audit(pool=f"{M}.members"), "--pool has no effect without --shadows"),
+    "pool without the non-members": (
+        audit("--training.max_epochs", "1", shadows="4", pool=f"{M}.members"),
+        "--pool lacks 200 of the 200 examples of --nonmembers",
+    ),
+    "mask is missing": (["report", "a.json", "--mask", "lost.safetensors"], "there is no"),
+    "mask is a checkpoint": (["report", "a.json", "--mask", "a.json", "--out", "a.html"], "a.json"),
+    "export without a file": (export(), "--out is missing: name the file to write"),
+    "export without a model": (["export", "--out", "m.ckpt", "--checkpoint", "finished.ckpt"], "--model is missing"),
+    "export without weights": (["export", "--out", "m.ckpt", "--model", f"{M}.Net"], "--checkpoint is missing"),
+    "export of another format": (export(out="m.pt"), "--out m.pt: its name must end in .safetensors or .ckpt"),
+    "export over its input": (export("--overwrite", out="finished.ckpt"), "finished.ckpt is an input"),
+    "export to what exists": (export(out="init.safetensors"), "init.safetensors exists already; pass --overwrite"),
+    "export of no such audit": (export(out="m.ckpt", audit="lost.json"), "there is no saved audit at lost.json"),
+    "export of another class": (export(out="m.ckpt", model=f"{M}.Normed"), f"does not fit {M}.Normed"),
+    "export with data": (export("--data", f"{M}.Data", out="m.ckpt"), "--data"),
     "no such configuration": (["audit", "--config", "lost.yaml"], "config: File does not exist"),
 }
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
@@ -219,6 +219,64 @@ def test_transfer_hooks_are_a_warning():
     assert level == "warning"
     assert "on_after_batch_transfer" in text
     assert found(check(Plain(), loader(0, 64), **GOOD), "transfer hooks") == []
+
+
+class OneLogit(Plain):
+    def __init__(self):
+        super().__init__()
+        self.net[-1] = nn.Linear(16, 1)
+
+    def training_step(self, batch, batch_idx):
+        weight = torch.tensor([3.0])
+        return nn.functional.binary_cross_entropy_with_logits(self(batch[0]), batch[1], pos_weight=weight)
+
+
+class Weighted(Plain):
+    def __init__(self):
+        super().__init__()
+        self.criterion = nn.CrossEntropyLoss(weight=torch.ones(10))
+
+
+def binary(begin, end):
+    x, y = digits().tensors
+    return DataLoader(TensorDataset(x[begin:end], (y[begin:end] > 4).float()[:, None]), batch_size=16)
+
+
+def test_one_logit_is_told_as_the_model_gives_it_and_so_is_its_weighted_loss():
+    report = check(OneLogit(), binary(0, 64), reference=binary(100, 200), nonmembers=binary(200, 300), steps=4)
+    assert only(report, "outputs")[1].startswith("one logit for each example, (16,), read as that of class 1 of two")
+    level, text = only(report, "loss")
+    assert level == "warning"
+    assert "binary_cross_entropy_with_logits with pos_weight" in text
+
+
+def test_class_weights_that_a_defense_drops_are_a_warning():
+    level, text = only(check(Weighted(), loader(0, 64), **GOOD), "loss")
+    assert level == "warning"
+    assert "criterion has weight" in text
+    assert found(check(Plain(), loader(0, 64), **GOOD), "loss") == []
+
+
+def test_reference_data_that_are_validation_data_are_a_warning(tmp_path):
+    given = {**GOOD, "validation": loader(150, 250)}
+    level, text = only(check(Plain(), loader(0, 64), **given), "reference")
+    assert level == "warning"
+    assert "50 of the 100 reference examples are validation data, and whatever was chosen by them" in text
+    assert found(check(Plain(), loader(0, 64), **{**given, "validation": loader(300, 400)}), "reference") == []
+
+
+@pytest.mark.parametrize(("monitor", "told"), [("val_loss", True), (None, False)])
+def test_a_checkpoint_that_was_chosen_on_the_reference_data_is_a_warning(monitor, told, tmp_path):
+    class Validated(Plain):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    kept = ModelCheckpoint(tmp_path, monitor=monitor)
+    run = trainer(max_epochs=1, callbacks=[kept], enable_checkpointing=True)
+    run.fit(Validated(), loader(0, 64), loader(100, 200))
+    given = {**GOOD, "validation": loader(100, 200), "checkpoint": kept.best_model_path}
+    _, text = only(check(Plain(), loader(0, 64), **given), "reference")
+    assert ("the checkpoint was chosen by 'val_loss' (ModelCheckpoint)" in text) is told
 
 
 def test_few_nonmembers_are_a_warning_that_names_how_many_suffice():

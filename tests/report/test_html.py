@@ -17,7 +17,8 @@ from lightning_cwrf.metrics import Interval
 from lightning_cwrf.metrics.functional import resolvable_auc
 from lightning_cwrf.outputs import ModelOutputs
 from lightning_cwrf.report import comparison_table, write_report
-from lightning_cwrf.report.verdict import rule, same_examples, verdict
+from lightning_cwrf.report.changes import same_examples
+from lightning_cwrf.report.verdict import rule, verdict
 from tests.auditing.cases import estimate
 from tests.report.cases import Page, audited
 
@@ -94,7 +95,10 @@ def test_an_audit_that_finds_nothing_says_what_it_could_not_have_seen_and_never_
     page, _ = page_of(random_audit(seed=seed, attacks=["loss", "entropy"]), tmp_path)
     assert "No attack that ran could be told from guessing. Another attack may do better." in page.text
     assert "no false positive rate below 1.7% can be seen" in page.text
-    assert f"an AUC below {resolvable_auc(60, 60):.3f} cannot be told from guessing" in page.text
+    least = f"{resolvable_auc(60, 60, 1 - 0.05 / 4):.3f}"  # the four tests of the verdict together
+    assert f"an AUC below {least} cannot be told from guessing" in page.text
+    assert f"an AUC of at least {least} is significantly better than chance" in page.text
+    assert ["the smallest that this audit can tell from guessing", least] in page.cells
     assert "No attack with shadow models ran." in page.text
     assert "read these numbers as those of a weak attacker" in page.text
     assert "an audit bounds nothing from above" in page.text
@@ -212,16 +216,19 @@ def test_examples_are_compared_by_content():
 
 def test_before_and_after_say_no_more_than_the_intervals(tmp_path):
     page, _ = page_of(MANY, tmp_path)
-    assert "before → after: Loss attack AUC and LiRA AUC are lower; for the other measures of attacks the" in page.text
+    assert "before → after: A gain in privacy was shown: loss attack AUC and LiRA AUC fell." in page.text
+    assert "Loss attack AUC and LiRA AUC are lower; for the other measures of attacks the" in page.text
     same = {"a": audited(0.7), "b": audited(0.65), "c": audited(0.95, low=0.91, high=0.99)}
     page, _ = page_of(same, tmp_path, overwrite=True)
-    assert "a → b: For all measures of attacks the intervals overlap." in page.text
-    assert "a → c: Loss attack AUC and LiRA AUC are higher;" in page.text
+    assert "For all measures of attacks the intervals overlap." in page.text
+    assert "a → b: No gain in privacy was shown" in page.text
+    assert "a → c: Privacy was lost: loss attack AUC and LiRA AUC rose." in page.text
+    assert "Loss attack AUC and LiRA AUC are higher;" in page.text
     assert "these audits cannot tell" in page.text
     assert "different examples" not in page.text
     assert "compared by labels alone" in page.text
     page, _ = page_of({"a": audited(), "b": audited(n=8)}, tmp_path, overwrite=True)
-    assert "The two audits are of different examples, or read them differently." in page.text
+    assert "is not known: the two audits are of different examples, or read them differently." in page.text
     assert "by labels alone" not in page.text
     page, _ = page_of(audited(), tmp_path, overwrite=True)
     assert "Before and after" not in page.text
@@ -327,6 +334,23 @@ def test_the_most_exposed_members_by_the_strongest_attack(tmp_path):
     assert "treat the page as you treat the data" in page.text
     assert "<img" not in text  # pictures only when asked
     assert "Most exposed" not in page_of(result, tmp_path, exposed=0, overwrite=True)[0].text
+
+
+def test_a_list_of_exposed_members_says_when_its_attack_found_none(tmp_path):
+    results = {"leaks": random_audit(shift=2.0, attacks=["loss"]), "does not": random_audit(attacks=["loss"])}
+    doubt = "could not be told from guessing on this model, so the list means nothing"
+    page, _ = page_of(results, tmp_path)
+    assert page.text.count(doubt) == 1
+    assert (
+        page.text.index("leaks, by loss attack") < page.text.index("does not, by loss attack") < page.text.index(doubt)
+    )
+
+
+def test_notes_have_the_words_of_the_page(tmp_path):
+    page, _ = page_of(random_audit(shift=2.0, attacks=["loss"]), tmp_path)
+    assert "TPR at 0.1% FPR: 60 non-members" in page.text
+    assert "tpr_at_fpr" not in page.text
+    assert "auroc" not in page.text
 
 
 def test_pictures_of_members_are_their_own(tmp_path):

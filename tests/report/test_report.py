@@ -88,6 +88,13 @@ def test_a_model_without_seconds_raises():
         comparison_table({"a": audited(), "b": audited()}, seconds={"a": 1.0})
 
 
+def test_a_model_that_was_not_trained_here_has_no_seconds():
+    results = {"a": audited(), "b": audited()}
+    (line,) = (line for line in comparison_table(results, {"a": None, "b": 2.0}).splitlines() if "seconds" in line)
+    assert line.split() == ["seconds", "–", "2.0"]
+    assert "seconds" not in comparison_table(results, {"a": None, "b": None})
+
+
 @pytest.mark.parametrize(("bins", "error"), [(0, ValueError), (2.5, TypeError), ("40", TypeError)])
 def test_invalid_bins_raise(bins, error, tmp_path):
     with pytest.raises(error, match="bins must be an integer"):
@@ -116,7 +123,7 @@ def test_the_comparison_has_a_column_per_model_and_a_row_per_measure():
         "In brackets: 95% confidence interval.",
         "the rmia attack failed: no population",
     ]
-    assert table.count("tpr_at_fpr_0.001: too few") == 1
+    assert table.count("TPR at 0.1% FPR: too few") == 1
 
 
 def test_the_tradeoff_has_a_row_per_model_with_a_defenses_rows_together():
