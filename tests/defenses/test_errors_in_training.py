@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassCalibrationError
 
+from lightning_cwrf import DefenseCallback
 from lightning_cwrf.defenses import DefenseMixin, RelaxLossMixin
 from tests.helpers import Classifier, loader, part, trainer
 
@@ -48,3 +51,29 @@ def test_a_loss_that_turned_nan_names_defense_and_step():
 
     with pytest.raises(ValueError, match="the loss of BrokenClassifier is nan at epoch 0, batch 0"):
         trainer().fit(Broken.attach(Classifier()), loader(0, 32))
+
+
+class EmptyMetric(Classifier):
+    """As in lightning-uq-box: its step updates a metric that a hook computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.calibration = MulticlassCalibrationError(10)
+
+    def training_step(self, batch, batch_idx):
+        self.calibration(self(batch[0]), batch[1])
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_end(self):
+        self.log("calibration", self.calibration.compute())
+        self.calibration.reset()
+
+
+def test_a_hook_that_computes_a_metric_of_the_replaced_step_raises_with_the_fix():
+    trainer(max_epochs=1).fit(EmptyMetric(), loader(0, 32))
+    model = EmptyMetric()
+    with pytest.raises(MisconfigurationException, match=r"No samples to concatenate\. A defense replaces"):
+        trainer(callbacks=[DefenseCallback("relaxloss")]).fit(model, loader(0, 32))
+    model.on_train_epoch_end = lambda: None
+    trainer(callbacks=[DefenseCallback("relaxloss")]).fit(model, loader(0, 32))
+    assert type(model) is EmptyMetric
