@@ -90,7 +90,7 @@ def torchgeo() -> Tried:
     """ClassificationTask: dict batches (image, label), a timm model, a scheduler on val_loss."""
     from torchgeo.trainers import ClassificationTask
 
-    images, labels = digits(32, 3)
+    images, labels = digits(16, 3)
     data = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
     model = ClassificationTask(model="resnet18", in_channels=3, task="multiclass", num_classes=10, loss="ce")
     return Tried("torchgeo", model, *parts(data), epochs=6)
@@ -169,11 +169,17 @@ def tabular() -> Tried:
         return self(batch)["logits"], batch["target"].squeeze(1)
 
     model = whole.prepare_model(data)
-    return Tried("pytorch-tabular", model, *parts(data.train_dataloader().dataset), epochs=40, step=step)
+
+    def load(path: Path) -> LightningModule:  # its __init__ takes the configuration, as TabularModel passes it
+        given = {"config": whole.config, "inferred_config": whole.inferred_config}
+        return type(model).load_from_checkpoint(path, **given)
+
+    loaders = parts(data.train_dataloader().dataset)
+    return Tried("pytorch-tabular", model, *loaders, epochs=40, step=step, load=load)
 
 
 class PresentName(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets every import of ``pytorch_lightning`` give ``lightning.pytorch``, the same library under its present name."""
+    """Lets every import of ``pytorch_lightning`` give ``lightning.pytorch``: the same library, its present name."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         ours = name.partition(".")[0] == "pytorch_lightning"
