@@ -57,10 +57,8 @@ def main(draws: int) -> None:
             held = sum(low <= truth <= high for low, high in (each.interval() for each in found))
             low, high = stats.binomtest(held, draws).proportion_ci(method="exact")
             spread, coverage = float(values.std()), f"{held / draws:.2f} [{low:.2f}, {high:.2f}]"
-            print(
-                f"| {models} | {examples} | {leak:g} | {name} | {truth:.3f} | {spread:.4f} | {error:.4f} | {coverage} |",
-                flush=True,
-            )
+            cells = (models, examples, f"{leak:g}", name, f"{truth:.3f}", f"{spread:.4f}", f"{error:.4f}", coverage)
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 if __name__ == "__main__":

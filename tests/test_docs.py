@@ -2,8 +2,10 @@
 
 import functools
 import importlib.util
+import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -170,6 +172,21 @@ def whole_pages():
         missing = {name for line in needs for name in line.split(", ") if importlib.util.find_spec(name) is None}
         skip = [pytest.mark.skip(reason=f"{name} is not installed") for name in sorted(missing)]
         yield pytest.param(page, id=page.stem, marks=[pytest.mark.slow, *skip])
+
+
+@pytest.mark.slow
+def test_the_notebook_is_that_of_the_tutorial_and_runs(monkeypatch, tmp_path):
+    """Its cells run one after another, as in Jupyter; ``python tools/notebook.py`` writes it."""
+    made = runpy.run_path(str(ROOT / "tools" / "notebook.py"))["notebook"]
+    text = (DOCS / "tutorial.ipynb").read_text(encoding="utf-8")
+    assert text == made((DOCS / "tutorial.md").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) == len(blocks(DOCS / "tutorial.md")) > 5
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for cell in cells:
+        exec(shortened(cell), names)
+    assert set(names["results"]) == {"unprotected", "hardened"}
 
 
 class RandomImages(Dataset):

@@ -168,7 +168,7 @@ class Holding(Classifier):
     ],
 )
 @pytest.mark.filterwarnings("ignore:Attribute 'held'")
-def test_hyper_parameters_that_hold_data_are_not_given_away(held, tmp_path):
+def test_hyper_parameters_that_hold_data_are_not_exported(held, tmp_path):
     with pytest.raises(ValueError, match=r"the hyper-parameters 'held' hold data.*ignore=\['held'\]\).*safetensors"):
         export(Holding(held), tmp_path / "model.ckpt")
     assert list(tmp_path.iterdir()) == []

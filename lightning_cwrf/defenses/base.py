@@ -19,7 +19,7 @@ from lightning_cwrf.defenses.classes import (
     free_step,
     is_module,
 )
-from lightning_cwrf.defenses.monitors import OURS, check_monitors
+from lightning_cwrf.defenses.monitors import OURS, check_monitors, replaced_step_named
 from lightning_cwrf.defenses.settings import Defense, M, build, derived, is_settings, setting_names
 from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.lightning_private import initial_hparams, logs_hparams, set_initial_hparams, set_logs_hparams
@@ -162,6 +162,10 @@ class DefenseMixin(ConfigureDefense, _Base):
     def on_train_start(self) -> None:
         check_monitors(self, DefenseMixin, self.defense.mixin.__name__)
         super().on_train_start()
+
+    def on_train_epoch_end(self) -> None:
+        with replaced_step_named(self):
+            super().on_train_epoch_end()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         _check_automatic(self, type(self).__name__)
