@@ -17,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_cwrf.classification import shapes_only
 from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.trainers import transfer_of
+from lightning_cwrf.weights.masks import WeightMask
 
 _ELEMENTWISE = {
     optim.ASGD, optim.Adadelta, optim.Adagrad, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam,
@@ -148,6 +149,14 @@ class Stack(LightningModule):
         factors = (gradient_clip_val / (norms + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
+
+    def joint_mask(self, masks: Sequence[WeightMask]) -> WeightMask:
+        """The models' masks as one of the stacked parameters."""
+        joint = {}
+        for i, (name, p) in enumerate(zip(self.parameter_names, self.stacked_parameters, strict=True)):
+            none = torch.zeros(p.shape[1:], dtype=torch.bool)
+            joint[f"stacked_parameters.{i}"] = torch.stack([mask.masks.get(name, none) for mask in masks])
+        return WeightMask(joint)
 
     @torch.no_grad()
     def unstack(self, models: Sequence[nn.Module]) -> None:
