@@ -181,7 +181,7 @@ class ShadowRecipe:
             if callbacks:
                 masks.append(rewound(model, loader, callbacks, self.trainer_kwargs))
         batches = StackedBatches(pool, members, orders, self.batch_size, self.drop_last)
-        return train_stack(models, batches, masks, self.trainer_kwargs)
+        return train_stack(models, seeds, batches, masks, self.trainer_kwargs)
 
     def build(self) -> LightningModule:
         """The untrained module with its defense.

@@ -37,6 +37,7 @@ _NOT_STACKED = {
 
 def train_stack(
     models: Sequence[LightningModule],
+    seeds: Sequence[int],
     batches: StackedBatches,
     masks: Sequence[WeightMask],
     trainer_kwargs: Mapping[str, Any],
@@ -46,7 +47,7 @@ def train_stack(
     Their optimizer, scheduler and training step are the first one's. ``masks`` has the weights of each model that are
     held at the values they have, or is empty.
     """
-    stack = Stack(models)
+    stack = Stack(models, seeds)
     callbacks: list[Callback] = [GradientMaskCallback(stack.joint_mask(masks))] if masks else []
     fit(stack, batches, callbacks, trainer_kwargs, *models)
     stack.unstack(models)
@@ -61,8 +62,9 @@ def check_stackable(recipe: Any, model: LightningModule) -> None:
     name = type(model).__name__
     if not model.automatic_optimization:
         raise ValueError(f"{name} cannot be stacked: it uses manual optimization. Leave stack=1.")
-    if isinstance(model, DefenseMixin) and type(model).defense_step is not DefenseMixin.defense_step:
-        raise ValueError(f"{name} cannot be stacked: its defense is more than a loss of each batch. Leave stack=1.")
+    why = model.why_not_stacked() if isinstance(model, DefenseMixin) else None
+    if isinstance(model, DefenseMixin) and why is not None:
+        raise ValueError(f"a recipe with {type(model.defense).__name__} cannot be stacked: {why}. Leave stack=1.")
     bases = [base for base in type(model).__mro__ if base not in (DefenseMixin, *LightningModule.__mro__)]
     hooks = [hook for hook in _HOOKS if any(hook in vars(base) for base in bases)]
     if hooks:

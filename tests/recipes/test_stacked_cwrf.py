@@ -9,7 +9,7 @@ import torch
 from lightning_cwrf import CWRFConfig
 from lightning_cwrf.defenses import create_defense
 from lightning_cwrf.shadows.train import model_seed
-from tests.helpers import part
+from tests.helpers import Classifier, part
 from tests.recipes.modules import Plain, assert_stacking_changes_nothing, stackable, train, weights_of
 
 pytestmark = pytest.mark.slow
@@ -81,3 +81,10 @@ def test_each_model_holds_its_own_top_share_bit_for_bit(tmp_path, base, optimize
         chosen.append(torch.cat(held))
         assert int(chosen[-1].sum()) == round(0.1 * len(chosen[-1]))
     assert not any(torch.equal(chosen[0], other) for other in chosen[1:])
+
+
+def test_models_with_dropout_are_hardened_as_alone(tmp_path):
+    """Random masks, too, are drawn from each model's own seed."""
+    base = train(stackable(Classifier), BASE_POOL, 4, store=tmp_path, keep_weights=True)
+    recipe = replace(stackable(Classifier), cwrf=cwrf(kind="random"))
+    assert_stacking_changes_nothing(recipe, tmp_path / "tuned", BASE_POOL, base=base)
