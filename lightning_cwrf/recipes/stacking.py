@@ -62,9 +62,8 @@ def check_stackable(recipe: Any, model: LightningModule) -> None:
     name = type(model).__name__
     if not model.automatic_optimization:
         raise ValueError(f"{name} cannot be stacked: it uses manual optimization. Leave stack=1.")
-    why = model.why_not_stacked() if isinstance(model, DefenseMixin) else None
-    if isinstance(model, DefenseMixin) and why is not None:
-        raise ValueError(f"a recipe with {type(model.defense).__name__} cannot be stacked: {why}. Leave stack=1.")
+    if isinstance(model, DefenseMixin) and (more := model.why_not_stacked()) is not None:
+        raise ValueError(f"a recipe with {type(model.defense).__name__} cannot be stacked: {more}. Leave stack=1.")
     bases = [base for base in type(model).__mro__ if base not in (DefenseMixin, *LightningModule.__mro__)]
     hooks = [hook for hook in _HOOKS if any(hook in vars(base) for base in bases)]
     if hooks:
