@@ -2,6 +2,8 @@
 
 from lightning_cwrf.auditing.canaries import Canaries, insert_canaries
 from lightning_cwrf.auditing.estimates import FPRS, attack_metrics
+from lightning_cwrf.auditing.recipe_audit import audit_recipe
+from lightning_cwrf.auditing.recipe_result import Difference, RecipeAudit
 from lightning_cwrf.auditing.result import AuditResult
 from lightning_cwrf.auditing.run import attack_scores, audit, audit_outputs
 from lightning_cwrf.auditing.tables import aligned
@@ -12,12 +14,15 @@ __all__ = [
     "FPRS",
     "AuditResult",
     "Canaries",
+    "Difference",
     "Estimate",
     "Exposed",
+    "RecipeAudit",
     "aligned",
     "attack_metrics",
     "attack_scores",
     "audit",
     "audit_outputs",
+    "audit_recipe",
     "insert_canaries",
 ]

@@ -68,7 +68,7 @@ def with_shadow_intervals(
     √(pairs / (pairs − 1)). A bound on ε has no such interval: it has a confidence of its own.
     """
     measured = {name: metric for name, metric in metrics.items() if metric.has_shadow_interval}
-    statistics = {name: _statistic(metric) for name, metric in measured.items()}
+    statistics = {name: statistic(metric) for name, metric in measured.items()}
     replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, examples=False, seed=seed)
     pairs = check_pairs(evidence.membership, resamples)
     reach = normal_quantile(confidence) * math.sqrt(pairs / (pairs - 1))
@@ -83,7 +83,9 @@ def with_shadow_intervals(
     return done
 
 
-def _statistic(metric: MembershipMetric) -> Callable[[Tensor, Tensor], Tensor]:
+def statistic(metric: MembershipMetric) -> Callable[[Tensor, Tensor], Tensor]:
+    """The metric as a function of scores and membership."""
+
     def value(scores: Tensor, is_member: Tensor) -> Tensor:
         metric.reset()
         metric.update(scores, is_member)

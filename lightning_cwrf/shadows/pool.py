@@ -70,8 +70,8 @@ def _read(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
     if len(data) == 0:
         raise ValueError(f"the {name} is empty.")
     with isolated_rng():
-        digests, targets = _pass(data, name)
-        again, targets_again = _pass(data, name)
+        digests, targets = read_once(data, name)
+        again, targets_again = read_once(data, name)
     if digests != again or not torch.equal(targets, targets_again):
         raise ValueError(
             f"the {name} reads differently each time{'' if digests != again else ', in its labels'}; move random "
@@ -85,7 +85,8 @@ def _read(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
     return digests, targets
 
 
-def _pass(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
+def read_once(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
+    """Digests and class indices of every example."""
     digests: list[bytes] = []
     targets = []
     for batch in as_loader(data, shuffle=False):

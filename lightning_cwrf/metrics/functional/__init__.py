@@ -1,6 +1,7 @@
 """Membership metrics as functions of (score, is_member); see :mod:`lightning_cwrf.metrics` for the classes."""
 
 from lightning_cwrf.metrics.functional.advantage import advantage_interval, balanced_accuracy_interval
+from lightning_cwrf.metrics.functional.crossed import CrossedJackknife
 from lightning_cwrf.metrics.functional.epsilon import epsilon_lower_bound, one_run_epsilon, one_run_p_value
 from lightning_cwrf.metrics.functional.intervals import (
     Interval,
@@ -31,6 +32,7 @@ from lightning_cwrf.metrics.functional.significance import (
 )
 
 __all__ = [
+    "CrossedJackknife",
     "Interval",
     "advantage_interval",
     "advantage_p_value",
