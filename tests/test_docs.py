@@ -31,6 +31,7 @@ from lightning_cwrf import (
 from lightning_cwrf.attacks.base import ATTACKS
 from lightning_cwrf.defenses import available_defenses
 from lightning_cwrf.defenses.registry import DEFENSES
+from lightning_cwrf.report import comparison_table
 from tests.helpers import Classifier, loader, part, trainer
 
 ROOT = Path(__file__).parents[1]
@@ -141,6 +142,7 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
         "loss": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         "optimizer": torch.optim.Adam(model.parameters()),
         "functools": functools,
+        "comparison_table": comparison_table,
         "privacy": after_a_run["hardened_audit"],
     }
     with ATTACKS.temporary(), DEFENSES.temporary():
@@ -148,8 +150,9 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
 
 
 def shortened(code):
-    """The same with one epoch and four shadow models."""
-    return re.sub(r"\bn=\d+", "n=4", re.sub(r"\bmax_epochs=\d+", "max_epochs=1", code))
+    """The same with one epoch, and with four shadow models, or the eight that an audit of a recipe needs."""
+    models = 8 if "audit_recipe(" in code else 4
+    return re.sub(r"\bn=\d+", f"n={models}", re.sub(r"\bmax_epochs=\d+", "max_epochs=1", code))
 
 
 WHOLE = [
