@@ -55,6 +55,8 @@ class DefenseMixin(ConfigureDefense, _Base):
 
     defense_class: ClassVar[type[Defense]]
     state_class: ClassVar[type[DefenseState]] = DefenseState
+    more_than_loss: ClassVar[str] = "its step is more than a loss of logits and targets"
+    """What a defense that overrides :meth:`defense_step` does there: why its models are trained one by one."""
     defense_state: Any
     """The :class:`DefenseState`, of this defense's own kind."""
 
@@ -155,6 +157,11 @@ class DefenseMixin(ConfigureDefense, _Base):
         """The training loss of a batch, and its number of examples; a defense that needs more overrides this."""
         logits, targets = classification_step(self, batch)
         return self.defense_loss(logits, targets), len(targets)
+
+    @classmethod
+    def why_not_stacked(cls) -> str | None:
+        """Why models with this defense cannot be trained as one vectorised model; None where its loss alone decides."""
+        return None if cls.defense_step is DefenseMixin.defense_step else cls.more_than_loss
 
     def on_weights_frozen(self, mask: WeightMask) -> None:
         """Called by GradientMaskCallback before the first step; for a defense that handles gradients itself."""
