@@ -56,10 +56,10 @@ DESELECTED = [
     # 90 optimizers and settings: too slow for every mutant.
     "callbacks/test_optimizers.py::test_every_optimizer_leaves_frozen_weights_bit_identical",
     # The same for all defenses with and without CWRF, in two precisions.
-    "defenses/test_defense_losses.py::test_every_defense_trains_and_resumes_to_the_same_weights",
+    "defenses/test_every_defense.py::test_every_defense_trains_and_resumes_to_the_same_weights",
     # save_hyperparameters reads the locals of __init__, which mutmut puts into a function of another name.
-    "defenses/test_defenses.py::test_settings_that_changed_since_the_checkpoint_are_reported",
-    "defenses/test_defenses.py::test_reference_data_are_no_hyper_parameters",
+    "defenses/test_checkpoints.py::test_settings_that_changed_since_the_checkpoint_are_reported",
+    "defenses/test_checkpoints.py::test_reference_data_are_no_hyper_parameters",
     # Several processes.
     "callbacks/test_ddp.py",
     "weights/test_memory.py",

@@ -22,6 +22,8 @@ BENCHMARKS = (
     "step",
     "defenses",
     "top_scores",
+    "memory",
+    "import_time",
     "lira_speed",
     "rmia_speed",
     "attack_speed",

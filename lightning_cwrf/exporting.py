@@ -29,7 +29,7 @@ from lightning_cwrf.files import check_place, replacing, save_tensors
 from lightning_cwrf.lightning_private import trainer_of
 from lightning_cwrf.report.sections import LIMITS
 from lightning_cwrf.trainers import callbacks_of
-from lightning_cwrf.weights.copies import tensors_of
+from lightning_cwrf.weights.copies import tensors_of, weights_digest
 
 _OURS = "lightning_cwrf"
 
@@ -52,7 +52,7 @@ def export(
         model: as it is after the fit; a defense that is attached to it is left out.
         path: ``….safetensors`` for the weights alone, or ``….ckpt`` for a Lightning checkpoint that
             ``load_from_checkpoint`` reads, with the module's hyper-parameters. The card is beside it, ``….md``.
-        audit: for the card. An audit of this package holds scores of single members; the card has only its table.
+        audit: of these weights, for the card. An audit holds scores of single members; the card has only its table.
         title: of the card. Default: the name of the class.
         overwrite: replace existing files.
 
@@ -61,8 +61,8 @@ def export(
 
     Raises:
         TypeError: no LightningModule, no AuditResult, or a title that is not text.
-        ValueError: another suffix, or a folder; hyper-parameters that hold data, for a checkpoint; safetensors, of a
-            model whose state dict holds more than tensors.
+        ValueError: another suffix, or a folder; an audit of other weights; hyper-parameters that hold data, for a
+            checkpoint; safetensors, of a model whose state dict holds more than tensors.
         FileExistsError: a file exists, and ``overwrite`` is False.
 
     >>> from tempfile import mkdtemp
@@ -87,11 +87,27 @@ def export(
     existing = [str(each) for each in (path, card) if each.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{' and '.join(existing)} exist; pass overwrite=True to replace them.")
-    text = _card(model, path, audit, title or _class_of(model).__name__)
+    text = _card(model, path, [] if audit is None else _audit_lines(model, audit), title or _class_of(model).__name__)
     _WRITERS[path.suffix](model, path)
     with replacing(card) as part:
         part.write_text(text, encoding="utf-8")
     return path
+
+
+def _audit_lines(model: LightningModule, audit: AuditResult) -> list[str]:
+    """What the card says of an audit, which must be of the model's weights."""
+    own = weights_digest(model)
+    if not (own and audit.weights):
+        why = "the model holds more than plain tensors" if audit.weights else "the audit does not say which it is of"
+        return [f"It is not known whether this audit is of these weights: {why}.", "", audit.to_markdown()]
+    if own != audit.weights:
+        raise ValueError(
+            f"the audit is of other weights than those of this {_class_of(model).__name__} (by digest), so its numbers "
+            "are not this model's: pass an audit of the model as it is now, "
+            "lightning_cwrf.audit(model, members=..., nonmembers=...). MIAAuditCallback's result is of the weights at "
+            "the end of its fit; an audit of a wrapped or converted model is not one of the model itself."
+        )
+    return [f"It is of these weights; their digest (`weights_digest`) is `{own}`.", "", audit.to_markdown()]
 
 
 def _write_tensors(model: LightningModule, path: Path) -> None:
@@ -174,7 +190,7 @@ def _class_of(model: LightningModule) -> type:
     return getattr(type(model), "_attached_to", type(model))
 
 
-def _card(model: LightningModule, path: Path, audit: AuditResult | None, title: str) -> str:
+def _card(model: LightningModule, path: Path, audit: list[str], title: str) -> str:
     kind = _class_of(model)
     weights = sum(p.numel() for p in model.parameters())
     lines = [
@@ -189,7 +205,7 @@ def _card(model: LightningModule, path: Path, audit: AuditResult | None, title: 
         "",
         "## What an audit found",
         "",
-        audit.to_markdown() if audit is not None else "No audit was given for this card.",
+        *(audit or ["No audit was given for this card."]),
         "",
         "## What this does not show",
         "",

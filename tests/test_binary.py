@@ -149,7 +149,7 @@ def test_outputs_of_a_trained_sigmoid_are_an_error():
     read(0.01, 1.2)
 
 
-def test_outputs_of_a_sigmoid_are_told():
+def test_outputs_of_a_sigmoid_warn():
     with pytest.warns(UserWarning, match="lie between 0 and 1, as those of a sigmoid do"):
         collect_outputs(nn.Sequential(Binary(), nn.Sigmoid()), batches(0, 64))
 

@@ -2,8 +2,10 @@
 
 import functools
 import importlib.util
+import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from lightning_cwrf import (
 from lightning_cwrf.attacks.base import ATTACKS
 from lightning_cwrf.defenses import available_defenses
 from lightning_cwrf.defenses.registry import DEFENSES
+from lightning_cwrf.report import comparison_table
 from tests.helpers import Classifier, loader, part, trainer
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +125,8 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = MyLitClassifier.load_from_checkpoint("finished.ckpt")
+    if "export(" in code:  # what was audited
+        model = after_a_run["hardened"]
     names = {
         **{name: getattr(lightning_cwrf, name) for name in dir(lightning_cwrf)},
         "LightningModule": LightningModule,
@@ -141,6 +146,7 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
         "loss": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         "optimizer": torch.optim.Adam(model.parameters()),
         "functools": functools,
+        "comparison_table": comparison_table,
         "privacy": after_a_run["hardened_audit"],
     }
     with ATTACKS.temporary(), DEFENSES.temporary():
@@ -148,8 +154,9 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
 
 
 def shortened(code):
-    """The same with one epoch and four shadow models."""
-    return re.sub(r"\bn=\d+", "n=4", re.sub(r"\bmax_epochs=\d+", "max_epochs=1", code))
+    """The same with one epoch, and with four shadow models, or the eight that an audit of a recipe needs."""
+    models = 8 if "audit_recipe(" in code else 4
+    return re.sub(r"\bn=\d+", f"n={models}", re.sub(r"\bmax_epochs=\d+", "max_epochs=1", code))
 
 
 WHOLE = [
@@ -165,6 +172,21 @@ def whole_pages():
         missing = {name for line in needs for name in line.split(", ") if importlib.util.find_spec(name) is None}
         skip = [pytest.mark.skip(reason=f"{name} is not installed") for name in sorted(missing)]
         yield pytest.param(page, id=page.stem, marks=[pytest.mark.slow, *skip])
+
+
+@pytest.mark.slow
+def test_the_notebook_is_that_of_the_tutorial_and_runs(monkeypatch, tmp_path):
+    """Its cells run one after another, as in Jupyter; ``python tools/notebook.py`` writes it."""
+    made = runpy.run_path(str(ROOT / "tools" / "notebook.py"))["notebook"]
+    text = (DOCS / "tutorial.ipynb").read_text(encoding="utf-8")
+    assert text == made((DOCS / "tutorial.md").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) == len(blocks(DOCS / "tutorial.md")) > 5
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for cell in cells:
+        exec(shortened(cell), names)
+    assert set(names["results"]) == {"unprotected", "hardened"}
 
 
 class RandomImages(Dataset):

@@ -48,7 +48,7 @@ def test_harden_digits_runs_and_resumes(tmp_path):
     assert without_seconds[0] == without_seconds[1]
 
 
-def test_bad_arguments_are_told_before_any_training(tmp_path):
+def test_bad_arguments_raise_before_any_training(tmp_path):
     command = [sys.executable, str(ROOT / "examples" / "harden_digits.py"), "--out", str(tmp_path), "--shadows", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0

@@ -1,6 +1,7 @@
 """Models that are written to be given away."""
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from lightning_cwrf import (
     PrivacyScoringCallback,
     export,
 )
+from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.defenses import RelaxLossMixin, create_defense
+from lightning_cwrf.weights import weights_digest
 from lightning_cwrf.weights.vanilla import load_vanilla
 from tests.helpers import Classifier, HardenedClassifier, loader, trained, trainer
 
@@ -83,6 +86,41 @@ def test_the_card_says_how_it_was_hardened_what_was_found_and_what_not(hardened,
     assert "guarantee" in card
 
 
+def test_the_card_has_no_audit_of_other_weights(hardened, tmp_path):
+    model, result = hardened
+    assert result.weights == weights_digest(model)
+    other = Classifier.load_from_checkpoint(export(model, tmp_path / "model.ckpt"), map_location="cpu")
+    card = export(other, tmp_path / "other.ckpt", audit=result).with_suffix(".md").read_text()
+    assert f"It is of these weights; their digest (`weights_digest`) is `{result.weights}`" in card
+    with torch.no_grad():
+        other.net[1].running_mean[0] += 1
+    with pytest.raises(ValueError, match=r"the audit is of other weights than those of this Classifier.*audit\(model"):
+        export(other, tmp_path / "moved.ckpt", audit=result)
+    assert not (tmp_path / "moved.ckpt").exists()
+    saved = AuditResult.load(result.save(tmp_path / "audit.json"))
+    with pytest.raises(ValueError, match="the audit is of other weights"):
+        export(other, tmp_path / "moved.ckpt", audit=saved)
+
+
+def test_the_card_says_where_it_is_not_known_which_weights_were_audited(hardened, tmp_path):
+    model, result = hardened
+
+    class WithState(Classifier):
+        def get_extra_state(self):
+            return {"a": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    old = replace(result, weights="")
+    for name, exported, audit, why in (
+        ("old", model, old, "the audit does not say which it is of"),
+        ("more", WithState(), result, "the model holds more than plain tensors"),
+    ):
+        card = export(exported, tmp_path / f"{name}.ckpt", audit=audit).with_suffix(".md").read_text()
+        assert f"It is not known whether this audit is of these weights: {why}." in card
+
+
 def test_the_card_of_an_unknown_model_says_so(tmp_path):
     card = export(Classifier(), tmp_path / "model.ckpt").with_suffix(".md").read_text()
     assert "Nothing is known" in card
@@ -130,7 +168,7 @@ class Holding(Classifier):
     ],
 )
 @pytest.mark.filterwarnings("ignore:Attribute 'held'")
-def test_hyper_parameters_that_hold_data_are_not_given_away(held, tmp_path):
+def test_hyper_parameters_that_hold_data_are_not_exported(held, tmp_path):
     with pytest.raises(ValueError, match=r"the hyper-parameters 'held' hold data.*ignore=\['held'\]\).*safetensors"):
         export(Holding(held), tmp_path / "model.ckpt")
     assert list(tmp_path.iterdir()) == []

@@ -134,7 +134,7 @@ class NeedsLabels(Classifier):
         return F.cross_entropy(self.net(x), labels), self.net(x)
 
 
-def test_a_forward_that_requires_labels_is_told_what_to_do():
+def test_a_forward_that_requires_labels_raises_with_the_fix():
     with pytest.raises(TypeError, match=r"missing a required argument: 'labels'\)\. Logits must not depend on the tar"):
         classification_step(NeedsLabels(), next(iter(loader(0, 4))))
 
@@ -154,13 +154,13 @@ def test_an_error_inside_forward_stays_what_it_is():
         classification_step(Fails(), next(iter(loader(0, 4))))
 
 
-def test_an_index_in_the_batch_is_told_what_to_do():
+def test_an_index_in_the_batch_raises_with_the_fix():
     batch = [*digits()[:4], torch.arange(4)]
     with pytest.raises(TypeError, match="a list of length 3; define classification_step"):
         classification_step(Classifier(), batch)
 
 
-def test_a_list_of_loaders_is_told_what_to_do():
+def test_a_list_of_loaders_raises_with_the_fix():
     with pytest.raises(MisconfigurationException, match="a list of DataLoaders; instead of several loaders pass one"):
         trainer(callbacks=cwrf(loader(100, 140))).fit(Classifier(), [loader(0, 32), loader(32, 64)])
     with pytest.raises(TypeError, match="they are a list of 2; define classification_step"):
@@ -190,7 +190,7 @@ def test_lazy_layers_work_once_they_have_a_shape(tmp_path):
     trainer(max_epochs=1, callbacks=[*cwrf(loader(100, 140)), DefenseCallback("relaxloss")]).fit(model, loader(0, 32))
 
 
-def test_attaching_to_a_compiled_module_is_told_what_to_do():
+def test_attaching_to_a_compiled_module_raises_with_the_fix():
     with pytest.raises(TypeError, match=r"compile it afterwards, torch\.compile\(RelaxLossMixin\.attach\(module\)\)"):
         RelaxLossMixin.attach(torch.compile(Classifier(), backend="eager"))
 
@@ -239,7 +239,7 @@ def test_a_profiler_that_hooks_the_modules_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_dp_sgd_names_freezing_for_position_embeddings():
+def test_dp_sgd_recommends_freezing_for_position_embeddings():
     settings = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "target_delta": 1e-2}
     freeze = r"positions\.weight has 1 gradients .*get_parameter\('positions\.weight'\)\.requires_grad_\(False\)"
     with pytest.raises(MisconfigurationException, match=freeze):

@@ -47,7 +47,7 @@ def test_the_lowest_versions_are_those_of_pyproject():
 
 
 def test_examples_in_the_tools_hold():
-    run("-m", "doctest", "tools/links.py", "tools/lowest.py")
+    run("-m", "doctest", "tools/links.py", "tools/lowest.py", "tools/notebook.py")
 
 
 @pytest.fixture(scope="module")

@@ -50,12 +50,12 @@ CALLBACKS = {
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
-def test_a_trainer_of_theirs_is_refused_by_every_callback(name):
+def test_a_trainer_of_pytorch_lightning_is_refused_by_every_callback(name):
     with pytest.raises(TypeError, match=f"Theirs is a LightningModule {MESSAGE}|Trainer is a Trainer {MESSAGE}"):
         their_trainer(*CALLBACKS[name]()).fit(Theirs(), loader(0, 32))
 
 
-def test_a_module_of_theirs_is_refused():
+def test_a_module_of_pytorch_lightning_is_refused():
     with pytest.raises(TypeError, match=f"Theirs is a LightningModule {MESSAGE}"):
         RelaxLossMixin.attach(Theirs())
     with pytest.raises(TypeError, match=MESSAGE):
@@ -72,5 +72,5 @@ def test_recipes_refuse_both():
         ShadowRecipe(Theirs, {"max_epochs": 1}, batch_size=8).build()
 
 
-def test_a_module_of_theirs_is_audited_as_any_other():
+def test_a_module_of_pytorch_lightning_is_audited_as_any_other():
     assert not audit(Theirs(), members=part(0, 32), nonmembers=part(100, 132), attacks=["loss"]).failures

@@ -48,6 +48,8 @@ class AuditResult(Findings):
         overlap_policy: what was done with those: ``"drop"`` or ``"allow"``; ``"error"`` if there are none.
         remarks: probable mistakes in the audited data.
         examples: a digest of the audited examples, as they were read; empty in audits that were saved without it.
+        weights: a digest of the audited weights (:func:`~lightning_cwrf.weights.weights_digest`); empty where it is not
+            known, as in audits that were saved without it.
     """
 
     scores: dict[str, Tensor] = field(repr=False)
@@ -62,6 +64,7 @@ class AuditResult(Findings):
     overlap_policy: str = field(default="error", repr=False)
     remarks: list[str] = field(default_factory=list, repr=False)
     examples: str = field(default="", repr=False)
+    weights: str = field(default="", repr=False)
 
     def notes(self, metrics: Sequence[str] | None = None) -> list[str]:
         """The limits of these metrics (None: of all), remarks, and the attacks that failed; each once."""

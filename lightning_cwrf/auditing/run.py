@@ -28,6 +28,7 @@ from lightning_cwrf.data.examples import ExampleId
 from lightning_cwrf.metrics import MembershipMetric
 from lightning_cwrf.outputs import ModelOutputs
 from lightning_cwrf.shadows.outputs import ShadowOutputs
+from lightning_cwrf.weights.copies import weights_digest
 
 
 def audit(
@@ -106,6 +107,7 @@ def audit(
         extra=extra,
         shadow_resamples=shadow_resamples,
         remarks=unlike_shadows(model, shadows),
+        weights=weights_digest(model),
     )
     for remark in result.remarks:
         warnings.warn(remark, stacklevel=2)
@@ -146,6 +148,7 @@ def audit_outputs(
     seen: Mapping[str, Collection[ExampleId]] | None = None,
     overlap: Overlap = "error",
     remarks: Sequence[str] = (),
+    weights: str = "",
 ) -> AuditResult:
     """Run the attacks on a model's outputs: the loss attack, and with shadow models LiRA and (with a population) RMIA.
 
@@ -164,6 +167,7 @@ def audit_outputs(
         seen: what else the model has seen (:func:`~lightning_cwrf.data.seen.seen_by`).
         overlap: as for :func:`audit`.
         remarks: further :attr:`AuditResult.remarks`.
+        weights: the model's :func:`~lightning_cwrf.weights.weights_digest`; empty: unknown.
 
     Raises:
         ValueError: sides that overlap; an audited example is not in the shadow models' pool, or has another label
@@ -205,6 +209,7 @@ def audit_outputs(
         overlap_policy=overlap,
         remarks=[*remarks, *suspicions(sides, model, overlap)],
         examples=examples_digest(sides),
+        weights=weights,
     )
 
 

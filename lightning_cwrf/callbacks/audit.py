@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
 
 from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.auditing import AuditResult, attack_scores, audit_outputs
@@ -34,6 +31,7 @@ from lightning_cwrf.lightning_private import in_started_processes
 from lightning_cwrf.report.plots import roc_figure
 from lightning_cwrf.shadows import ShadowOutputs
 from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
+from lightning_cwrf.weights.copies import weights_digest
 
 
 class MIAAuditCallback(ReadsData):
@@ -124,7 +122,6 @@ class MIAAuditCallback(ReadsData):
         self.history: list[dict[str, float]] = []
         self._final_step = -1
         self._expected = 0.0  # the share of the members that the planned training leaves out
-        self._audited: bytes | None = None
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().prepare(trainer, pl_module, stage)
@@ -172,9 +169,9 @@ class MIAAuditCallback(ReadsData):
         """Audit again where the final weights are not those that were audited."""
         if stage != "fit" or trainer.interrupted or trainer.global_step == 0:
             return
-        if self._final_step == trainer.global_step and self._audited == weights_digest(pl_module):
-            return
         if self._final_step == trainer.global_step:
+            if self.result is not None and self.result.weights == weights_digest(pl_module) != "":
+                return
             self.history.pop()
         device = pl_module.device
         pl_module.to(trainer.strategy.root_device)  # the strategy has moved it away
@@ -200,10 +197,10 @@ class MIAAuditCallback(ReadsData):
             attacks=self.attacks if final else None,
             confidence=self.confidence,
             remarks=unlike_shadows(pl_module, self.shadows) if final else (),
+            weights=weights_digest(pl_module),
         )
         if final:
             self._final_step = trainer.global_step
-            self._audited = weights_digest(pl_module)
             if self.members is None:
                 self.result.remarks.extend(undrawn(trainer, self._expected))
             for remark in self.result.remarks:
@@ -233,15 +230,6 @@ class MIAAuditCallback(ReadsData):
         """The model's outputs on each side, and how to compare them."""
         with trainer.precision_plugin.forward_context():
             return self._data(trainer, final=final).outputs(pl_module, transfer_of(trainer))
-
-
-def weights_digest(module: nn.Module) -> bytes:
-    """A digest of all parameters and buffers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for value in module.state_dict().values():
-        if isinstance(value, torch.Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.digest()
 
 
 def _check_attacks(attacks: Sequence[str | Attack]) -> None:

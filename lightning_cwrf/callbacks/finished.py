@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from lightning_cwrf.callbacks.common import OncePerModule, saved_state
 from lightning_cwrf.data.seen import SEEN_KEY, load_seen_state
 from lightning_cwrf.files import digest
-from lightning_cwrf.weights.reading import read_saved, state_dict_in
+from lightning_cwrf.weights.reading import read_finished
 
 
 class FinishedWeightsCallback(OncePerModule):
@@ -105,11 +105,7 @@ class FinishedWeightsCallback(OncePerModule):
         self._loaded = digest(state)
 
     def _read(self) -> tuple[Any, Mapping[str, Tensor]]:
-        """What the file holds, and the state dict in it."""
-        loaded, kind = read_saved(self.path, "finished weights")
-        if kind is not None and kind.startswith("lightning_cwrf."):
-            raise ValueError(f"{self.path} holds {kind} instead of finished weights.")
-        return loaded, state_dict_in(loaded, str(self.path))
+        return read_finished(self.path)
 
     def _check_fit(self, module: LightningModule, state: Mapping[str, Any]) -> None:
         own = module.state_dict()

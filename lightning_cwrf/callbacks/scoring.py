@@ -110,6 +110,7 @@ class PrivacyScoringCallback(ReadsData):
         log_settings(trainer, "scoring", self.done_with or {})
 
     def _do(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        settings = self.settings()  # reads a file of vanilla weights: now, before the scores need the memory
         # A file is read again after the scoring, which needs the memory; drawn or built weights are kept.
         vanilla: Any = load_vanilla(self.vanilla, pl_module)
         self.check_model(trainer, pl_module, None if is_redraw(self.vanilla) else vanilla)
@@ -122,7 +123,7 @@ class PrivacyScoringCallback(ReadsData):
         self.scores = trainer.strategy.broadcast({name: score.cpu() for name, score in scores.items()})
         vanilla = load_vanilla(vanilla, pl_module) if is_file(self.vanilla) else vanilla
         self.vanilla_weights = trainer.strategy.broadcast(vanilla)
-        self.done_with = self.settings()
+        self.done_with = settings
 
     def _score(
         self,

@@ -19,7 +19,7 @@ from lightning_cwrf.commands.objects import (
     path_and_arguments,
 )
 from lightning_cwrf.data.seen import SEEN_KEY, load_seen_state
-from lightning_cwrf.weights.reading import read_saved, state_dict_in
+from lightning_cwrf.weights.reading import read_finished
 
 _LIGHTNING = "pytorch-lightning_version"
 """The key by which Lightning marks its checkpoints."""
@@ -38,8 +38,7 @@ def load_model(options: Any) -> LightningModule:
     if not file.is_file():
         raise UsageError(f"--checkpoint: there is no file {file}.")
     try:
-        loaded = _read(file, options.unpickle)
-        state = state_dict_in(loaded, str(file))
+        loaded, state = read_finished(file, unpickle=options.unpickle)
         if _LIGHTNING in loaded:
             model = cls.load_from_checkpoint(file, map_location="cpu", weights_only=not options.unpickle, **given)
             load_seen_state(model, loaded.get(SEEN_KEY, {}))
@@ -70,19 +69,6 @@ def check_no_hooks(option: str, path: str, cls: type, base: type) -> None:
             f"--{option}: {path} has {', '.join(own)}, which a Trainer runs on each batch and an audit does not. Do "
             "the same in the data set, or in the model's forward."
         )
-
-
-def _read(file: Path, unpickle: bool) -> Any:
-    """What a file of finished weights holds."""
-    try:
-        loaded, kind = read_saved(file, "the finished weights")
-    except ValueError as error:
-        if not unpickle or "can run code" not in str(error):
-            raise
-        return torch.load(file, map_location="cpu", weights_only=False)
-    if kind is not None and kind.startswith("lightning_cwrf."):
-        raise ValueError(f"{file} holds {kind} instead of finished weights.")
-    return loaded
 
 
 def _check_values(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:

@@ -38,7 +38,10 @@ def tensors_of(inputs: Any) -> list[Tensor]:
         return [leaf for key in sorted(inputs) for leaf in tensors_of(inputs[key])]
     if isinstance(inputs, (tuple, list)):
         return [leaf for value in inputs for leaf in tensors_of(value)]
-    raise TypeError(f"cannot recognise examples by content in inputs of type {type(inputs).__name__}; pass key=.")
+    raise TypeError(
+        f"cannot recognise examples by content in inputs of type {type(inputs).__name__}: give batches of tensors, "
+        "arrays or texts, the examples first (by the loader's collate_fn); build the object in classification_step."
+    )
 
 
 def fingerprints(inputs: Any) -> list[bytes]:

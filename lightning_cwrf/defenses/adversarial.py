@@ -155,6 +155,7 @@ class AdversarialRegularizationMixin(DefenseMixin, settings=AdversarialRegulariz
     """
 
     state_class = AdversaryState
+    more_than_loss = "an attack is trained along with each model"
 
     def defense_step(self, batch: Any) -> tuple[Tensor, int]:
         """Train the attack on this batch and a non-member batch, then the classifier's loss against it."""

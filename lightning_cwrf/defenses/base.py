@@ -19,7 +19,7 @@ from lightning_cwrf.defenses.classes import (
     free_step,
     is_module,
 )
-from lightning_cwrf.defenses.monitors import OURS, check_monitors
+from lightning_cwrf.defenses.monitors import OURS, check_monitors, replaced_step_named
 from lightning_cwrf.defenses.settings import Defense, M, build, derived, is_settings, setting_names
 from lightning_cwrf.defenses.state import DefenseState
 from lightning_cwrf.lightning_private import initial_hparams, logs_hparams, set_initial_hparams, set_logs_hparams
@@ -55,6 +55,8 @@ class DefenseMixin(ConfigureDefense, _Base):
 
     defense_class: ClassVar[type[Defense]]
     state_class: ClassVar[type[DefenseState]] = DefenseState
+    more_than_loss: ClassVar[str] = "its step is more than a loss of logits and targets"
+    """What a defense that overrides :meth:`defense_step` does there: why its models are trained one by one."""
     defense_state: Any
     """The :class:`DefenseState`, of this defense's own kind."""
 
@@ -156,12 +158,21 @@ class DefenseMixin(ConfigureDefense, _Base):
         logits, targets = classification_step(self, batch)
         return self.defense_loss(logits, targets), len(targets)
 
+    @classmethod
+    def why_not_stacked(cls) -> str | None:
+        """Why models with this defense cannot be trained as one vectorised model; None where its loss alone decides."""
+        return None if cls.defense_step is DefenseMixin.defense_step else cls.more_than_loss
+
     def on_weights_frozen(self, mask: WeightMask) -> None:
         """Called by GradientMaskCallback before the first step; for a defense that handles gradients itself."""
 
     def on_train_start(self) -> None:
         check_monitors(self, DefenseMixin, self.defense.mixin.__name__)
         super().on_train_start()
+
+    def on_train_epoch_end(self) -> None:
+        with replaced_step_named(self):
+            super().on_train_epoch_end()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         _check_automatic(self, type(self).__name__)

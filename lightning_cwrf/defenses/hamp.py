@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_targets, extract_logits
@@ -41,10 +40,13 @@ def hamp_loss(logits: Tensor, targets: Tensor, *, gamma: float = 0.95, alpha: fl
     targets = check_targets(logits, targets)
     classes = logits.shape[-1]
     true = hamp_target_probability(classes, gamma)
-    soft = torch.full_like(logits, (1 - true) / (classes - 1)).scatter_(-1, targets.unsqueeze(-1), true)
+    # Functions of which torch.func.vmap has a vectorised form, which it has not of scatter_ and kl_div.
+    is_true = torch.arange(classes, device=logits.device) == targets.unsqueeze(-1)
     log_p = logits.log_softmax(-1)
+    soft = torch.where(is_true, true, (1 - true) / (classes - 1)).to(log_p.dtype)
+    divergence = (torch.xlogy(soft, soft) - soft * log_p).sum() / log_p.numel()
     entropy = -(log_p.exp() * log_p).sum(-1).mean()
-    return F.kl_div(log_p, soft, reduction="sum") / log_p.numel() - alpha * entropy
+    return divergence - alpha * entropy
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # typed: 2.0 is refused, though 2 has been answered

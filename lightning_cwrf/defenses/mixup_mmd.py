@@ -114,6 +114,7 @@ class MixupMMDMixin(DefenseMixin, settings=MixupMMD):
     """
 
     state_class = NonmemberState
+    more_than_loss = "it draws non-members by the classes of each batch"
 
     def defense_step(self, batch: Any) -> tuple[Tensor, int]:
         """The loss of the mixed batch and of its distance to as many non-members of the same classes."""

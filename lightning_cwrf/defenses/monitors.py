@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import CodeType
 from typing import Any
 
@@ -108,6 +108,20 @@ def _names_of(module: LightningModule, step: Callable[[Any], Any], data: Any) ->
         own = step(copy)
         own(*(batch, 0)[: len(inspect.signature(own).parameters)])
     return found
+
+
+@contextmanager
+def replaced_step_named(module: LightningModule) -> Iterator[None]:
+    """Raise an error of the user's hook with its likely cause: the metrics of a step that the defense replaces."""
+    try:
+        yield
+    except Exception as error:
+        raise MisconfigurationException(
+            f"on_train_epoch_end of {type(module).__name__} failed: {type(error).__name__}: {error}. A defense "
+            "replaces training_step, so metrics that this step updates are empty at the end of the epoch. Leave the "
+            "hook out of this fit (module.on_train_epoch_end = lambda: None), or compute these metrics only "
+            "where they were updated."
+        ) from error
 
 
 def _logged_elsewhere(module: LightningModule) -> set[str]:

@@ -121,6 +121,7 @@ class PASTMixin(DefenseMixin, settings=PAST):
     """
 
     state_class = PASTState
+    more_than_loss = "it takes the gradients of two losses within a step, and batches of non-members"
 
     def defense_step(self, batch: Any) -> tuple[Tensor, int]:
         """PAST's loss of a member batch and the next non-member batch."""

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_cwrf.callbacks import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
 from lightning_cwrf.checks import check_choice, check_integer
 from lightning_cwrf.data import Batches, all_digests, isolated_rng
-from lightning_cwrf.recipes.fit import quiet
+from lightning_cwrf.recipes.fit import fit, quiet
 from lightning_cwrf.shadows.jobs import seed_all
+from lightning_cwrf.weights.masks import WeightMask
 from lightning_cwrf.weights.vanilla import is_redraw, redraw
 
 CALLBACKS = (PrivacyScoringCallback, CriticalRewindCallback, GradientMaskCallback)
@@ -80,6 +81,26 @@ class CWRFConfig:
                 seed_all(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
                 initial = redraw(model)
         return self.callbacks(initial, members if self.members == "plain" else None)
+
+
+def rewound(
+    model: LightningModule, loader: DataLoader[Any], callbacks: list[Callback], trainer_kwargs: Mapping[str, Any]
+) -> WeightMask:
+    """The mask of the weights to hold, after CWRF's callbacks have scored and rewound a model in a fit without steps.
+
+    A stack then trains the models further as one, and holds the weights of all of them.
+    """
+    ends = {"min_epochs", "min_steps"}  # before which a Trainer does not stop
+    fit(model, loader, [*callbacks, _Stop()], {k: v for k, v in trainer_kwargs.items() if k not in ends}, model)
+    (holder,) = (each for each in callbacks if isinstance(each, GradientMaskCallback))
+    if holder.mask is None:
+        raise RuntimeError("the fit ended before its training started, so nothing was scored or rewound.")
+    return holder.mask
+
+
+class _Stop(Callback):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = True
 
 
 class _ShadowScoring(PrivacyScoringCallback):

@@ -10,31 +10,23 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_cwrf._deprecated import renamed
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.data import OverlapCheck, SeededOrder, isolated_rng
 from lightning_cwrf.defenses import Defense
 from lightning_cwrf.recipes.compare import check_rebuilt, differences
-from lightning_cwrf.recipes.cwrf import CWRFConfig
+from lightning_cwrf.recipes.cwrf import CWRFConfig, rewound
 from lightning_cwrf.recipes.fit import SILENT, Augmented, fit, quiet
 from lightning_cwrf.recipes.like import read_training
-from lightning_cwrf.recipes.stacking import check_stackable, train_stack
+from lightning_cwrf.recipes.stacking import StackedBatches, check_stackable, train_stack
 from lightning_cwrf.shadows.jobs import seed_all
 from lightning_cwrf.trainers import refuse_pytorch_lightning
 from lightning_cwrf.weights.vanilla import capture
 
 _CHECKED = {"defense": (Defense, "create_defense(name, ...)"), "cwrf": (CWRFConfig, "CWRFConfig(nonmembers)")}
 """Fields with a type of ours, and what makes one."""
-
-_NOT_STACKED = {
-    "cwrf": "CWRF's callbacks score and freeze one model at a time",
-    "callbacks": "further callbacks look at one model",
-    "augment": "augmentation draws for one model at a time",
-    "collate_fn": "batches are cut from one tensor",
-}
-"""Fields that a stack cannot have, and why."""
 
 
 @renamed(module="build_module", trainer="trainer_kwargs", collate="collate_fn")
@@ -157,18 +149,7 @@ class ShadowRecipe:
             base: state dict of the base model to fine-tune; required with ``cwrf``.
         """
         (model,), (vanilla,) = self._build([seed], [base])
-        seed_all(seed)
-        callbacks = [] if self.callbacks is None else self.callbacks()
-        if self.cwrf is not None:
-            plain = DataLoader(members, batch_size=self.batch_size, collate_fn=self.collate_fn)
-            callbacks += self.cwrf.callbacks_for(model, vanilla, plain, seed)
-        loader = DataLoader(
-            members if self.augment is None else Augmented(members, self.augment),
-            batch_size=self.batch_size,
-            sampler=SeededOrder(len(members), seed) if self.shuffle else None,  # type: ignore[arg-type]
-            drop_last=self.drop_last,
-            collate_fn=self.collate_fn,
-        )
+        loader, callbacks = self._set_up(model, vanilla, members, seed)
         fit(model, loader, callbacks, self.trainer_kwargs, model)
         return model
 
@@ -191,11 +172,16 @@ class ShadowRecipe:
         Raises:
             ValueError: the models cannot be stacked (with the reason).
         """
-        self._check_stack()
-        models, _ = self._build(seeds, bases or [None] * len(seeds))
-        check_stackable(models[0])
-        orders = [SeededOrder(len(members[0]), seed) if self.shuffle else range(len(members[0])) for seed in seeds]
-        return train_stack(models, pool, members, orders, self.batch_size, self.drop_last, self.trainer_kwargs)
+        models, vanilla = self._build(seeds, bases or [None] * len(seeds))
+        check_stackable(self, models[0])
+        orders, masks = [], []
+        for model, initial, places, seed in zip(models, vanilla, members, seeds, strict=True):
+            loader, callbacks = self._set_up(model, initial, Subset(pool, places), seed)
+            orders.append(loader.sampler)
+            if callbacks:
+                masks.append(rewound(model, loader, callbacks, self.trainer_kwargs))
+        batches = StackedBatches(pool, members, orders, self.batch_size, self.drop_last)
+        return train_stack(models, seeds, batches, masks, self.trainer_kwargs)
 
     def build(self) -> LightningModule:
         """The untrained module with its defense.
@@ -253,8 +239,7 @@ class ShadowRecipe:
         with isolated_rng():
             model = self.build()
         if stack > 1:
-            self._check_stack()
-            check_stackable(model)
+            check_stackable(self, model)
         half = len(pool) // 2  # type: ignore[arg-type]
         if self.examples is not None and not 0.8 <= half / self.examples <= 1.25:
             warnings.warn(
@@ -263,10 +248,23 @@ class ShadowRecipe:
                 stacklevel=5,
             )
 
-    def _check_stack(self) -> None:
-        for name, why in _NOT_STACKED.items():
-            if getattr(self, name) is not None:
-                raise ValueError(f"a recipe with {name} cannot be stacked: {why}. Leave stack=1.")
+    def _set_up(
+        self, model: LightningModule, vanilla: Mapping[str, Tensor], members: Dataset[Any], seed: int
+    ) -> tuple[DataLoader[Any], list[Callback]]:
+        """Loader and callbacks of one model's training, and the random state at its start."""
+        seed_all(seed)
+        callbacks = [] if self.callbacks is None else self.callbacks()
+        if self.cwrf is not None:
+            plain = DataLoader(members, batch_size=self.batch_size, collate_fn=self.collate_fn)
+            callbacks += self.cwrf.callbacks_for(model, vanilla, plain, seed)
+        loader = DataLoader(
+            members if self.augment is None else Augmented(members, self.augment),
+            batch_size=self.batch_size,
+            sampler=SeededOrder(len(members), seed) if self.shuffle else None,  # type: ignore[arg-type]
+            drop_last=self.drop_last,
+            collate_fn=self.collate_fn,
+        )
+        return loader, callbacks
 
     def _build(
         self, seeds: Sequence[int], bases: Sequence[Mapping[str, Tensor] | None]

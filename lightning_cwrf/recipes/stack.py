@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_cwrf.classification import shapes_only
 from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.recipes.own_view import OwnView, RandomStates
 from lightning_cwrf.trainers import transfer_of
+from lightning_cwrf.weights.masks import WeightMask
 
 _ELEMENTWISE = {
     optim.ASGD, optim.Adadelta, optim.Adagrad, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam,
@@ -30,8 +33,9 @@ _FUSED = {optim.Adagrad, optim.Adam, optim.AdamW, optim.SGD}
 class Stack(LightningModule):
     """K modules as one: parameters and buffers ``(K, ...)``, one training step vectorised over them."""
 
-    def __init__(self, models: Sequence[LightningModule]) -> None:
+    def __init__(self, models: Sequence[LightningModule], seeds: Sequence[int]) -> None:
         super().__init__()
+        self.seeds = seeds
         parameters, buffers = stack_module_state(list(models))
         trained = {name: p.requires_grad for name, p in models[0].named_parameters()}
         self.parameter_names, self.buffer_names = list(parameters), list(buffers)
@@ -52,6 +56,7 @@ class Stack(LightningModule):
         self._template[0].model.trainer = self.trainer
 
     def on_train_start(self) -> None:
+        self.random = RandomStates(self.seeds, self.device)
         template = self._template[0].train()
         batch = transfer_of(self.trainer)(next(iter(self.trainer.train_dataloader or ())))
         try:
@@ -60,7 +65,7 @@ class Stack(LightningModule):
         except Exception as error:
             reason = f"its training step does not vectorise ({type(error).__name__}: {error})"
             if "randomness" in str(error):
-                reason = "its training step draws random numbers, as dropout does, and would draw others than alone"
+                reason = f"its training step draws random numbers in a way that cannot be done for each model ({error})"
             raise ValueError(f"{type(template.model).__name__} cannot be stacked: {reason}. Leave stack=1.") from error
 
     def _check_first_step(self, batch: Any) -> None:
@@ -71,7 +76,8 @@ class Stack(LightningModule):
         # In units of the largest gradient; 16 bits round.
         tolerance = 5e-2 if "16" in str(self.trainer.precision) else 1e-3
         kept = [buffer.clone() for buffer in self.stacked_buffers]
-        losses = self._losses(batch, 0)
+        with self.random.kept():
+            losses = self._losses(batch, 0)
         trained = [p for p in self.stacked_parameters if p.requires_grad]
         gradients = torch.autograd.grad(losses.sum(), trained, materialize_grads=True)
         for buffer, value in zip(self.stacked_buffers, kept, strict=True):
@@ -80,7 +86,8 @@ class Stack(LightningModule):
             own = [p[k].detach().clone().requires_grad_(p.requires_grad) for p in self.stacked_parameters]
             state = self._named(own, [buffer[k].clone() for buffer in kept])
             row = apply_to_collection(batch, Tensor, lambda tensor, k=k: tensor[k])
-            loss = functional_call(self._template[0], state, (row, 0))
+            with self.random.kept(), self.random.of(k):
+                loss = functional_call(self._template[0], state, (row, 0))
             expected = torch.autograd.grad(loss, [p for p in own if p.requires_grad], materialize_grads=True)
             found = torch.cat([losses[k].reshape(1), *(g[k].flatten() for g in gradients)])
             alone = torch.cat([loss.reshape(1), *(g.flatten() for g in expected)])
@@ -88,20 +95,26 @@ class Stack(LightningModule):
             if not torch.allclose(found, alone, rtol=tolerance, atol=reach, equal_nan=True):
                 raise ValueError("vectorised, its first step is not that of the models one by one")
 
+    def on_train_epoch_start(self) -> None:
+        self.random.begin_epoch()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The sum of the K losses: each model's gradient is that of its own."""
         return self._losses(batch, batch_idx).sum()
 
     def _losses(self, batch: Any, batch_idx: int) -> Tensor:
         step = self._template[0]
+        trains = [p.requires_grad for p in self.stacked_parameters]
 
-        def one(state: tuple[dict[str, Tensor], ...], batch: Any) -> tuple[Tensor, list[Tensor]]:
-            loss: Tensor = functional_call(step, state, (batch, batch_idx))
+        def one(state: tuple[dict[str, Tensor], ...], batch: Any, row: Tensor) -> tuple[Tensor, list[Tensor]]:
+            with OwnView(row, self.random, list(itertools.compress(state[0].values(), trains))):
+                loss: Tensor = functional_call(step, state, (batch, batch_idx))
             return loss, step.buffers_after
 
         with shapes_only():
             state = self._named(self.stacked_parameters, self.stacked_buffers)
-            losses, after = vmap(one, randomness="error")(state, batch)
+            rows = torch.arange(len(self.seeds), device=self.device)
+            losses, after = vmap(one, randomness="error")(state, batch, rows)
         for buffer, value in zip(self.stacked_buffers, after, strict=True):
             if value.data_ptr() != buffer.data_ptr():  # the module assigned a new buffer
                 buffer.copy_(value.detach())
@@ -148,6 +161,14 @@ class Stack(LightningModule):
         factors = (gradient_clip_val / (norms + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
+
+    def joint_mask(self, masks: Sequence[WeightMask]) -> WeightMask:
+        """The models' masks as one of the stacked parameters."""
+        joint = {}
+        for i, (name, p) in enumerate(zip(self.parameter_names, self.stacked_parameters, strict=True)):
+            none = torch.zeros(p.shape[1:], dtype=torch.bool)
+            joint[f"stacked_parameters.{i}"] = torch.stack([mask.masks.get(name, none) for mask in masks])
+        return WeightMask(joint)
 
     @torch.no_grad()
     def unstack(self, models: Sequence[nn.Module]) -> None:

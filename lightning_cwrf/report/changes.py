@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from lightning_cwrf.auditing import AuditResult, Estimate
-from lightning_cwrf.report.table import MODEL_ROWS, compared
+from lightning_cwrf.report.table import MODEL_ROWS, compared, same_weights
 from lightning_cwrf.report.verdict import joined, verdict
 
 
@@ -30,6 +30,8 @@ def changes(audits: Mapping[str, AuditResult]) -> list[str]:
         caveat = ""
         if same_examples(before, after) and not (before.examples and after.examples):
             caveat = " Whether the two audits are of the same examples was compared by labels alone."
+        if same_weights(before, after):
+            caveat += " Both audits are of the same weights."
         lines.append(f"{one} → {other}: {gain(before, after)} {change(before, after)}{caveat}")
     return lines
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_cwrf.auditing import AuditResult
-from lightning_cwrf.report.table import check_results, check_same_confidence
+from lightning_cwrf.report.table import check_comparable, check_results
 from lightning_cwrf.weights.masks import WeightMask
 
 
@@ -23,7 +23,8 @@ def named_results(results: Any) -> dict[str, AuditResult]:
 
     Raises:
         TypeError: something else.
-        ValueError: no audit; intervals of different confidence; a file that is not a saved audit.
+        ValueError: no audit; intervals of different confidence; one audit under two names; a file that is not a saved
+            audit.
         FileNotFoundError: there is no such file.
     """
     if isinstance(results, AuditResult):
@@ -38,7 +39,7 @@ def named_results(results: Any) -> dict[str, AuditResult]:
             for name, each in results.items()
         }
     check_results(results)
-    check_same_confidence(results)
+    check_comparable(results)
     return dict(results)
 
 

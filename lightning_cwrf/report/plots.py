@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_cwrf.auditing import AuditResult
+from lightning_cwrf.auditing.findings import Findings
 from lightning_cwrf.auditing.names import attack_name
 from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics.functional import membership_roc
@@ -87,7 +88,7 @@ def plot_losses(results: Mapping[str, AuditResult], path: str | PathLike[str], b
 
 
 def plot_tradeoff(
-    results: Mapping[str, Mapping[str, AuditResult]], path: str | PathLike[str], attack: str = "lira"
+    results: Mapping[str, Mapping[str, Findings]], path: str | PathLike[str], attack: str = "lira"
 ) -> Path:
     """Plot utility against privacy: test accuracy and an attack's AUC with their intervals; bottom right is best.
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import combinations
 from typing import Any
 
-from lightning_cwrf.auditing import FPR, AuditResult, Estimate, aligned
+import torch
+
+from lightning_cwrf.auditing import FPR, AuditResult, Estimate, RecipeAudit, aligned
+from lightning_cwrf.auditing.findings import Findings
 from lightning_cwrf.auditing.names import attack_name, metric_name
 from lightning_cwrf.auditing.tables import percent
 
@@ -17,11 +21,11 @@ MODEL_ROWS = {
 _SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}")
 
 
-def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, float | None] | None = None) -> str:
+def comparison_table(results: Mapping[str, Findings], seconds: Mapping[str, float | None] | None = None) -> str:
     """A table with a column per model and a row per measurement, each value with its confidence interval.
 
     Args:
-        results: audits by the name of the model.
+        results: audits by the name of the model, or of recipes by the name of the recipe.
         seconds: the time spent on each, for a last row; None for a model that was not trained here.
 
     Returns:
@@ -29,17 +33,17 @@ def comparison_table(results: Mapping[str, AuditResult], seconds: Mapping[str, f
 
     Raises:
         TypeError: no mapping from names to audits.
-        ValueError: no audit; intervals of different confidence; a model without seconds.
+        ValueError: no audit; intervals of different confidence; one audit under two names; a model without seconds.
     """
-    return _layout(comparison_rows(results, seconds), list(results.values()))
+    return _layout(comparison_rows(results, seconds), results)
 
 
 def comparison_rows(
-    results: Mapping[str, AuditResult], seconds: Mapping[str, float | None] | None = None
+    results: Mapping[str, Findings], seconds: Mapping[str, float | None] | None = None
 ) -> list[list[str]]:
     """The cells of :func:`comparison_table`: the names of the models, then a row per measurement."""
-    check_results(results)
-    check_same_confidence(results)
+    check_results(results, kinds=(AuditResult, RecipeAudit))
+    check_comparable(results)
     if seconds is not None and (missing := [name for name in results if name not in seconds]):
         raise ValueError(f"seconds must have one number for each model; {', '.join(missing)} has none.")
     rows = [["", *results]]
@@ -54,7 +58,7 @@ def comparison_rows(
     return rows
 
 
-def compared(results: Iterable[AuditResult]) -> list[tuple[str, list[Estimate | None]]]:
+def compared(results: Iterable[Findings]) -> list[tuple[str, list[Estimate | None]]]:
     """The measures of :func:`comparison_table` by their labels, with each audit's estimate; None: it has none."""
     results = list(results)
     return [
@@ -63,43 +67,43 @@ def compared(results: Iterable[AuditResult]) -> list[tuple[str, list[Estimate | 
     ]
 
 
-def cell(result: AuditResult, attack: str | None, metric: str) -> str:
+def cell(result: Findings, attack: str | None, metric: str) -> str:
     """An estimate as text, or why there is none; attack None: of the model itself."""
     found = _estimates(result, attack).get(metric)
     return missing(result, attack) if found is None else str(found)
 
 
-def missing(result: AuditResult, attack: str | None) -> str:
+def missing(result: Findings, attack: str | None) -> str:
     """Why an audit has no estimate of an attack."""
     if attack in result.failures:
         return "failed"
     return "not measured" if attack is None or attack in result.estimates else "not run"
 
 
-def _measures(results: Iterable[AuditResult]) -> list[tuple[str, str | None, str]]:
+def _measures(results: Iterable[Findings]) -> list[tuple[str, str | None, str]]:
     """The rows of :func:`comparison_table`: label, attack (None: the model itself) and metric."""
     attacks = attacks_in(results)
     own: list[tuple[str, str | None, str]] = [(label, None, key) for key, label in MODEL_ROWS.items()]
     return own + [(f"{attack_name(a)} {metric_name(key)}", a, key) for a in attacks for key in _SHOWN]
 
 
-def _estimates(result: AuditResult, attack: str | None) -> Mapping[str, Estimate]:
+def _estimates(result: Findings, attack: str | None) -> Mapping[str, Estimate]:
     return result.model_metrics if attack is None else result.estimates.get(attack, {})
 
 
-def comparison_notes(results: Iterable[AuditResult]) -> list[str]:
+def comparison_notes(results: Iterable[Findings]) -> list[str]:
     """The notes below :func:`comparison_table`, each once."""
     results = list(results)
     notes = dict.fromkeys(note for result in results for note in result.notes(_SHOWN))
     return [f"In brackets: {percent(results[0].confidence)} confidence interval.", *notes]
 
 
-def attacks_in(results: Iterable[AuditResult]) -> list[str]:
+def attacks_in(results: Iterable[Findings]) -> list[str]:
     """The attacks that ran on at least one model."""
     return list(dict.fromkeys(attack for result in results for attack in result.estimates))
 
 
-def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
+def tradeoff_table(results: Mapping[str, Mapping[str, Findings]]) -> str:
     """A table with a row per model: its accuracies, and the results of each attack.
 
     Args:
@@ -110,11 +114,12 @@ def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
 
     Raises:
         TypeError: no audits by way of training and defense.
-        ValueError: no audit; intervals of different confidence.
+        ValueError: no audit; intervals of different confidence; one audit under two names.
     """
     check_tradeoff(results)
-    check_same_confidence({f"{d} ({way})": r for way, audits in results.items() for d, r in audits.items()})
-    every = [result for audits in results.values() for result in audits.values()]
+    named = {f"{d} ({way})": r for way, audits in results.items() for d, r in audits.items()}
+    check_comparable(named)
+    every = list(named.values())
     attacks = attacks_in(every)
     rows = [["defense", "way", "train accuracy", "test accuracy"]]
     for attack in attacks:
@@ -129,11 +134,14 @@ def tradeoff_table(results: Mapping[str, Mapping[str, AuditResult]]) -> str:
             for attack in attacks:
                 row += [cell(result, attack, key) for key in _SHOWN]
             rows.append(row)
-    return _layout(rows, every)
+    return _layout(rows, named)
 
 
-def check_results(results: Any, attack: str | None = None) -> None:
-    """Raise unless ``results`` are audits by name, at least one, all with this attack (None: with any)."""
+def check_results(results: Any, attack: str | None = None, kinds: tuple[type[Findings], ...] = (AuditResult,)) -> None:
+    """Raise unless ``results`` are audits by name, at least one, all with this attack (None: with any).
+
+    ``kinds`` are those that can be shown; plots of scores are of one model each.
+    """
     if not isinstance(results, Mapping):
         raise TypeError(
             f"results must be audits by the name of the model, such as {{'before': result}}, not a "
@@ -147,8 +155,9 @@ def check_results(results: Any, attack: str | None = None) -> None:
                 f"{name!r} is a {type(result).__name__} of audits, not an AuditResult: results by way and defense are "
                 "for tradeoff_table and plot_tradeoff."
             )
-        if not isinstance(result, AuditResult):
-            raise TypeError(f"{name!r} must be an AuditResult, not a {type(result).__name__}.")
+        if not isinstance(result, kinds):
+            wanted = " or a ".join(each.__name__ for each in kinds)
+            raise TypeError(f"{name!r} must be an {wanted}, not a {type(result).__name__}.")
         if attack is not None and attack not in result.estimates:
             raise ValueError(
                 f"{name!r} was not audited with {attack!r}; it has {', '.join(result.estimates) or 'none'}."
@@ -157,7 +166,7 @@ def check_results(results: Any, attack: str | None = None) -> None:
 
 def check_tradeoff(results: Any, attack: str | None = None) -> None:
     """Raise unless ``results`` are audits by way of training and defense, at least one, all with this attack."""
-    if not isinstance(results, Mapping) or any(isinstance(audits, AuditResult) for audits in results.values()):
+    if not isinstance(results, Mapping) or any(isinstance(audits, Findings) for audits in results.values()):
         kind = "audits by one name" if isinstance(results, Mapping) else f"a {type(results).__name__}"
         raise TypeError(
             f"results must be audits by the way a model was trained and then by its defense, such as "
@@ -167,20 +176,52 @@ def check_tradeoff(results: Any, attack: str | None = None) -> None:
         raise ValueError("there is no audit to show: results is empty.")
     for audits in results.values():
         if audits or not isinstance(audits, Mapping):
-            check_results(audits, attack)
+            check_results(audits, attack, (AuditResult, RecipeAudit))
 
 
-def check_same_confidence(results: Mapping[str, AuditResult]) -> None:
-    """Raise a ValueError where the audits have intervals of different confidence."""
+def check_comparable(results: Mapping[str, Findings]) -> None:
+    """Raise a ValueError for intervals of different confidence, and for one audit under two names."""
     levels = {f"{result.confidence:.6g}": name for name, result in results.items()}
     if len(levels) > 1:
         raise ValueError(
             "the audits have intervals of different confidence, which cannot be compared: "
             f"{', '.join(f'{level} ({name})' for level, name in levels.items())}. Audit them at one confidence."
         )
+    for (first, one), (second, other) in combinations(results.items(), 2):
+        if _is_same_audit(one, other):
+            raise ValueError(
+                f"{first!r} and {second!r} are the same audit: the same weights, examples and scores. Audit each model "
+                "when it has its own weights: a fit changes the model itself, so audit the finished one before it."
+            )
 
 
-def _layout(rows: list[list[str]], results: Sequence[AuditResult]) -> str:
+def same_weights(first: Findings, other: Findings) -> bool:
+    """Whether two audits are known to be of the same weights."""
+    if not isinstance(first, AuditResult) or not isinstance(other, AuditResult):
+        return False  # a recipe has many
+    return first.weights == other.weights != ""
+
+
+def of_one_model(results: Mapping[str, Findings]) -> list[str]:
+    """A remark for every two audits of the same weights, which a comparison says are two models."""
+    return [
+        f"{first} and {second} are audits of the same weights: differences between them are not of the model."
+        for (first, one), (second, other) in combinations(results.items(), 2)
+        if same_weights(one, other)
+    ]
+
+
+def _is_same_audit(first: Findings, other: Findings) -> bool:
+    if not isinstance(first, AuditResult) or not isinstance(other, AuditResult) or not same_weights(first, other):
+        return False
+    return (
+        first.examples == other.examples != ""
+        and first.scores.keys() == other.scores.keys()
+        and all(torch.equal(scores, other.scores[attack]) for attack, scores in first.scores.items())
+    )
+
+
+def _layout(rows: list[list[str]], results: Mapping[str, Findings]) -> str:
     rule = ["─" * max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = aligned([rows[0], rule, *rows[1:]])
-    return "\n".join([*lines, "", *comparison_notes(results)])
+    return "\n".join([*lines, "", *of_one_model(results), *comparison_notes(results.values())])

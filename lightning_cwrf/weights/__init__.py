@@ -1,6 +1,6 @@
 """Weights: score them (Eq. 2, 4), choose and freeze the critical ones (Eq. 5 to 7), and their vanilla values."""
 
-from lightning_cwrf.weights.copies import capture
+from lightning_cwrf.weights.copies import capture, weights_digest
 from lightning_cwrf.weights.correlation import score_correlation, weight_kinds
 from lightning_cwrf.weights.descent import trainable_parameters
 from lightning_cwrf.weights.masks import WeightMask
@@ -23,4 +23,5 @@ __all__ = [
     "score_correlation",
     "trainable_parameters",
     "weight_kinds",
+    "weights_digest",
 ]

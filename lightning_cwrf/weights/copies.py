@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_cwrf.files import digest
 from lightning_cwrf.lightning_private import COMPILED as COMPILED
 from lightning_cwrf.lightning_private import drop_compiled_steps
 
@@ -23,6 +24,28 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without what modules save beside tensors (``get_extra_state``)."""
     check_not_lazy(model)
     return {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A digest of a model's parameters and buffers, with their names and types.
+
+    The device, ``torch.compile`` and a defense on the model do not change it. It is empty where the state dict holds
+    anything but plain tensors, such as quantized ones: then equal digests would not show that models are equal.
+
+    >>> model = nn.Linear(2, 2)
+    >>> [weights_digest(each) == weights_digest(model) for each in (copy.deepcopy(model), nn.Linear(2, 2))]
+    [True, False]
+    """
+    state = model.state_dict()
+    plain = all(
+        isinstance(value, Tensor)
+        and not is_lazy(value)
+        and type(value.detach()) is Tensor
+        and value.layout is torch.strided
+        and not (value.is_quantized or value.is_meta)
+        for value in state.values()
+    )
+    return digest({name.replace("_orig_mod.", ""): value for name, value in state.items()}) if plain else ""
 
 
 def check_not_lazy(model: nn.Module) -> None:

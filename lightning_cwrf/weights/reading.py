@@ -41,6 +41,25 @@ def read_saved(path: Path, what: str) -> tuple[Any, str | None]:
     return tensors, kind
 
 
+def read_finished(path: Path, *, unpickle: bool = False) -> tuple[Any, Mapping[str, Tensor]]:
+    """What a file of finished weights holds, and the state dict in it.
+
+    ``unpickle``: read other objects than tensors too, which can run code.
+
+    Raises:
+        ValueError: as :func:`read_saved`; or the file holds something else, such as vanilla weights or scores.
+    """
+    try:
+        loaded, kind = read_saved(path, "finished weights")
+    except ValueError as error:
+        if not unpickle or "can run code" not in str(error):
+            raise
+        loaded, kind = torch.load(path, map_location="cpu", weights_only=False), None
+    if kind is not None and kind.startswith("lightning_cwrf."):
+        raise ValueError(f"{path} holds {kind} instead of finished weights.")
+    return loaded, state_dict_in(loaded, str(path))
+
+
 def state_dict_in(loaded: Any, where: str) -> Mapping[str, Tensor]:
     """The state dict in what was loaded, which is one itself or a checkpoint."""
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None

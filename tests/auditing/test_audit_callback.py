@@ -16,7 +16,7 @@ from torch.utils.data import (
 from lightning_cwrf import MIAAuditCallback, PrivacyScoringCallback
 from lightning_cwrf.attacks import create_attack
 from lightning_cwrf.auditing import audit
-from lightning_cwrf.callbacks.audit import weights_digest
+from lightning_cwrf.weights import weights_digest
 from tests.auditing.conftest import MEMBERS, NONMEMBERS
 from tests.helpers import Classifier, digits, loader, part, snapshot, trainer
 

@@ -1,12 +1,21 @@
 """Hardening runs that the tests of callbacks share."""
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, WeightMask
-from tests.helpers import Classifier, loader, trained, trainer
+from lightning_cwrf import (
+    CriticalRewindCallback,
+    DefenseCallback,
+    FinishedWeightsCallback,
+    GradientMaskCallback,
+    MIAAuditCallback,
+    PrivacyScoringCallback,
+    WeightMask,
+)
+from tests.helpers import Classifier, loader, part, trained, trainer
 
 
 def cwrf(vanilla, rate=0.2, steps=3, **scoring):
@@ -104,3 +113,49 @@ class Manual(Classifier):
         return torch.optim.SGD(self.parameters(), 0.1, weight_decay=0.1)
 
     frozen = ()
+
+
+class Splits(LightningDataModule):
+    """Digits with a split for everything; the test split exists only after ``setup("test")``."""
+
+    def setup(self, stage):
+        self.stages = [*getattr(self, "stages", []), stage]
+        if stage == "test":
+            self.test = part(200, 264)
+
+    def train_dataloader(self):
+        return loader(0, 64, shuffle=True)
+
+    def val_dataloader(self):
+        return loader(100, 140)
+
+    def test_dataloader(self):
+        return DataLoader(self.test, batch_size=16)
+
+
+def same_weights(model, state):
+    return all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def hardening(first_files, finished=True, **data):
+    data = {"nonmembers": "val", **data}
+    return [
+        *([FinishedWeightsCallback(first_files / "finished.ckpt")] if finished else []),
+        PrivacyScoringCallback(**data, vanilla=first_files / "init.safetensors", steps=2),
+        CriticalRewindCallback(rate=0.1),
+        GradientMaskCallback(),
+        DefenseCallback("relaxloss", alpha=0.2),
+        MIAAuditCallback(nonmembers="test"),
+    ]
+
+
+def fitted(model, callbacks=(), folder=None, ckpt_path=None, **kwargs):
+    run = trainer(folder, callbacks=list(callbacks), **{"max_epochs": 2, **kwargs})
+    torch.manual_seed(3)
+    run.fit(model, loader(0, 64), ckpt_path=ckpt_path)
+    return run
+
+
+def build(cls=Classifier):
+    torch.manual_seed(0)
+    return cls()

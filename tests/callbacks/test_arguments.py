@@ -34,7 +34,7 @@ def test_bad_data_is_an_error_before_the_first_step(make, message):
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
-def test_bad_settings():
+def test_bad_settings_raise():
     with pytest.raises(ValueError, match=r"rate must be a number in \[0, 1\], not 3"):
         CriticalRewindCallback(rate=3)
     with pytest.raises(ValueError, match="not both"):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_cwrf import MIAAuditCallback
-from lightning_cwrf.callbacks.audit import is_last_epoch, weights_digest
-from tests.callbacks.helpers import finished
+from lightning_cwrf import AuditResult, MIAAuditCallback
+from lightning_cwrf.callbacks.audit import is_last_epoch
 from tests.helpers import Classifier, loader, trainer
 
 
@@ -33,19 +33,6 @@ def test_which_epoch_is_the_last(epoch, epochs, step, steps, stop, last):
         current_epoch=epoch, max_epochs=epochs, global_step=step, max_steps=steps, should_stop=stop
     )
     assert is_last_epoch(trainer) == last
-
-
-def test_a_digest_of_weights_is_of_every_value_and_of_buffers():
-    model = finished()[0]
-    before = weights_digest(model)
-    assert weights_digest(model) == before
-    with torch.no_grad():
-        model.net[1].running_mean[3] += 1e-6
-    after = weights_digest(model)
-    assert after != before
-    with torch.no_grad():
-        model.net[5].bias[9] = -model.net[5].bias[9]
-    assert len({before, after, weights_digest(model)}) == 3
 
 
 def test_attacks_that_need_more_than_outputs_are_an_error():
@@ -97,3 +84,27 @@ def test_no_audit_when_the_fit_was_interrupted_or_there_was_none(stage, interrup
     audit, model = MIAAuditCallback(loader(100, 140)), Classifier()
     audit.teardown(SimpleNamespace(interrupted=interrupted, global_step=steps), model, stage)
     assert audit.result is None
+
+
+def test_the_last_audit_is_saved_and_an_earlier_file_is_not_replaced(tmp_path):
+    path = tmp_path / "audit.json"
+    callback = MIAAuditCallback(loader(100, 140), every_n_epochs=1, save=path)
+    model = Classifier()
+    trainer(callbacks=[callback], max_epochs=2).fit(model, loader(0, 64))
+    assert AuditResult.load(path).values() == callback.result.values()
+    with pytest.raises(MisconfigurationException, match="overwrite=True"):
+        again = MIAAuditCallback(loader(100, 140), save=path)
+        trainer(callbacks=[again], max_epochs=2).fit(model, loader(0, 64))
+    replaced = MIAAuditCallback(loader(100, 160), save=path, overwrite=True)
+    trainer(callbacks=[replaced], max_epochs=2).fit(model, loader(0, 64))
+    assert len(AuditResult.load(path).is_member) == 124
+
+
+def test_files_that_no_audit_can_be_saved_to_are_refused_before_the_training(tmp_path):
+    (tmp_path / "file").touch()
+    for path, message in (("a.ckpt", "suffix of another kind"), ("", "is a folder"), ("file/a.json", "not a folder")):
+        with pytest.raises(ValueError, match=message):
+            MIAAuditCallback(loader(100, 140), save=tmp_path / path)
+    twins = [MIAAuditCallback(loader(100, 140), save=tmp_path / "a.json", name=name) for name in ("one", "two")]
+    with pytest.raises(MisconfigurationException, match="two audits in this Trainer save to"):
+        trainer(callbacks=twins, max_epochs=1).fit(Classifier(), loader(0, 64))

@@ -17,7 +17,7 @@ from tests.helpers import Classifier, loader, part, trainer
     [(0.01, False, False, False), (0.011, False, True, False), (0.1, False, True, False), (0.101, True, False, False),
      (0.9, False, True, True)],
 )  # fmt: skip
-def test_members_that_training_leaves_out_are_told_by_their_share(share, error, warned, fast, monkeypatch, recwarn):
+def test_members_that_training_leaves_out_warn_or_raise(share, error, warned, fast, monkeypatch, recwarn):
     monkeypatch.setattr("lightning_cwrf.callbacks.coverage.unseen_share", lambda trainer: share)
     if error:
         with pytest.raises(

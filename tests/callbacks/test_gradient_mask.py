@@ -211,7 +211,7 @@ class Unfreezes(WithBackbone):
         self.backbone.requires_grad_(self.current_epoch == 1)
 
 
-def test_weights_that_are_unfrozen_later_are_told_of():
+def test_weights_that_are_unfrozen_later_warn():
     model = Unfreezes()
     vanilla = capture(model)
     trainer(max_epochs=40).fit(model, loader(0, 32))
@@ -255,7 +255,7 @@ def test_what_moves_weights_after_many_steps_is_found_within_ten():
     assert held(model, mask, values)
 
 
-def test_a_module_is_told_which_weights_are_frozen():
+def test_a_module_can_read_which_weights_are_frozen():
     class Listens(Classifier):
         def on_weights_frozen(self, mask):
             self.frozen = mask

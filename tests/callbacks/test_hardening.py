@@ -65,7 +65,7 @@ def test_resume_neither_scores_nor_rewinds_again_and_ends_at_the_same_weights(tm
     torch.load(tmp_path / "half.ckpt", weights_only=True)  # callback state is tensors and plain values
 
 
-def test_the_same_callbacks_go_on_with_the_same_module_and_begin_anew_with_another():
+def test_the_same_callbacks_continue_with_the_same_module_and_start_over_with_another():
     model, vanilla = finished()
     callbacks = cwrf(vanilla)
     trainer(callbacks=callbacks, max_epochs=1).fit(model, loader(0, 32))

@@ -145,7 +145,7 @@ def test_loggers_that_take_images_or_figures_receive_the_roc():
         assert each.given["cwrf/rewind/rate"] == 0.05
 
 
-def test_a_logger_that_fails_is_a_warning_and_the_fit_goes_on():
+def test_a_logger_that_fails_is_a_warning_and_the_fit_continues():
     with pytest.warns(UserWarning, match="did not take") as told:
         _, callbacks = hardened([Failing(), wandb := LikeWandb()])
     said = [str(each.message) for each in told]

@@ -62,7 +62,7 @@ def go_on(half, callbacks, attach=True):
         ({"mask": {"tune": "masked"}}, "tune='rest', and now it has tune='masked'"),
     ],
 )
-def test_changed_settings_are_an_error_that_names_old_and_new_and_the_way_out(half, changed, message):
+def test_changed_settings_are_an_error_that_names_old_and_new_and_the_fix(half, changed, message):
     with pytest.raises(MisconfigurationException, match=message) as error:
         go_on(half, cwrf(half[0] / "vanilla.safetensors", **changed))
     assert "Pass the old settings; or, to harden again, load the finished weights" in str(error.value)
@@ -168,7 +168,7 @@ def old_checkpoint(half, path):
     return mask, states["PrivacyScoringCallback"]["scores"]
 
 
-def test_checkpoints_of_earlier_versions_go_on(half, tmp_path):
+def test_checkpoints_of_earlier_versions_can_be_resumed(half, tmp_path):
     mask, scores = old_checkpoint(half, tmp_path / "half.ckpt")
     callbacks = cwrf(half[0] / "vanilla.safetensors")
     model = go_on((tmp_path,), callbacks)

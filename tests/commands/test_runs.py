@@ -255,7 +255,7 @@ def test_files_of_weights_of_every_kind(user):
     assert main(check(checkpoint="weights.pt", vanilla=f"{M}.fresh")) == 0
 
 
-def test_a_checkpoint_with_other_objects_is_read_only_when_told_to(user, capsys):
+def test_a_checkpoint_with_other_objects_is_read_only_when_asked(user, capsys):
     content = torch.load("finished.ckpt", weights_only=True)
     content["hyper_parameters"]["lr"] = Path("1")  # an object of another type
     torch.save(content, "odd.ckpt")
@@ -274,7 +274,7 @@ def test_datasets_need_a_batch_size_for_a_fit_alone(user, capsys):
 
 
 @pytest.mark.parametrize("command", ["check", "harden", "audit", "report"])
-def test_help_teaches(command, capsys):
+def test_help_of_a_command_has_an_example_and_exit_codes(command, capsys):
     assert main([command, "--help"]) == 0
     said = capsys.readouterr().out
     assert f"  cwrf {command} " in said  # an example

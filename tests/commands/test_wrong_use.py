@@ -71,7 +71,7 @@ WRONG = {
     "no such checkpoint": (audit(checkpoint="nowhere.ckpt"), "--checkpoint: there is no file nowhere.ckpt"),
     "checkpoint of another class": (audit(model=f"{M}.Normed"), f"does not fit {M}.Normed: .*Missing key"),
     "checkpoint of another width": (audit("--model.width", "4"), f"does not fit {M}.Net: .*size mismatch"),
-    "checkpoint is text": (audit(checkpoint=f"{M}.py"), "--checkpoint: cannot read the finished weights"),
+    "checkpoint is text": (audit(checkpoint=f"{M}.py"), "--checkpoint: cannot read finished weights"),
     "no hyper-parameters": (audit(model=f"{M}.Needs", checkpoint="weights.pt"), "--model.*width"),
     "no such split": (audit(members="training"), "--members: there is no split 'training'; write a split of --data"),
     "split without a loader": (audit(nonmembers="predict"), "--nonmembers predict: there is no 'predict' split"),

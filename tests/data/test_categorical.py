@@ -40,7 +40,7 @@ class Linear(nn.Module):
         return self.layer(batch[0]), batch[1]
 
 
-def test_people_who_share_their_answers_are_told_apart_by_a_key():
+def test_people_with_the_same_answers_are_distinguished_by_a_key():
     """405 of 542 were members by content; there was no way to audit them."""
     members, others = Categorical(range(500)), Categorical(range(500, 1000))
     plain = [

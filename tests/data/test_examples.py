@@ -126,3 +126,14 @@ def test_numbers_that_are_all_there_is_are_content():
 def test_sparse_inputs_have_content():
     x = torch.eye(3)
     assert fingerprints(x.to_sparse()) == fingerprints(x)
+
+
+class Graph:
+    """As in chemprop: the examples of a batch joined to one object."""
+
+
+def test_a_batch_of_one_object_raises_with_the_fix():
+    for batch in ((Graph(), torch.tensor([0, 1])), (Graph(), None, torch.tensor([0, 1]), torch.ones(2))):
+        with pytest.raises(TypeError, match=r"inputs of type Graph: give batches of tensors.*classification_step") as e:
+            example_ids(batch)
+        assert "key=" not in str(e.value)

@@ -104,7 +104,7 @@ class Relabelled(Dataset):
         return x, (y + 1) % 10 if i in self.places else y
 
 
-def test_labels_that_differ_from_the_pools_are_told(shadows):
+def test_labels_that_differ_from_the_pools_raise(shadows):
     """They were audited: LiRA compared losses of two labels."""
     model = Classifier(width=16)
     flipped = Relabelled(MEMBERS, {3, 5})
@@ -116,13 +116,13 @@ def test_labels_that_differ_from_the_pools_are_told(shadows):
     audit(model, members=flipped, nonmembers=OTHERS)
 
 
-def test_another_number_of_classes_is_told(shadows):
+def test_another_number_of_classes_raises(shadows):
     wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 12))
     with pytest.raises(ValueError, match="the audited model has 12 classes, the shadow models 10"):
         audit(wide, members=MEMBERS, nonmembers=OTHERS, shadows=shadows)
 
 
-def test_a_non_member_with_the_inputs_of_a_member_and_another_label_is_told():
+def test_a_non_member_with_the_inputs_of_a_member_and_another_label_warns():
     with pytest.warns(UserWarning, match="2 of the 60 non-members have the inputs of a member and another label"):
         result = audit(
             Classifier(), members=MEMBERS, nonmembers=Relabelled(ConcatDataset([part(100, 158), part(0, 2)]), {58, 59})

@@ -159,7 +159,7 @@ def test_a_fixed_order_is_kept_and_a_whole_data_set_is_read_in_its_own():
     assert given(as_loader(DataLoader(DATA, shuffle=True), shuffle=False)) == list(range(N))
 
 
-def test_batches_of_ones_own_stay_together():
+def test_batches_of_the_users_sampler_stay_together():
     batches = [
         batch[0].flatten().int().tolist()
         for batch in as_loader(DataLoader(DATA, batch_sampler=Buckets()), shuffle=True)
@@ -175,7 +175,7 @@ def test_batches_of_ones_own_stay_together():
         (Locked(), "copied"),
     ],
 )
-def test_samplers_that_cannot_be_told_are_refused(sampler, message):
+def test_samplers_whose_examples_are_unknown_are_refused(sampler, message):
     with pytest.raises(ValueError, match=rf"{message}.*members=\.\.\."):
         as_loader(DataLoader(DATA, sampler=sampler), shuffle=False)
 

@@ -19,7 +19,7 @@ MEMBERS, OTHERS, POPULATION = part(0, 60), part(100, 160), part(200, 300)
 
 
 @pytest.mark.parametrize("name", ["mixup_mmd", "past", "adversarial_regularization"])
-def test_non_members_that_a_defense_trained_on_are_told(name, tmp_path):
+def test_non_members_that_a_defense_trained_on_are_reported(name, tmp_path):
     """The audit took them: .631 in place of .698."""
     reference = part(300, 400)
     model = create_defense(name, nonmembers=DataLoader(reference, batch_size=16)).attach(Classifier())
@@ -73,7 +73,7 @@ class Again:
         return iter(self.batches)
 
 
-def test_reference_data_of_the_scoring_are_told_wherever_the_audit_stands():
+def test_reference_data_of_the_scoring_are_reported_at_any_place_of_the_audit():
     model, vanilla = trained()
     scoring = PrivacyScoringCallback(loader(300, 340), vanilla, steps=1)
     trainer(max_epochs=1, callbacks=[scoring]).fit(model, loader(0, 64))
@@ -86,7 +86,7 @@ def test_reference_data_of_the_scoring_are_told_wherever_the_audit_stands():
     assert seen_by(other) == {}
 
 
-def test_recipes_tell_pool_and_population_from_what_their_models_see():
+def test_recipes_distinguish_pool_and_population_from_what_their_models_see():
     base = {"build_module": Classifier, "trainer_kwargs": {"max_epochs": 1}, "batch_size": 16}
     for recipe, what in (
         (ShadowRecipe(**base, cwrf=CWRFConfig(part(200, 220))), "CWRF's nonmembers"),

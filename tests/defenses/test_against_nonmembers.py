@@ -16,7 +16,7 @@ from lightning_cwrf.defenses import adversarial_regularization_loss, attack_gain
 from lightning_cwrf.defenses.adversarial import AttackNetwork
 from lightning_cwrf.defenses.mixup_mmd import mix_batch
 from lightning_cwrf.defenses.nonmembers import NonmemberBatches
-from tests.defenses.test_defense_losses import defense, start
+from tests.defenses.cases import defense, start
 from tests.helpers import Classifier, digits, loader, part, trainer
 
 
@@ -26,7 +26,7 @@ def as_is(monkeypatch):
     monkeypatch.setattr("lightning_cwrf.defenses.nonmembers.transfer_of", lambda trainer: lambda batch: batch)
 
 
-def test_the_attack_of_adversarial_regularization_is_in_the_checkpoint_and_nowhere_else(tmp_path):
+def test_the_attack_of_adversarial_regularization_is_in_the_checkpoint_alone(tmp_path):
     model, _ = start()
     keys, parameters = list(model.state_dict()), [id(p) for p in model.parameters()]
     defense("adversarial_regularization").attach(model)
@@ -44,7 +44,7 @@ def test_the_attack_of_adversarial_regularization_is_in_the_checkpoint_and_nowhe
 
 
 @pytest.mark.slow
-def test_the_attack_learns_and_the_classifier_answers(as_is):
+def test_the_attack_improves_and_the_classifier_trains_against_it(as_is):
     """Members are told from non-members after some steps; the classifier's loss is that against this attack."""
     model, _ = start()
     model.net[1].eval()  # no batch statistics: the loss can be taken again
@@ -106,7 +106,7 @@ def test_every_epoch_and_process_has_an_order_of_its_own_and_the_same_again():
 
 
 @pytest.mark.parametrize("name", ["adversarial_regularization", "mixup_mmd"])
-def test_a_pass_without_gradients_does_not_starve_autocast(name, as_is):
+def test_a_pass_without_gradients_leaves_autocast_its_gradients(name, as_is):
     """Autocast keeps casted weights; those of an evaluation pass would carry no gradient."""
     grads = []
     for enabled in (False, True):

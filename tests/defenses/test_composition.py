@@ -185,7 +185,7 @@ def test_what_does_not_compose_raises(make, error, message):
         make()
 
 
-def test_a_base_of_ones_own():
+def test_a_base_that_the_user_wrote():
     class Doubled(DefenseMixin):
         def defense_loss(self, logits, targets):
             return 2 * F.cross_entropy(logits, targets) + 0 * self.current_epoch

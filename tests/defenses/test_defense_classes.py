@@ -202,7 +202,7 @@ def test_a_defense_that_inherits_its_settings_takes_them():
 
 
 @pytest.mark.filterwarnings("ignore:.*configure_defense is now:FutureWarning")
-def test_configure_defense_of_a_subclass_and_after_ones_own_init():
+def test_configure_defense_of_a_subclass_and_after_the_users_init():
     class LongerMixin(PASTMixin):
         def configure_defense(self, *, nonmembers=None, lam: float = 1e-3, alpha: float = 2.5, extra: int = 1):
             super().configure_defense(nonmembers=nonmembers, lam=lam, alpha=alpha)

@@ -271,7 +271,7 @@ def _tempered(annotation):
         ("SomethingElse", [1, "x", None], [], []),
     ],
 )
-def test_a_defense_of_ones_own_is_checked_by_its_annotations(annotation, good, wrong_type, wrong_value):
+def test_a_defense_of_the_user_is_checked_by_its_annotations(annotation, good, wrong_type, wrong_value):
     mixin = _tempered(annotation)
     own = type("Own", (mixin, Classifier), {})
     ways = [lambda t: mixin.attach(Classifier(), t=t), lambda t: own(t=t)]

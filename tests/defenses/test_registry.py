@@ -205,7 +205,7 @@ def test_a_defense_registered_at_run_time_is_found_everywhere(capsys):
         assert not is_listed("focal_loss")  # the docs check asks for its page
 
 
-def test_settings_of_ones_own_are_checked_when_the_defense_is_made():
+def test_settings_that_the_user_wrote_are_checked_when_the_defense_is_made():
     """Also without a __post_init__, and before it."""
 
     @dataclass(frozen=True)

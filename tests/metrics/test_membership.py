@@ -72,7 +72,7 @@ def test_too_few_nonmembers_have_a_note():
     assert metric.note is None
 
 
-def test_perfect_and_hopeless_attacks_have_exact_bounds():
+def test_perfect_and_useless_attacks_have_exact_bounds():
     scores, is_member = torch.arange(80.0), torch.arange(80) >= 50
     metric = MembershipAUROC()
     metric.update(scores, is_member)

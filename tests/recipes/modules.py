@@ -12,7 +12,7 @@ from lightning_cwrf import (
     ShadowRecipe,
     train_shadows,
 )
-from tests.helpers import OPTIMIZERS, Classifier, loader, trainer
+from tests.helpers import OPTIMIZERS, Classifier, loader, part, trainer
 
 train = functools.partial(train_shadows, workers=1, progress=False)
 
@@ -75,3 +75,18 @@ def finished(model=None, data=None, **arguments):
     run = trainer(max_epochs=3, **arguments)
     run.fit(model, loader(0, 64, shuffle=True) if data is None else data)
     return run, model
+
+
+def weights_of(recipe, folder, pool, **arguments):
+    shadows = train(recipe, pool, 4, store=folder, keep_weights=True, **arguments)
+    return [shadows.weights(i) for i in range(4)]
+
+
+def assert_stacking_changes_nothing(recipe, tmp_path, pool=None, **arguments):
+    pool = part(0, 81) if pool is None else pool  # an odd number: some models have one more example than others
+    alone = weights_of(recipe, tmp_path / "alone", pool, **arguments)
+    stacked = weights_of(recipe, tmp_path / "stacked", pool, stack=4, **arguments)
+    for one, other in zip(alone, stacked, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-8, msg=name)

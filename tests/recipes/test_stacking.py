@@ -1,10 +1,13 @@
 """A stack of models gives what each gives alone, or is refused."""
 
 import functools
+import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from lightning_cwrf import (
@@ -15,7 +18,7 @@ from lightning_cwrf.defenses import (
     create_defense,
 )
 from tests.helpers import Classifier, ManualClassifier, part
-from tests.recipes.modules import Hooked, Plain, stackable, train
+from tests.recipes.modules import Hooked, Plain, assert_stacking_changes_nothing, stackable, train
 
 pytestmark = pytest.mark.slow
 
@@ -30,21 +33,6 @@ class Replacing(Plain):
     def training_step(self, batch, batch_idx):
         self.mean = 0.9 * self.mean + 0.1 * batch[0].mean()
         return F.cross_entropy(self(batch[0] - self.mean), batch[1])
-
-
-def weights_of(recipe, folder, pool, **arguments):
-    shadows = train(recipe, pool, 4, store=folder, keep_weights=True, **arguments)
-    return [shadows.weights(i) for i in range(4)]
-
-
-def assert_stacking_changes_nothing(recipe, tmp_path, pool=None, **arguments):
-    pool = part(0, 81) if pool is None else pool  # an odd number: some models have one more example than others
-    alone = weights_of(recipe, tmp_path / "alone", pool, **arguments)
-    stacked = weights_of(recipe, tmp_path / "stacked", pool, stack=4, **arguments)
-    for one, other in zip(alone, stacked, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-8, msg=name)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop", "adagrad"])
@@ -80,6 +68,7 @@ def test_stacks_of_other_batches_and_buffers(tmp_path, change):
         create_defense("ccl"),
         create_defense("label_smoothing"),
         create_defense("confidence_penalty"),
+        create_defense("weight_penalty", l1=1e-3, l2=1e-2, on=create_defense("relaxloss", alpha=1.0)),
     ],
     ids=lambda d: d.mixin.__name__,
 )
@@ -94,18 +83,77 @@ def test_a_stack_of_fine_tuned_models(tmp_path):
     assert_stacking_changes_nothing(tuned, tmp_path / "tuned", part(0, 80), base=base)
 
 
+class Random(Plain):
+    """Dropout of values and of channels, in place and not, and noise on the inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.channels = nn.Dropout(0.3, inplace=True), nn.Dropout2d(0.2)
+
+    def forward(self, x):
+        x = self.channels(self.body[:3](x + 0.1 * torch.randn_like(x) if self.training else x))
+        return self.head(self.drop(x.flatten(1) * 1.0))
+
+
+class Constant(Random):
+    """All models begin with the same weights."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.linspace(-0.5, 0.5, p.numel()).view_as(p))
+
+
+class Shifted(Plain):
+    def training_step(self, batch, batch_idx):
+        order = torch.randperm(len(batch[1]))
+        return F.cross_entropy(self(batch[0] + torch.rand(8, 1)), batch[1]) + self(batch[0][order]).square().mean()
+
+
+class Penalised(Plain):
+    """Under vmap alone no weight says that it requires a gradient, and the penalty would silently be nothing."""
+
+    def training_step(self, batch, batch_idx):
+        penalty = sum(p.square().sum() for p in self.parameters() if p.requires_grad)
+        return F.cross_entropy(self(batch[0]), batch[1]) + penalty
+
+
+@pytest.mark.parametrize("module", [Classifier, Random, Shifted, Penalised])
+def test_each_model_draws_and_penalises_as_alone(tmp_path, module):
+    assert_stacking_changes_nothing(stackable(module, max_epochs=3), tmp_path)
+
+
+def test_random_numbers_are_a_models_own(tmp_path):
+    """The same weights in a stack of two and of four, and others for another seed."""
+    recipe, same = replace(stackable(Constant), shuffle=False), list(range(20))
+    two, four, again = (
+        recipe.train_stack(part(0, 20), [same] * len(seeds), seeds) for seeds in ([5, 6], [8, 7, 6, 5], [8, 7, 6, 5])
+    )
+    for name, value in two[0].state_dict().items():
+        torch.testing.assert_close(value, four[3].state_dict()[name], rtol=1e-6, atol=1e-8)
+        assert torch.equal(four[3].state_dict()[name], again[3].state_dict()[name])
+    # From the same weights, on the same examples in the same order, they differ by their dropout alone.
+    weights = [model.head.weight.detach() for model in four]
+    assert min(float((a - b).abs().max()) for a, b in itertools.combinations(weights, 2)) > 1e-3
+
+
 class Looks(Plain):
     def training_step(self, batch, batch_idx):
         loss = F.cross_entropy(self(batch[0]), batch[1])
         return loss if loss.item() < 1e9 else None
 
 
-class Penalised(Plain):
-    """Inside vmap no weight says that it requires a gradient, so that the penalty would silently be nothing."""
+class Noisy(Plain):
+    """NumPy would draw one number for all models, where each alone draws its own."""
 
     def training_step(self, batch, batch_idx):
-        penalty = sum(p.square().sum() for p in self.parameters() if p.requires_grad)
-        return F.cross_entropy(self(batch[0]), batch[1]) + penalty
+        return F.cross_entropy(self(batch[0]), batch[1]) * np.random.default_rng().uniform(1, 2)
+
+
+class Filled(Plain):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0] + torch.empty(8, 8).uniform_()), batch[1])
 
 
 class Two(Plain):
@@ -116,16 +164,16 @@ class Two(Plain):
 @pytest.mark.parametrize(
     ("recipe", "reason"),
     [
-        (stackable(Classifier), "Classifier cannot be stacked: its training step draws random numbers"),
+        (stackable(Filled), "Filled cannot be stacked: its training step draws random numbers"),
         (stackable(Looks), "Looks cannot be stacked: its training step does not vectorise .*item"),
-        (stackable(Penalised), "vectorised, its first step is not that of the models one by one"),
+        (stackable(Noisy), "vectorised, its first step is not that of the models one by one"),
         (stackable(Hooked), "Hooked cannot be stacked: it has on_before_zero_grad"),
         (stackable(ManualClassifier), "uses manual optimization"),
         (stackable(functools.partial(Plain, "lbfgs")), "LBFGS cannot be stacked"),
         (stackable(Two), "needs one optimizer, not 2"),
         (replace(stackable(Plain), augment=lambda item: item), "a recipe with augment cannot be stacked"),
         (replace(stackable(Plain), callbacks=list), "a recipe with callbacks cannot be stacked"),
-        (replace(stackable(Plain), cwrf=CWRFConfig(part(100, 120))), "a recipe with cwrf cannot be stacked"),
+        (replace(stackable(Plain), cwrf=CWRFConfig(part(100, 120))), "CWRF hardens finished models"),
     ],
 )  # fmt: skip
 def test_unsupported_stacks_raise_with_a_reason(recipe, reason):
@@ -133,18 +181,27 @@ def test_unsupported_stacks_raise_with_a_reason(recipe, reason):
         recipe.train_stack(part(0, 20), [list(range(10)), list(range(10, 20))], [1, 2])
 
 
-def test_unsupported_defenses_raise():
-    """A defense that does more than its loss must not be trained as if it did not."""
-    data = {"nonmembers": part(100, 160)}
-    for name in available_defenses():
-        settings = {"dpsgd": {"noise_multiplier": 1.0, "fix": True}, "relaxloss": {"alpha": 1.0}}.get(name, {})
-        if name in ("past", "adversarial_regularization", "mixup_mmd"):
-            settings = data
-        recipe = replace(stackable(Plain), defense=create_defense(name, **settings))
-        stacks = name in ("relaxloss", "hamp", "ccl", "label_smoothing", "confidence_penalty")
-        if not stacks:  # the others are compared above
-            with pytest.raises(ValueError, match="cannot be stacked"):
-                recipe.train_stack(part(0, 20), [list(range(10)), list(range(10, 20))], [1, 2])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("dpsgd", "DPSGD cannot be stacked: it clips the gradient of each example"),
+        ("adversarial_regularization", "AdversarialRegularization cannot be stacked: an attack is trained"),
+        ("past", "PAST cannot be stacked: it takes the gradients of two losses"),
+        ("mixup_mmd", "MixupMMD cannot be stacked: it draws non-members"),
+    ],
+)
+def test_defenses_that_do_more_than_their_loss_raise(name, reason):
+    settings = {"noise_multiplier": 1.0, "fix": True} if name == "dpsgd" else {"nonmembers": part(100, 160)}
+    recipe = replace(stackable(Plain), defense=create_defense(name, **settings))
+    with pytest.raises(ValueError, match=reason):
+        recipe.train_stack(part(0, 20), [list(range(10)), list(range(10, 20))], [1, 2])
+
+
+def test_every_defense_stacks_or_says_why_not():
+    """A new defense that does more than its loss is refused without being known here."""
+    compared = {"relaxloss", "hamp", "ccl", "label_smoothing", "confidence_penalty", "weight_penalty"}
+    refused = {"dpsgd", "adversarial_regularization", "past", "mixup_mmd"}
+    assert set(available_defenses()) == compared | refused
 
 
 def test_a_function_cannot_be_stacked(tmp_path):

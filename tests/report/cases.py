@@ -4,6 +4,11 @@ import math
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import torch
+
+from lightning_cwrf.auditing import audit_outputs
+from lightning_cwrf.outputs import ModelOutputs
+from lightning_cwrf.report import write_report
 from tests.auditing.cases import estimate, made
 
 _VOID = {"meta", "img", "br"}
@@ -58,3 +63,24 @@ class Page(HTMLParser):
     @property
     def text(self):
         return " ".join(" ".join(self.said).split())
+
+
+def random_audit(n=60, shift=0.0, seed=0, **more):
+    """Of a model that gives members a logit higher by ``shift``."""
+    generator = torch.Generator().manual_seed(seed)
+    sides = []
+    for i, extra in enumerate((shift, 0.0)):
+        targets = torch.randint(3, (n,), generator=generator)
+        logits = torch.randn(n, 3, generator=generator) + extra * torch.nn.functional.one_hot(targets, 3)
+        ids = [f"{i}-{j}" for j in range(n)]
+        sides.append(ModelOutputs(logits, targets, ids))
+    return audit_outputs(*sides, **more)
+
+
+def page_of(results, folder, **more):
+    path = write_report(results, folder / "report.html", **more)
+    text = path.read_text(encoding="utf-8")
+    return Page(text), text
+
+
+MANY = {"before": audited(0.9, low=0.8, high=0.95), "after": audited(0.6, low=0.5, high=0.7)}

@@ -11,8 +11,7 @@ import torch
 
 from lightning_cwrf import WeightMask
 from lightning_cwrf.report import write_report
-from tests.report.cases import audited
-from tests.report.test_html import random_audit
+from tests.report.cases import audited, random_audit
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]

@@ -34,7 +34,7 @@ BY_WAY = [(tradeoff_table, {}), (plot_tradeoff, {"path": "a.png", "attack": "los
         ([audited()], TypeError, "results must be audits by the name of the model, .* not a list"),
         (audited(), TypeError, "results must be audits by the name .* not a AuditResult"),
         (None, TypeError, "not a NoneType"),
-        ({"a": audited(), "b": 0.5}, TypeError, "'b' must be an AuditResult, not a float"),
+        ({"a": audited(), "b": 0.5}, TypeError, "'b' must be an AuditResult( or a RecipeAudit)?, not a float"),
         (NESTED, TypeError, "'scratch' is a dict of audits, not an AuditResult: results by way and defense are for"),
     ],
 )
@@ -54,7 +54,7 @@ def test_invalid_audits_by_name_raise(function, more, results, error, message, t
         ([], TypeError, "audits by the way a model was trained and then by its defense, .* not a list"),
         (ONE, TypeError, "and then by its defense, .* not audits by one name"),
         ({"scratch": [audited()]}, TypeError, "audits by the name of the model, .* not a list"),
-        ({"scratch": {"none": 3}}, TypeError, "'none' must be an AuditResult, not a int"),
+        ({"scratch": {"none": 3}}, TypeError, "'none' must be an AuditResult( or a RecipeAudit)?, not a int"),
     ],
 )
 def test_invalid_audits_by_way_and_defense_raise(function, more, results, error, message, tmp_path, monkeypatch):

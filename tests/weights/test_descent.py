@@ -69,7 +69,7 @@ def test_a_batch_that_does_not_fit_is_run_apart_and_the_next_one_joined_again():
         assert (model.seen[-1] == (5, 4)) == (second[0].shape[1] == 4)
 
 
-def test_the_callers_model_is_never_stepped_and_each_step_is_told():
+def test_the_callers_model_is_never_stepped_and_each_step_is_reported():
     model, steps = nn.Linear(2, 2), []
     before = copy.deepcopy(model.state_dict())
 
@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_rate():
         accumulate(nn.Linear(2, 2), begin, 3, 0.5, None)
 
 
-def test_one_unreached_parameter_and_many_are_told():
+def test_one_unreached_parameter_and_many_are_reported():
     class Wide(nn.Linear):
         def __init__(self, extra):
             super().__init__(4, 3)
@@ -121,7 +121,7 @@ def test_memory_of_a_nest():
     assert memory_of([x, object()]) == float("inf")
 
 
-def test_what_weights_are_told_by(tmp_path):
+def test_weights_are_recognised_by_their_content(tmp_path):
     model = nn.Linear(2, 2)
     path = save_vanilla(model, tmp_path / "w")
     assert identity(path) == identity(str(path)) == identity(model.state_dict())

@@ -130,7 +130,7 @@ def test_masks_of_another_model():
         WeightMask({"0.bias": torch.ones(8)})
 
 
-def test_equal_parameters_are_told_apart_by_name_not_value():
+def test_equal_parameters_are_distinguished_by_name_not_value():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     nn.init.zeros_(model[0].bias)
     nn.init.zeros_(model[1].bias)

@@ -148,7 +148,7 @@ def test_an_initialisation_does_not_reach_what_is_frozen():
     assert set(drawn["head.weight"].unique().tolist()) == {0.5}
 
 
-def test_an_initialisation_that_fails_is_an_error_with_the_way_out():
+def test_an_initialisation_that_fails_is_an_error_with_the_fix():
     model = moved(Timm(fails=True)).eval()
     with pytest.raises(ValueError, match=r"the initialisation of Timm failed \(RuntimeError: no such mode\)\. Instead"):
         redraw(model)

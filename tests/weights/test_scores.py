@@ -94,7 +94,7 @@ def test_a_loss_that_reaches_nothing_is_an_error():
         learnability_scores(Detached(4, 3), [(torch.randn(6, 4), torch.randint(3, (6,)))], steps=1)
 
 
-def test_a_list_is_begun_again_and_a_generator_says_why_not():
+def test_a_list_is_read_again_and_a_generator_raises():
     model = nn.Linear(4, 3)
     data = [(torch.randn(8, 4), torch.randint(3, (8,)))]
     learnability_scores(model, data, steps=5)

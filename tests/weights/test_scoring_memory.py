@@ -58,7 +58,7 @@ def test_a_model_that_needs_old_values_of_its_weights_is_scored_all_the_same():
         torch.testing.assert_close(scores[name].double(), score, rtol=1e-5, atol=1e-8)
 
 
-def test_an_error_of_the_users_backward_is_the_users():
+def test_an_error_of_the_users_backward_is_not_changed():
     class Bad(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -77,7 +77,7 @@ def test_an_error_of_the_users_backward_is_the_users():
 
 
 @pytest.mark.parametrize("width", [2, 64], ids=["vanilla model kept", "its outputs alone"])
-def test_the_vanilla_model_answers_the_same_whether_it_is_kept_or_not(width):
+def test_the_vanilla_model_gives_the_same_outputs_whether_it_is_kept_or_not(width):
     """Whether its weights are given up before the first step is decided by size; scores do not depend on it."""
     torch.manual_seed(0)
     make = lambda: nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))  # noqa: E731
@@ -91,7 +91,7 @@ def test_the_vanilla_model_answers_the_same_whether_it_is_kept_or_not(width):
         torch.testing.assert_close(ours[name].double(), score, rtol=1e-5, atol=1e-9)
 
 
-def test_a_vanilla_model_whose_outputs_are_held_answers_once_a_step():
+def test_a_vanilla_model_whose_outputs_are_kept_runs_once_a_step():
     """Weights of 1.2 MB, batches of some bytes."""
 
     class Wide(nn.Sequential):

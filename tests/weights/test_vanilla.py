@@ -131,7 +131,7 @@ def test_the_models_own_weights_are_taken_with_a_warning():
 
 
 @pytest.mark.parametrize("name", ["init.safetensors", "init.pt", "init.ckpt", "init"])
-def test_a_file_is_read_by_its_content_whatever_it_is_called(tmp_path, name):
+def test_a_file_is_read_by_its_content_under_any_name(tmp_path, name):
     start, model = net(), net()
     assert same(load_vanilla(save_vanilla(start, tmp_path / name), model), capture(start))
     torch.save(start.state_dict(), tmp_path / f"torch-{name}")
@@ -200,7 +200,7 @@ def test_scores_and_masks_are_not_taken_for_weights_nor_the_reverse(tmp_path):
 
 
 @pytest.mark.parametrize("said", [{"global_step": 12, "epoch": 0}, {"epoch": 3}])
-def test_a_checkpoint_from_after_training_is_refused_and_its_state_dict_is_the_way_out(tmp_path, said):
+def test_a_checkpoint_from_after_training_is_refused_and_its_state_dict_is_accepted(tmp_path, said):
     start = net()
     torch.save({"state_dict": start.state_dict(), **said}, tmp_path / "w.ckpt")
     for source in (tmp_path / "w.ckpt", {"state_dict": start.state_dict(), **said}):

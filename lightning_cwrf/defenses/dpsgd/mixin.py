@@ -48,6 +48,7 @@ class DPSGDMixin(DefenseMixin, settings=DPSGD):
     """
 
     state_class = DPSGDState
+    more_than_loss = "it clips the gradient of each example and adds noise, which its accountant counts"
 
     @property
     def privacy_spent(self) -> PrivacySpent:

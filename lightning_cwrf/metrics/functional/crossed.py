@@ -31,7 +31,7 @@ class CrossedJackknife:
     >>> cells = torch.tensor([[0.7, 0.5], [0.6, 0.4]], dtype=torch.float64)
     >>> jackknife = CrossedJackknife(0.55, torch.tensor([0.5, 0.6], dtype=torch.float64), cells)
     >>> [round(bound, 3) for bound in jackknife.interval()]
-    [-0.322, 1.422]
+    [-0.142, 1.242]
     """
 
     value: float

@@ -112,7 +112,7 @@ def test_a_fast_dev_run_is_one_step():
 
 @pytest.mark.parametrize("settings", [{"target_epsilon": 3.0}, {"noise_multiplier": 1.0, "ghost": True}])
 @pytest.mark.parametrize("stop", ["epoch", "mid-epoch"])
-def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, settings, stop):
+def test_a_resumed_run_ends_as_one_without_a_break(tmp_path, settings, stop):
     """The same noise, the same batches, the same ε; from the end of an epoch and from the middle of one."""
     ends = []
     for broken in (False, True):
