@@ -92,7 +92,7 @@ def test_what_does_not_belong_together_is_an_error(hardened, capsys):
     Path("hardened/mask.safetensors").unlink()
     assert main(given) == 0
     assert "the report does not show the rewound weights" in capsys.readouterr().out
-    shutil.copy("hardened/finished.json", "hardened/hardened.json")
+    shutil.copy("hardened/control.json", "hardened/hardened.json")
     assert main([*given, "--overwrite"]) == 2
     assert "is another audit than the one that the hardening wrote" in capsys.readouterr().err
 
