@@ -35,7 +35,7 @@ def audit_recipe(
 
     Each shadow model is the target once. It is attacked with all others but the one that was trained on the other half
     of the pool: without both, every example is IN for exactly half of the models. With that one, members have one IN
-    model less than non-members; without any leak, LiRA then has an AUC below 1/2 (0.473 in simulations of 8 models).
+    model less than non-members; without any leak, LiRA then has an AUC below 1/2.
 
     Nothing is trained. The errors cover the choice of the models and of the pool
     (:class:`~lightning_cwrf.metrics.functional.CrossedJackknife`); for them, every attack that uses shadow models runs

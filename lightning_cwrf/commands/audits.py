@@ -26,6 +26,7 @@ from lightning_cwrf.data.sampling import support
 from lightning_cwrf.recipes import ShadowRecipe
 from lightning_cwrf.report.changes import conclusion
 from lightning_cwrf.shadows import ShadowOutputs, train_shadows
+from lightning_cwrf.shadows.workers import end_workers
 
 
 def add_shadow_options(parser: Any) -> None:
@@ -87,6 +88,7 @@ class ShadowPlan:
     def train(self, recipe: ShadowRecipe | None = None, base: ShadowOutputs | None = None) -> ShadowOutputs:
         """The shadow models of the finished model, or of a hardening by ``recipe``."""
         population: Any = self.population
+        end_workers()  # those of earlier work in this process may not find the user's modules
         if not on_terminal():
             print(f"training {self.n} shadow models", file=sys.stderr, flush=True)
         if isinstance(population, DataLoader):

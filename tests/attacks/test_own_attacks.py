@@ -92,6 +92,6 @@ def test_swapped_sides_are_reported():
     confident = ModelOutputs(torch.eye(4)[torch.arange(30) % 4] * 9, torch.arange(30) % 4, outputs(2).digests)
     result = audit_outputs(outputs(0), confident, attacks=["loss"])
     assert result.values()["loss/auroc"] < 0.1
-    assert "loss: an AUC of 0.0" in str(result)
+    assert "loss attack: an AUC of 0.0" in str(result)
     assert "are members and non-members swapped" in str(result)
     assert "swapped" not in str(audit_outputs(confident, outputs(0), attacks=["loss"]))

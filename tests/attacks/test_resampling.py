@@ -174,9 +174,9 @@ def test_an_audit_has_intervals_over_shadow_models(tmp_path):
     assert audited(attacks=ATTACKS, shadow_resamples=50).estimates == result.estimates
     assert audited(attacks=["lira"], shadow_resamples=50).estimates["lira"] == result.estimates["lira"]  # same draws
     assert audited(attacks=["lira"], shadow_resamples=50, seed=1).estimates["lira"] != result.estimates["lira"]
-    line = next(line for line in str(result).splitlines() if line.startswith("lira over shadow models too"))
-    assert f"auroc {lira.value:.3f} [{lira.shadow_interval.low:.3f}, {lira.shadow_interval.high:.3f}]" in line
-    assert "loss over shadow" not in str(result)
+    line = next(line for line in str(result).splitlines() if line.startswith("LiRA over shadow models too"))
+    assert f"AUC {lira.value:.3f} [{lira.shadow_interval.low:.3f}, {lira.shadow_interval.high:.3f}]" in line
+    assert "loss attack over shadow" not in str(result)
     assert "over shadow" not in str(plain)
     path = result.save(tmp_path / "audit.json")
     assert AuditResult.load(path).estimates == result.estimates

@@ -99,23 +99,23 @@ def test_metrics_of_the_models_are_means_over_them():
     assert "epsilon_lower_bound" not in found.estimates["loss"]
 
 
+@pytest.mark.slow
 def test_without_a_leak_no_attack_is_below_chance():
-    """With the model of the other half too, members have one IN model less, and the AUC would be 0.473."""
-    values = [run(simulated(seed=seed)).estimates["lira"]["auroc"].value for seed in range(40)]
-    mean, error = sum(values) / 40, torch.tensor(values).std() / 40**0.5
+    """With the model of the other half too, members would have one IN model less, and LiRA an AUC of about 0.47."""
+    values = [run(simulated(seed=seed)).estimates["lira"]["auroc"].value for seed in range(16)]
+    mean, error = sum(values) / 16, torch.tensor(values).std() / 4
     assert abs(mean - 0.5) < 3 * error
-    assert abs(mean - 0.473) > 3 * error
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leak", [0.0, 2.0])
-def test_intervals_cover_the_mean_over_other_pools_and_models(leak):
-    found = [run(simulated(seed=seed, leak=leak), ["loss", "lira"]) for seed in range(60)]
-    for name in ("loss/auroc", "lira/auroc", "lira/advantage", "test_accuracy", "loss_gap"):
+def test_intervals_cover_the_mean_over_other_pools_and_models():
+    """With more draws, and other recipes: ``benchmarks/recipe_coverage.py``."""
+    found = [run(simulated(seed=seed, leak=2.0)) for seed in range(24)]
+    for name in ("lira/auroc", "lira/advantage", "test_accuracy", "loss_gap"):
         intervals = [each.jackknives[name].interval(0.95) for each in found]
         truth = sum(each.jackknives[name].value for each in found) / len(found)
         covered = sum(low <= truth <= high for low, high in intervals)
-        assert covered >= 53, (name, covered)  # of 60 at a rate of 0.95, fewer in 3 % of cases
+        assert covered >= 21, (name, covered)  # fewer in 3 % of cases at a rate of 0.95
 
 
 def test_a_difference_is_narrower_than_what_it_is_the_difference_of():
@@ -159,8 +159,9 @@ def test_an_attack_that_needs_the_inputs_raises():
 
 
 def test_untrained_models_are_remarked():
-    found = run(simulated(better=-1.0), ["loss"])
-    assert found.remarks == [] or "does no better" in found.remarks[0]
+    shadows = simulated()
+    guesses = dataclasses.replace(shadows, logits=torch.zeros_like(shadows.logits), targets=torch.arange(96) % 2)
+    assert "does no better on its training data than guessing" in run(guesses, ["loss"]).remarks[0]
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -173,7 +174,7 @@ def test_what_is_saved_is_loaded(tmp_path):
             assert getattr(again, one.name) == getattr(result, one.name)
     assert torch.equal(again.scores["lira"], result.scores["lira"])
     assert "8 models of one recipe, on halves of a pool of 96" in str(result)
-    assert "| lira |" in result.to_markdown()
+    assert "| LiRA |" in result.to_markdown()
 
 
 def test_every_model_right_on_everything_has_an_interval_with_a_width():
