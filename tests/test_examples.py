@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -71,3 +72,22 @@ def test_compare_defenses_runs_and_resumes(tmp_path):
     assert [re.split(r"\s{2,}", row)[1] for row in rows] == 2 * ["from scratch", "tuned, r = 0", "CWRF", "random mask"]
     assert all(len(re.findall(r"\d\.\d{3} \[", row)) == 8 for row in rows)
     assert (tmp_path / "tradeoff.png").stat().st_size > 10_000
+
+
+def test_the_frontier_of_recipes_is_the_same_when_it_resumes(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "paper" / "digits_frontier.py"), "--out", str(tmp_path)]
+    command += ["--models", "8", "--alphas", "0.3", "0.6", "--epochs", "2", "--tune-epochs", "2"]
+    written = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        written.append((tmp_path / "results.json").read_text())
+    assert written[0] == written[1]
+    rows = json.loads(written[0])["rows"]
+    ways = ["fine-tuned, r = 0", "CWRF, r = 3%", "random mask, r = 3%"]
+    assert [(row["way"], row["alpha"]) for row in rows] == [
+        ("no defense", None),
+        *((way, alpha) for way in ways for alpha in (0.3, 0.6)),
+    ]
+    assert all(row["against"] for row in rows[3:])
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000

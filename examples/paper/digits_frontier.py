@@ -1,0 +1,159 @@
+"""Does rewinding beat the fine-tuning alone? Recipes on handwritten digits, each audited over many models.
+
+Every recipe goes on from the same base models, with the same pool and membership, so that recipes are compared in
+pairs. What matters is the frontier of test accuracy against LiRA's AUC over all strengths of the defense, with r = 0
+and a random mask as controls; not one strength.
+
+    python examples/paper/digits_frontier.py --models 32 --out out/digits_frontier
+
+Writes results.json, results.md and frontier.png. A killed run resumes from its store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from lightning_cwrf import CWRFConfig, RecipeAudit, ShadowRecipe, audit_recipe, train_shadows
+from lightning_cwrf.auditing import Estimate
+from lightning_cwrf.defenses import create_defense
+from lightning_cwrf.report import plot_tradeoff
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from harden_digits import BATCH, DigitsClassifier
+
+POOL, REFERENCE = 600, 200
+WAYS: dict[str, dict[str, Any]] = {
+    "fine-tuned, r = 0": {},
+    "CWRF, r = 3%": {"rate": 0.03},
+    "random mask, r = 3%": {"rate": 0.03, "kind": "random"},
+}
+CONTROL = "fine-tuned, r = 0"
+AUC, ACCURACY = "lira/auroc", "test_accuracy"
+
+
+def recipe(epochs: int, alpha: float | None = None, cwrf: CWRFConfig | None = None) -> ShadowRecipe:
+    return ShadowRecipe(
+        functools.partial(DigitsClassifier, epochs),
+        {"max_epochs": epochs, "accelerator": "cpu"},
+        BATCH,
+        defense=None if alpha is None else create_defense("relaxloss", alpha=alpha),
+        cwrf=cwrf,
+    )
+
+
+def candidates(arguments: argparse.Namespace, reference: Dataset[Any]) -> Iterator[tuple[str, float, ShadowRecipe]]:
+    """The way, the strength of the defense, and the recipe."""
+    for way, settings in WAYS.items():
+        cwrf = CWRFConfig(nonmembers=reference, **settings) if settings else None
+        for alpha in arguments.alphas:
+            yield way, alpha, recipe(arguments.tune_epochs, alpha, cwrf)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec).*")
+    torch.set_num_threads(1)
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    data = TensorDataset(images, torch.tensor(digits.target))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(arguments.seed)).tolist()
+    pool, reference, population = (
+        Subset(data, order[a:b]) for a, b in ((0, POOL), (POOL, POOL + REFERENCE), (POOL + REFERENCE, len(data)))
+    )
+
+    def audited(name: str, how: ShadowRecipe, **settings: Any) -> tuple[RecipeAudit, Any]:
+        began = time.perf_counter()
+        shadows = train_shadows(
+            how, pool, arguments.models, population=population, store=arguments.out / "store", seed=arguments.seed,
+            stack=arguments.models // 2, **settings,
+        )  # fmt: skip
+        found = audit_recipe(shadows, attacks=["loss", "lira"], seed=arguments.seed)
+        seconds = time.perf_counter() - began
+        print(
+            f"{name}: {found.model_metrics[ACCURACY]}, {found.estimates['lira']['auroc']}, {seconds:.0f} s", flush=True
+        )
+        return found, shadows
+
+    first, base = audited("no defense", recipe(arguments.epochs), keep_weights=True)
+    results = {
+        (way, alpha): audited(f"{way}, α = {alpha:g}", how, base=base)[0]
+        for way, alpha, how in candidates(arguments, reference)
+    }
+    _write(first, results, arguments)
+
+
+def _write(first: RecipeAudit, results: dict[tuple[str, float], RecipeAudit], arguments: argparse.Namespace) -> None:
+    rows = [_row("no defense", None, first, None)]
+    controls = [found for (way, _), found in results.items() if way == CONTROL]
+    for (way, alpha), found in results.items():
+        rows.append(_row(way, alpha, found, None if way == CONTROL else _closest(found, controls)))
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+    (arguments.out / "results.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+    lines = ["| way | α | test accuracy | LiRA AUC | against r = 0 at the closest accuracy: accuracy | LiRA AUC |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in rows:
+        against = row["against"] or {"accuracy": "", "auc": ""}
+        alpha = "" if row["alpha"] is None else f"{row['alpha']:g}"
+        lines.append(
+            f"| {row['way']} | {alpha} | {row['test_accuracy']['text']} | {row['lira_auc']['text']} | "
+            f"{against['accuracy']} | {against['auc']} |"
+        )
+    (arguments.out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    by_way = {way: {f"α = {alpha:g}": found for (each, alpha), found in results.items() if each == way} for way in WAYS}
+    plot_tradeoff(by_way, arguments.out / "frontier.png")
+
+
+def _row(way: str, alpha: float | None, found: RecipeAudit, control: RecipeAudit | None) -> dict[str, Any]:
+    against = None
+    if control is not None:
+        against = {"accuracy": str(found.minus(control, ACCURACY)), "auc": str(found.minus(control, AUC))}
+    return {
+        "way": way,
+        "alpha": alpha,
+        "test_accuracy": _numbers(found.model_metrics[ACCURACY]),
+        "lira_auc": _numbers(found.estimates["lira"]["auroc"]),
+        "against": against,
+        "values": found.values(),
+        "bounds": found.bounds(),
+    }
+
+
+def _numbers(estimate: Estimate) -> dict[str, Any]:
+    return {"value": estimate.value, "interval": list(estimate.interval), "text": str(estimate)}
+
+
+def _closest(found: RecipeAudit, controls: list[RecipeAudit]) -> RecipeAudit:
+    accuracy = found.model_metrics[ACCURACY].value
+    return min(controls, key=lambda each: abs(each.model_metrics[ACCURACY].value - accuracy))
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=int, default=32, help="of each recipe, even, at least 8")
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.15, 0.3, 0.6, 0.9], help="strengths of RelaxLoss")
+    parser.add_argument("--epochs", type=int, default=60, help="of the first training")
+    parser.add_argument("--tune-epochs", type=int, default=40, help="of the fine-tuning")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/digits_frontier"))
+    arguments = parser.parse_args(words)
+    if arguments.models < 8 or arguments.models % 2:
+        parser.error(f"--models must be even and at least 8, not {arguments.models}.")
+    return arguments
+
+
+if __name__ == "__main__":
+    main(parse_arguments())
