@@ -16,6 +16,10 @@ from lightning_cwrf.metrics.functional.intervals import normal_quantile
 SHOWN = ("auroc", f"tpr_at_fpr_{FPR:g}", "advantage", "epsilon_lower_bound")
 
 
+RAW = ("scores", "is_member", "targets", "losses")
+"""The fields that are saved at the end of a file."""
+
+
 class Findings:
     """Base of the results of audits; a subclass says what was audited, and what limits the numbers.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,7 +84,9 @@ def audit_recipe(
         is_member=targets.membership,
         targets=targets.targets,
         losses=targets.losses[:, : len(targets.targets)],
-        estimates={a: {n.partition("/")[2]: e for n, e in estimates.items() if n.startswith(f"{a}/")} for a in scores},
+        estimates={
+            a: {n.removeprefix(f"{a}/"): e for n, e in estimates.items() if n.startswith(f"{a}/")} for a in scores
+        },
         model_metrics={name: each for name, each in estimates.items() if "/" not in name},
         confidence=confidence,
         jackknives=jackknives,
@@ -103,7 +106,7 @@ def _attacked(
     every = torch.ones_like(targets.groups, dtype=torch.bool)
     scores, found = [], []
     without_pair: list[list[Measures]] = [[] for _ in range(pairs)]
-    metrics: dict[str, MembershipMetric] = {}
+    metrics = functools.cache(lambda accuracy: _metrics(accuracy, seed))
     for i in range(len(targets)):
         evidence = targets.evidence(i)
         given = evidence.with_models(targets.against(i))
@@ -111,13 +114,7 @@ def _attacked(
 
         def measured(kept: Tensor, scored: Tensor = whole, i: int = i) -> Measures:
             chosen = kept[:examples]
-            used = _metrics(targets.accuracy(i, kept), seed)
-            if not metrics:
-                metrics.update(used)
-            return {
-                name: float(statistic(metric)(scored[chosen], targets.membership[i][chosen]))
-                for name, metric in used.items()
-            }
+            return _values(metrics(targets.accuracy(i, kept)), scored[chosen], targets.membership[i][chosen])
 
         scores.append(whole)
         found.append(in_groups(measured, targets.groups))
@@ -128,7 +125,13 @@ def _attacked(
             less = attack(evidence.with_models(targets.against(i, pair))) if uses_shadows else whole
             without_pair[pair].append(measured(every, less) if uses_shadows else found[-1].whole)
         on_done()
-    return torch.stack(scores), jackknives_of(found, without_pair), metrics
+    first = metrics(targets.accuracy(0, every))
+    _values(first, scores[0], targets.membership[0])  # so that its interval and note are of these scores
+    return torch.stack(scores), jackknives_of(found, without_pair), first
+
+
+def _values(metrics: Mapping[str, MembershipMetric], scores: Tensor, is_member: Tensor) -> Measures:
+    return {name: float(statistic(metric)(scores, is_member)) for name, metric in metrics.items()}
 
 
 def _metrics(accuracy: float, seed: int) -> dict[str, MembershipMetric]:

@@ -10,13 +10,12 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_cwrf._version import __version__
-from lightning_cwrf.auditing.findings import Findings
+from lightning_cwrf.auditing.findings import RAW, Findings
 from lightning_cwrf.auditing.saved import read_json, write_json
 from lightning_cwrf.auditing.values import Estimate, estimate_of
 from lightning_cwrf.metrics.functional import CrossedJackknife, Interval
 
 _FORMAT = "lightning_cwrf.RecipeAudit/1"
-_RAW = ("scores", "is_member", "targets", "losses")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class RecipeAudit(Findings):
     def save(self, path: str | PathLike[str]) -> Path:
         """Save as one JSON file: every number, and the raw scores at its end; as :meth:`AuditResult.save` does."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        raw = {name: own.pop(name) for name in _RAW}
+        raw = {name: own.pop(name) for name in RAW}
         return write_json({"format": _FORMAT, "version": __version__, **own, "notes": self.notes(), "raw": raw}, path)
 
     @classmethod

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_cwrf._deprecated import renamed
 from lightning_cwrf._version import __version__
 from lightning_cwrf.auditing.decision import judged_measures, resolution
-from lightning_cwrf.auditing.findings import Findings
+from lightning_cwrf.auditing.findings import RAW, Findings
 from lightning_cwrf.auditing.saved import read_json, write_json
 from lightning_cwrf.auditing.tables import aligned as aligned
 from lightning_cwrf.auditing.tables import percent as percent
@@ -25,7 +25,6 @@ from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics.functional import membership_auroc
 
 _FORMAT = "lightning_cwrf.AuditResult/2"
-_RAW = ("scores", "is_member", "targets", "losses")
 _JSON_NAMES = {"estimates": "attacks", "model_metrics": "model"}
 
 
@@ -130,7 +129,7 @@ class AuditResult(Findings):
             ValueError: the path has a suffix of weight files (``.safetensors``, ``.ckpt``, ``.pt``), or is a folder.
         """
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        raw = {name: own.pop(name) for name in _RAW}
+        raw = {name: own.pop(name) for name in RAW}
         numbers = {_JSON_NAMES.get(name, name): value for name, value in own.items()}
         head = {"format": _FORMAT, "version": __version__}
         return write_json({**head, **numbers, "notes": self.notes(), "raw": raw}, path)
