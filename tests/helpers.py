@@ -187,3 +187,15 @@ def load_benchmark(name):
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+QUIET_TRAINER = """\
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+"""
+"""The Trainer of one epoch in a YAML file; its callbacks are added below."""

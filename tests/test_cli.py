@@ -5,23 +5,19 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_cwrf.weights.vanilla import save_vanilla
-from tests.helpers import DigitsReference, HardenedClassifier, trained
+from tests.helpers import QUIET_TRAINER, DigitsReference, HardenedClassifier, trained
 
-CONFIG = """
+CONFIG = (
+    """
 seed_everything: 0
 model:
   class_path: tests.helpers.HardenedClassifier
   init_args: {width: 4, alpha: 0.5}
 data:
   class_path: tests.helpers.DigitsData
-trainer:
-  accelerator: cpu
-  max_epochs: 1
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  enable_model_summary: false
-  callbacks:
+"""
+    + QUIET_TRAINER
+    + """  callbacks:
     - {class_path: lightning_cwrf.FinishedWeightsCallback, init_args: {path: FINISHED}}
     - class_path: lightning_cwrf.PrivacyScoringCallback
       init_args: {nonmembers: {class_path: tests.helpers.DigitsReference}, vanilla: VANILLA, steps: 2, lam: 0.9}
@@ -31,6 +27,7 @@ trainer:
     - class_path: lightning_cwrf.MIAAuditCallback
       init_args: {nonmembers: {class_path: tests.helpers.DigitsReference, init_args: {begin: 200}}}
 """
+)
 
 
 def test_a_hardening_run_from_yaml(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from lightning_cwrf import (
 )
 from lightning_cwrf.defenses import HAMPMixin
 from tests.callbacks.helpers import build, fitted
-from tests.helpers import Classifier, ManualClassifier, loader, part, trainer
+from tests.helpers import QUIET_TRAINER, Classifier, ManualClassifier, loader, part, trainer
 
 pytestmark = pytest.mark.slow
 
@@ -86,19 +86,16 @@ def test_a_recipe_without_the_defense_of_the_callback_differs():
     assert replace(recipe, defense=None).differences(model) == []
 
 
-CONFIG = """
+CONFIG = (
+    """
 seed_everything: 0
 model: {class_path: tests.helpers.Classifier, init_args: {width: 4}}
 data: {class_path: tests.helpers.DigitsData}
-trainer:
-  accelerator: cpu
-  max_epochs: 1
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  enable_model_summary: false
-  callbacks: CALLBACKS
 """
+    + QUIET_TRAINER
+    + """  callbacks: CALLBACKS
+"""
+)
 
 
 def cli(tmp_path, *callbacks):

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_cwrf import FinishedWeightsCallback, MIAAuditCallback
 from tests.callbacks.helpers import Splits, hardening, same_weights
-from tests.helpers import Classifier, loader, trainer
+from tests.helpers import QUIET_TRAINER, Classifier, loader, trainer
 
 
 def weights_of(first_files):
@@ -174,18 +174,14 @@ def test_a_hardening_of_an_untrained_model_is_an_error_whatever_its_seed(first_f
             run.fit(Classifier(), datamodule=Splits())
 
 
-CONFIG = """
+CONFIG = (
+    """
 seed_everything: 5
 model: {class_path: tests.helpers.Classifier}
 data: {class_path: tests.callbacks.helpers.Splits}
-trainer:
-  accelerator: cpu
-  max_epochs: 1
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  enable_model_summary: false
-  callbacks:
+"""
+    + QUIET_TRAINER
+    + """  callbacks:
     - {class_path: lightning_cwrf.FinishedWeightsCallback, init_args: {path: FOLDER/finished.ckpt}}
     - class_path: lightning_cwrf.PrivacyScoringCallback
       init_args: {nonmembers: val, vanilla: FOLDER/init.safetensors, steps: 2}
@@ -195,6 +191,7 @@ trainer:
       init_args: {defense: {class_path: lightning_cwrf.RelaxLoss, init_args: {alpha: 0.2}}}
     - {class_path: lightning_cwrf.MIAAuditCallback, init_args: {nonmembers: test}}
 """
+)
 
 
 def test_a_hardening_from_yaml_alone(first_files, tmp_path, monkeypatch):
