@@ -33,15 +33,18 @@ from lightning_cwrf.commands.training import (
     explain_defenses,
     fine_tuning,
     make_trainer,
+    rewinding,
     trainer_arguments,
 )
 from lightning_cwrf.data import Batches
 from lightning_cwrf.report import comparison_table, write_report
 from lightning_cwrf.shadows import ShadowOutputs
+from lightning_cwrf.weights.selection import how_rewound
 
 _EXPLAINED = """It checks first (as `cwrf check`) and stops at an error. Then it audits the finished model, scores its
 weights, rewinds the share --rate of them to their values from before training and freezes them, fine-tunes the
-rest with the loss of --defense, and audits the result. Written to --out: hardened.ckpt, which your own class loads
+rest with the loss of --defense, and audits the result (--values, --hold and --batchnorm change what is done to the
+chosen weights). Written to --out: hardened.ckpt, which your own class loads
 (load_from_checkpoint), mask.safetensors, finished.json and hardened.json (the audits), settings.json, report.html.
 
 How strong the defense is, is yours to choose: more --defense.alpha is more private and less accurate, and the default
@@ -80,7 +83,9 @@ class HardenJob(Job):
         epochs = f"fine-tune {self._fine_tuning}"
         if options.control:
             lines.append("control: fine-tune in the same way, nothing rewound; audit it")
-        lines.append(f"score the weights in {options.steps} steps, rewind and freeze {options.rate:.2%} of them")
+        how = how_rewound(options.values, options.hold)
+        lines.append(f"score the weights in {options.steps} steps; {options.rate:.2%} of them are then {how}")
+        lines += [f"{options.batchnorm} BatchNorm's running statistics"] if options.batchnorm != "keep" else []
         return [*lines, f"{epochs}; audit the result", *(f"write {path}" for path in outputs(self.out, options))]
 
     def run(self) -> int:
@@ -107,12 +112,16 @@ class HardenJob(Job):
         rewind = next(each for each in callbacks if isinstance(each, CriticalRewindCallback))
         assert rewind.mask is not None
         rewind.mask.save(self._unfinished / MASK)
-        self._audit(f"hardened, r = {options.rate:g}", "hardened", hardened, trainer, base, began)
+        self._audit(f"hardened, {self._rewinding}", "hardened", hardened, trainer, base, began)
         return self._conclude()
 
     @property
     def _fine_tuning(self) -> str:
         return fine_tuning(self.checking.loaded.options, self.checking.defense)
+
+    @property
+    def _rewinding(self) -> str:
+        return rewinding(self.checking.loaded.options)
 
     @property
     def _defense(self) -> Any:
@@ -151,7 +160,8 @@ class HardenJob(Job):
     def _settings(self) -> dict[str, Any]:
         """What the report says of the run."""
         options = self.checking.loaded.options
-        names = ("checkpoint", "vanilla", "rate", "lam", "steps", "max_epochs", "shadows", "seed")
+        names = ("checkpoint", "vanilla", "rate", "values", "hold", "batchnorm", "lam", "steps", "max_epochs", "shadows",
+                 "seed")  # fmt: skip
         defense = {} if self._defense is None else {"defense": self._defense.named()}
         return {**{name: str(getattr(options, name)) for name in names}, **defense}
 
