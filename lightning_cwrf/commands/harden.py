@@ -43,9 +43,9 @@ from lightning_cwrf.weights.selection import how_rewound
 
 _EXPLAINED = """It checks first (as `cwrf check`) and stops at an error. Then it audits the finished model, scores its
 weights, rewinds the share --rate of them to their values from before training and freezes them, fine-tunes the
-rest with the loss of --defense, and audits the result (--values, --hold and --batchnorm change what is done to the
-chosen weights). Written to --out: hardened.ckpt, which your own class loads
-(load_from_checkpoint), mask.safetensors, finished.json and hardened.json (the audits), settings.json, report.html.
+rest with the loss of --defense, and audits the result. --values, --hold and --batchnorm change what is done to the
+chosen weights. Written to --out: hardened.ckpt, which your own class loads (load_from_checkpoint),
+mask.safetensors, finished.json and hardened.json (the audits), settings.json, report.html.
 
 How strong the defense is, is yours to choose: more --defense.alpha is more private and less accurate, and the default
 of 1 is for a hard task. Start with the model's loss on data that it never saw (--max_epochs is 40 by default).
@@ -160,8 +160,8 @@ class HardenJob(Job):
     def _settings(self) -> dict[str, Any]:
         """What the report says of the run."""
         options = self.checking.loaded.options
-        names = ("checkpoint", "vanilla", "rate", "values", "hold", "batchnorm", "lam", "steps", "max_epochs", "shadows",
-                 "seed")  # fmt: skip
+        rewind = ("rate", "values", "hold", "batchnorm")
+        names = ("checkpoint", "vanilla", *rewind, "lam", "steps", "max_epochs", "shadows", "seed")
         defense = {} if self._defense is None else {"defense": self._defense.named()}
         return {**{name: str(getattr(options, name)) for name in names}, **defense}
 
