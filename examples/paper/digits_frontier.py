@@ -5,7 +5,7 @@ pairs. What matters is the frontier of test accuracy against LiRA's AUC over all
 and a random mask as controls; not one strength.
 
     python examples/paper/digits_frontier.py --models 32 --out out/digits_frontier
-    python examples/paper/digits_frontier.py --levers      # fresh or trained values, not held, BatchNorm's statistics
+    python examples/paper/digits_frontier.py --levers  # fresh or trained values, and not held
 
 Writes results.json, results.md and frontier.png (levers.json, levers.md, levers.png). A killed run resumes from its
 store, which both studies share.
@@ -49,7 +49,6 @@ LEVERS: dict[str, dict[str, Any]] = {
     "fresh values": {"rate": 0.03, "values": "fresh"},
     "trained values, held": {"rate": 0.03, "values": "trained"},
     "rewound, not held": {"rate": 0.03, "hold": False},
-    "BatchNorm estimated": {"rate": 0.03, "batchnorm": "estimate"},
 }
 AUC, ACCURACY = "lira/auroc", "test_accuracy"
 

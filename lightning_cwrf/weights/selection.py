@@ -129,5 +129,5 @@ def how_rewound(values: str, hold: bool, tune: str = "rest") -> str:
     """
     if values == "trained":
         return "held at their trained values" if tune == "rest" else "not rewound, and tuned alone"
-    where = {"initial": "", "fresh": " to fresh values", "zero": " to zero"}[values]
+    where = {"fresh": " to fresh values", "zero": " to zero"}.get(values, "")
     return f"rewound{where} and {'not held' if not hold else 'held' if tune == 'rest' else 'tuned alone'}"
