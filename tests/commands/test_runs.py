@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_model(user):
 
 def test_a_hardening_with_other_values_that_are_not_held(user, capsys):
     levers = {"values": "fresh", "hold": "false", "seed": 3}
-    assert main(harden("--dry_run", rate="0.1", **levers)) == 0
+    assert main(harden("--dry-run", rate="0.1", **levers)) == 0
     assert "10.00% of them are then rewound to fresh values and not held" in capsys.readouterr().out
     assert main(harden(rate="0.1", steps="2", **levers)) == 0
     assert "hardened, r = 0.1, rewound to fresh values and not held" in capsys.readouterr().out
