@@ -132,7 +132,6 @@ class CriticalRewindCallback(RewindsWeights):
         if stage != "fit":
             return
         refuse_moved_weights(trainer, self)
-        self._check_holder(trainer)
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         if scoring is None and self.vanilla is None and self.values == "initial":
             raise MisconfigurationException(
@@ -143,6 +142,7 @@ class CriticalRewindCallback(RewindsWeights):
             raise MisconfigurationException(
                 "CriticalRewindCallback needs scores: put PrivacyScoringCallback before it, or pass scores= or mask=."
             )
+        self._check_holder(trainer)
 
     def _check_holder(self, trainer: Trainer) -> None:
         holders = callbacks_of(trainer, HoldsWeights)

@@ -23,7 +23,10 @@ from tests.helpers import Classifier, loader, trainer
         (lambda v: cwrf({n: t for n, t in v.items() if n != "net.5.weight"}), "lack 'net.5.weight'"),
         (lambda v: [PrivacyScoringCallback(loader(60, 90), v)], "are members"),
         (lambda v: [PrivacyScoringCallback([], v)], "nonmembers holds no batch"),
-        (lambda v: [CriticalRewindCallback(scores={"a": torch.ones(2)}, vanilla=v)], "are no such parameters"),
+        (
+            lambda v: [CriticalRewindCallback(scores={"a": torch.ones(2)}, vanilla=v, hold=False)],
+            "are no such parameters",
+        ),
     ],
 )
 def test_bad_data_is_an_error_before_the_first_step(make, message):

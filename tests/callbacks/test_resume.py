@@ -90,7 +90,10 @@ def test_the_same_weights_in_another_form_or_a_file_that_is_gone_are_no_change(h
 
 def test_resuming_without_the_mask_callback_is_an_error(half):
     vanilla = half[0] / "vanilla.safetensors"
-    for callbacks in (cwrf(vanilla)[:2], cwrf(vanilla)[:1], [MIAAuditCallback(loader(100, 140))]):
+    with pytest.raises(MisconfigurationException, match="nothing would hold the rewound weights: put GradientMask"):
+        go_on(half, cwrf(vanilla)[:2])
+    not_held = cwrf(vanilla, rewind={"hold": False})[:2]
+    for callbacks in (not_held, cwrf(vanilla)[:1], [MIAAuditCallback(loader(100, 140))]):
         with pytest.raises(MisconfigurationException, match="GradientMaskCallback, which is not in this Trainer"):
             go_on(half, callbacks)
 
