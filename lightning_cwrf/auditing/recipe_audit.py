@@ -98,6 +98,11 @@ def audit_recipe(
     return result
 
 
+def recipe_metrics() -> list[str]:
+    """The metrics that an audit of a recipe has for each attack."""
+    return list(_metrics(0.5, 0))
+
+
 def _attacked(
     attack: Attack, targets: RecipeTargets, seed: int, on_done: Callable[[], Any]
 ) -> tuple[Tensor, dict[str, CrossedJackknife], dict[str, MembershipMetric]]:

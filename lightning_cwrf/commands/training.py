@@ -19,13 +19,14 @@ from lightning_cwrf.commands.objects import Named, checked_arguments, one_line, 
 from lightning_cwrf.commands.progress import EpochLines, on_terminal
 from lightning_cwrf.data import Batches
 from lightning_cwrf.defenses import Defense, available_defenses, create_defense, defense_class
+from lightning_cwrf.recipes import ShadowRecipe
 
 _KEPT = ("callbacks", "devices", "num_nodes", "strategy", "accelerator")
 
 
 def add_training_options(parser: Any) -> None:
     """Reference data, vanilla weights, and how to score, rewind and fine-tune."""
-    parser.add_argument("--reference", type=Named, default="val", help="other data that it never saw, for the scoring")
+    add_fine_tuning_options(parser)
     parser.add_argument(
         "--vanilla",
         type=str,
@@ -33,8 +34,6 @@ def add_training_options(parser: Any) -> None:
         "path of a function that returns the untrained module",
     )
     parser.add_argument("--rate", type=float, default=0.03, help="r, the share of the weights to rewind (0.01 to 0.10)")
-    parser.add_argument("--lam", type=float, default=0.7, help="λ of the scoring (0.9 for 100 classes)")
-    parser.add_argument("--steps", type=int, default=30, help="of the scoring")
     parser.add_argument(
         "--defense",
         type=Named,
@@ -42,6 +41,13 @@ def add_training_options(parser: Any) -> None:
         help=f"the loss of the fine-tuning: {', '.join(available_defenses())}; --defense.alpha 0.5 sets a setting "
         "(relaxloss: alpha is its strength, 1 by default; start with the loss on data that the model never saw)",
     )
+
+
+def add_fine_tuning_options(parser: Any) -> None:
+    """Reference data, how to score, and the Trainer of the fine-tuning."""
+    parser.add_argument("--reference", type=Named, default="val", help="other data that it never saw, for the scoring")
+    parser.add_argument("--lam", type=float, default=0.7, help="λ of the scoring (0.9 for 100 classes)")
+    parser.add_argument("--steps", type=int, default=30, help="of the scoring")
     parser.add_argument("--max_epochs", type=int, default=40, help="of the fine-tuning")
     parser.add_argument(
         "--trainer",
@@ -49,6 +55,16 @@ def add_training_options(parser: Any) -> None:
         default={},
         help="further arguments of the Trainer: --trainer.gradient_clip_val 1.0",
     )
+
+
+def repeated(arguments: dict[str, Any], loaded: Loaded) -> ShadowRecipe:
+    """The recipe of a training of the model by a Trainer with these arguments, on the members.
+
+    Raises:
+        ValueError: the training cannot be repeated.
+    """
+    members: Any = loaded.members
+    return ShadowRecipe.like(make_trainer(arguments, []), loaded.model, loader=members)
 
 
 def explain_defenses() -> str:
