@@ -26,7 +26,7 @@ from lightning_cwrf.commands.base import FAILED, Command, Job, UsageError, check
 from lightning_cwrf.commands.check import CheckJob, check_job
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, add_model_options
-from lightning_cwrf.commands.record import MASK, RECORD, write_record
+from lightning_cwrf.commands.record import HARDENED, MASK, RECORD, write_record
 from lightning_cwrf.commands.training import (
     add_training_options,
     cwrf_callbacks,
@@ -70,6 +70,7 @@ class HardenJob(Job):
     seconds: dict[str, float | None] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     results: dict[str, AuditResult] = field(default_factory=dict)
+    rewound: str = ""
 
     def plan(self) -> list[str]:
         options = self.checking.loaded.options
@@ -103,10 +104,11 @@ class HardenJob(Job):
         hardened, began = loaded.model, time.perf_counter()
         trainer = self._fit(hardened, [*callbacks, DefenseCallback(self._defense)])
         self._unfinished.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(self._unfinished / "hardened.ckpt")
+        trainer.save_checkpoint(self._unfinished / HARDENED)
         rewind = next(each for each in callbacks if isinstance(each, CriticalRewindCallback))
         assert rewind.mask is not None
         rewind.mask.save(self._unfinished / MASK)
+        self.rewound = f"{rewind.mask.count:,} of {rewind.mask.total:,} weights"
         self._audit(f"hardened, r = {options.rate:g}", "hardened", hardened, trainer, base, began)
         return self._conclude()
 
@@ -149,11 +151,13 @@ class HardenJob(Job):
         result.save(self._unfinished / self.files[name])
 
     def _settings(self) -> dict[str, Any]:
-        """What the report says of the run."""
+        """What the report and a model card say of the run."""
         options = self.checking.loaded.options
         names = ("checkpoint", "vanilla", "rate", "lam", "steps", "max_epochs", "shadows", "seed")
-        defense = {} if self._defense is None else {"defense": self._defense.named()}
-        return {**{name: str(getattr(options, name)) for name in names}, **defense}
+        settings: dict[str, Any] = {name: str(getattr(options, name)) for name in names}
+        more = {"rewound": self.rewound, "trainer": dict(options.trainer)}
+        more["defense"] = {} if self._defense is None else self._defense.named()
+        return settings | {name: value for name, value in more.items() if value}
 
     def _conclude(self) -> int:
         options = self.checking.loaded.options
@@ -170,7 +174,8 @@ class HardenJob(Job):
             overwrite=True,
         )
         spent = {self.files[name]: seconds for name, seconds in self.seconds.items()}
-        write_record(self._unfinished, self._settings(), spent)
+        weights = {self.files[name]: result.weights for name, result in self.results.items()}
+        write_record(self._unfinished, self._settings(), spent, weights)
         for path in outputs(self.out, options):
             (self._unfinished / path.name).replace(path)
         if not any(self._unfinished.iterdir()):  # a failed run may have left others
@@ -185,7 +190,7 @@ class HardenJob(Job):
 
 def outputs(out: Path, options: Any) -> list[Path]:
     """The files that a hardening writes."""
-    names = ["hardened.ckpt", MASK, "finished.json", "hardened.json", RECORD]
+    names = [HARDENED, MASK, "finished.json", "hardened.json", RECORD]
     names += ["control.json"] if options.control else []
     return [out / name for name in [*names, "report.html"]]
 

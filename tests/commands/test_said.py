@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_cwrf import AuditResult, WeightMask
+from lightning_cwrf.auditing.saved import read_json, write_json
 from lightning_cwrf.commands import main
 from lightning_cwrf.report.changes import conclusion
 from tests.commands.conftest import NAME as M
@@ -117,6 +118,59 @@ def test_a_model_is_exported_with_its_card(user, capsys):
     assert main(given) == 2
     assert main([*given, "--overwrite"]) == 0
     assert main(export(out="model.safetensors", model=f"{M}.HookedNet")) == 0
+
+
+def card_of(path):
+    return Path(path).with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_the_card_of_a_hardened_model_says_how_it_was_hardened(hardened, capsys):
+    given = export(out="given/model.ckpt", checkpoint="hardened/hardened.ckpt", audit="hardened/hardened.json")
+    assert main(given) == 0
+    card = card_of("given/model")
+    count = WeightMask.load("hardened/mask.safetensors").count
+    for line in (
+        "defense: name | RelaxLossMixin",
+        "defense: alpha | 1",
+        "rewinding: rate | 0.03",
+        "rewinding: vanilla | init.safetensors",
+        "fine-tuning: max_epochs | 2",
+        "scoring: steps | 2",
+    ):
+        assert f"| {line} |" in card, card
+    assert f"| rewinding: rewound | {count:,} of " in card
+    assert "not known" not in card
+    # Elsewhere, the settings are named.
+    shutil.copy("hardened/hardened.ckpt", "elsewhere.ckpt")
+    assert main(export(out="b.ckpt", checkpoint="elsewhere.ckpt")) == 0
+    assert "Nothing is known" in card_of("b")
+    assert main(export(out="c.ckpt", checkpoint="elsewhere.ckpt", settings="hardened/settings.json")) == 0
+    assert "| defense: alpha | 1 |" in card_of("c")
+
+
+def test_the_card_has_no_settings_of_another_hardening(hardened, capsys):
+    own = "hardened/settings.json"
+    assert main(export(out="a.ckpt", settings=own)) == 2  # of the model before the hardening
+    assert f"{own} is of a hardening that gave other weights than those of finished.ckpt" in capsys.readouterr().err
+    assert not Path("a.ckpt").exists()
+    shutil.copy("finished.ckpt", "hardened/finished.ckpt")
+    assert main(export(out="a.ckpt", checkpoint="hardened/finished.ckpt")) == 0
+    assert "gave other weights than those of hardened/finished.ckpt: the card has no" in capsys.readouterr().out
+    assert "Nothing is known" in card_of("a")
+    shutil.copy("hardened/hardened.json", own)
+    assert main(export(out="b.ckpt", checkpoint="hardened/hardened.ckpt")) == 2
+    assert f"{own} is not a record of a hardening" in capsys.readouterr().err
+    assert main(export("--overwrite", out="a.ckpt", checkpoint="hardened/finished.ckpt")) == 0
+    assert f"{own} is no record of a hardening: the card has no settings" in capsys.readouterr().out
+
+
+def test_the_card_says_where_it_is_not_known_whose_settings_they_are(hardened):
+    record = read_json("hardened/settings.json", "lightning_cwrf.Hardening/1")
+    del record["weights"]  # as an early version wrote it
+    write_json(record, "hardened/settings.json")
+    assert main(export(out="a.ckpt", checkpoint="hardened/hardened.ckpt")) == 0
+    assert "| of these weights | not known |" in card_of("a")
+    assert "| defense: alpha | 1 |" in card_of("a")
 
 
 def test_shadow_models_are_trained_on_a_pool_that_holds_all_and_more(user):
