@@ -232,7 +232,7 @@ def _recipe(model: LightningModule, settings: Mapping[str, Any]) -> list[str]:
         rows += [[f"defense: {name}", str(value)] for name, value in defense.named().items()]
     if len(rows) == 1:
         return [
-            "Nothing is known: the model's last Trainer had no callback of CWRF, and no defense; no settings were given."
+            "Nothing is known: no settings were given, and the model's last Trainer had no callback of CWRF or defense."
         ]
     return [
         *markdown_table(rows),

@@ -71,7 +71,7 @@ class ExportCommand(Command):
         parser.add_argument(
             "--settings",
             type=str,
-            help="settings.json of the hardening, for the card; default: that beside --checkpoint",
+            help="settings.json of the hardening, for the card; default: beside --checkpoint",
         )
         parser.add_argument("--title", type=str, help="of the card; default: the name of the class")
         parser.add_argument(
@@ -98,7 +98,7 @@ class ExportCommand(Command):
 
 
 def _settings(options: Any, model: LightningModule) -> tuple[dict[str, Any], list[str]]:
-    """The settings of the hardening for the card, and what there is to say where those beside the model are left out."""
+    """The settings of the hardening for the card, and a remark where those beside the model are left out."""
     given, checkpoint = options.settings, Path(options.checkpoint)
     path = checkpoint.parent / RECORD if given is None else Path(given)
     if given is None and not path.is_file():
