@@ -28,11 +28,14 @@ from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, j
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, add_model_options
 from lightning_cwrf.commands.record import HARDENED, MASK, RECORD, write_record
 from lightning_cwrf.commands.training import (
+    LEVEL,
     add_training_options,
+    at_level,
     cwrf_callbacks,
     explain_defenses,
     fine_tuning,
     make_trainer,
+    needs_level,
     trainer_arguments,
 )
 from lightning_cwrf.data import Batches
@@ -44,8 +47,8 @@ weights, rewinds the share --rate of them to their values from before training a
 rest with the loss of --defense, and audits the result. Written to --out: hardened.ckpt, which your own class loads
 (load_from_checkpoint), mask.safetensors, finished.json and hardened.json (the audits), settings.json, report.html.
 
-How strong the defense is, is yours to choose: more --defense.alpha is more private and less accurate, and the default
-of 1 is for a hard task. Start with the model's loss on data that it never saw (--max_epochs is 40 by default).
+How strong the defense is, is yours to choose: more --defense.alpha is more private and less accurate. It starts at the
+finished model's loss on --reference, which it never saw: then it has the same loss on its members.
 
 examples:
   cwrf harden --model mine.Net --data mine.Data --checkpoint finished.ckpt --vanilla init.safetensors --out hardened
@@ -71,6 +74,7 @@ class HardenJob(Job):
     files: dict[str, str] = field(default_factory=dict)
     results: dict[str, AuditResult] = field(default_factory=dict)
     rewound: str = ""
+    measured: bool = False
 
     def plan(self) -> list[str]:
         options = self.checking.loaded.options
@@ -92,6 +96,7 @@ class HardenJob(Job):
         if not report.ok:
             print("\nstopped at the errors above; nothing was trained or written.")
             return FAILED
+        self._set_level()
         print(f"fine-tuning: {self._fine_tuning}", flush=True)
         base = None if self.shadows is None else self.shadows.train()
         self._keep("finished", audited(loaded, loaded.model, "the finished model", base, attacks=self.attacks), None)
@@ -114,7 +119,16 @@ class HardenJob(Job):
 
     @property
     def _fine_tuning(self) -> str:
-        return fine_tuning(self.checking.loaded.options, self.checking.defense)
+        return fine_tuning(self.checking.loaded.options, self._defense, measured=self.measured)
+
+    def _set_level(self) -> None:
+        """RelaxLoss' ``alpha``, where the user named none."""
+        loaded = self.checking.loaded
+        if needs_level(self._defense, loaded.options):
+            reference = loaded.data("reference")
+            assert reference is not None
+            self.checking.defense = at_level(self._defense, loaded.model, reference, loaded.options.steps)
+            self.measured = True
 
     @property
     def _defense(self) -> Any:
@@ -155,8 +169,9 @@ class HardenJob(Job):
         options = self.checking.loaded.options
         names = ("checkpoint", "vanilla", "rate", "lam", "steps", "max_epochs", "shadows", "seed")
         settings: dict[str, Any] = {name: str(getattr(options, name)) for name in names}
-        more = {"rewound": self.rewound, "trainer": dict(options.trainer)}
-        more["defense"] = {} if self._defense is None else self._defense.named()
+        defense = {} if self._defense is None else self._defense.named()
+        defense |= {"alpha taken from": LEVEL} if self.measured else {}
+        more = {"rewound": self.rewound, "trainer": dict(options.trainer), "defense": defense}
         return settings | {name: value for name, value in more.items() if value}
 
     def _conclude(self) -> int:
