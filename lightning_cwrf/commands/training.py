@@ -23,6 +23,7 @@ from lightning_cwrf.data.loading import some_batches
 from lightning_cwrf.defenses import Defense, RelaxLoss, available_defenses, create_defense, defense_class
 from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.recipes import ShadowRecipe
+from lightning_cwrf.weights.selection import how_rewound
 from lightning_cwrf.weights.trained import outcome
 
 _KEPT = ("callbacks", "devices", "num_nodes", "strategy", "accelerator")
@@ -38,6 +39,21 @@ def add_training_options(parser: Any) -> None:
         "path of a function that returns the untrained module",
     )
     parser.add_argument("--rate", type=float, default=0.03, help="r, the share of the weights to rewind (0.01 to 0.10)")
+    parser.add_argument(
+        "--values",
+        type=str,
+        default="initial",
+        help="what these are set to: initial, fresh (another draw, from --seed), zero, or trained (held as they are)",
+    )
+    parser.add_argument(
+        "--hold", type=bool, default=True, help="hold them in the fine-tuning; false: train them on, as a control"
+    )
+    parser.add_argument(
+        "--batchnorm",
+        type=str,
+        default="keep",
+        help="BatchNorm's running statistics after rewinding: keep, reset, or estimate (one pass over the members)",
+    )
     parser.add_argument(
         "--defense",
         type=Named,
@@ -143,17 +159,36 @@ def defense_of(options: Any, loaded: Loaded) -> Defense:
 
 
 def cwrf_callbacks(options: Any, reference: Batches, members: Batches | None, vanilla: Any) -> list[Callback]:
-    """Scoring, rewinding and freezing."""
+    """Scoring, rewinding and, unless ``--hold false``, freezing."""
     if vanilla is None:
         raise UsageError(
             "--vanilla is missing: pass the weights from before training (a file of VanillaSnapshotCallback), or "
             "'redraw' to draw new ones."
         )
-    return [
-        PrivacyScoringCallback(reference, vanilla, lam=options.lam, steps=options.steps, members=members),
-        CriticalRewindCallback(rate=options.rate),
-        GradientMaskCallback(),
-    ]
+    rewind = CriticalRewindCallback(
+        rate=options.rate,
+        values=options.values,
+        hold=options.hold,
+        batchnorm=options.batchnorm,
+        seed=options.seed if options.values == "fresh" else None,
+    )
+    scoring = PrivacyScoringCallback(reference, vanilla, lam=options.lam, steps=options.steps, members=members)
+    return [scoring, rewind, GradientMaskCallback()] if options.hold else [scoring, rewind]
+
+
+def rewinding(options: Any) -> str:
+    """What is done to the chosen weights, without what is so by default.
+
+    >>> from types import SimpleNamespace
+    >>> rewinding(SimpleNamespace(rate=0.03, values="fresh", hold=False, batchnorm="keep"))
+    'r = 0.03, rewound to fresh values and not held'
+    """
+    parts = [f"r = {options.rate:g}"]
+    if (options.values, options.hold) != ("initial", True):
+        parts.append(how_rewound(options.values, options.hold))
+    if options.batchnorm != "keep":
+        parts.append(f"BatchNorm {options.batchnorm}")
+    return ", ".join(parts)
 
 
 def defense_callback(defense: Defense) -> DefenseCallback:
