@@ -28,6 +28,7 @@ from lightning_cwrf.checks import check_flag
 from lightning_cwrf.defenses.base import own_hparams
 from lightning_cwrf.files import check_place, replacing, save_tensors
 from lightning_cwrf.lightning_private import trainer_of
+from lightning_cwrf.report.inputs import flat_settings
 from lightning_cwrf.report.sections import LIMITS
 from lightning_cwrf.trainers import callbacks_of
 from lightning_cwrf.weights.copies import tensors_of, weights_digest
@@ -42,13 +43,14 @@ def export(
     *,
     audit: AuditResult | None = None,
     title: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a model without anything that its training left beside the weights, and a model card in Markdown.
 
     A checkpoint of a hardening also holds the optimizer's state, the mask of the rewound weights, and digests of the
-    reference data. An export does not. The card says how the model was hardened, as far as its last Trainer knows,
-    what an audit found, and what that does not show.
+    reference data. An export does not. The card says how the model was hardened, as far as its last Trainer or
+    ``settings`` know, what an audit found, and what that does not show.
 
     Args:
         model: as it is after the fit; a defense that is attached to it is left out.
@@ -56,13 +58,15 @@ def export(
             ``load_from_checkpoint`` reads, with the module's hyper-parameters. The card is beside it, ``….md``.
         audit: of these weights, for the card. An audit holds scores of single members; the card has only its table.
         title: of the card. Default: the name of the class.
+        settings: of the hardening, for the card, where the model was loaded from a file; they may be nested. The card
+            is given away with the model: leave out what is private.
         overwrite: replace existing files.
 
     Returns:
         The path of the weights.
 
     Raises:
-        TypeError: no LightningModule, no AuditResult, or a title that is not text.
+        TypeError: no LightningModule, no AuditResult, a title that is not text, or settings that are no mapping.
         ValueError: another suffix, or a folder; an audit of other weights; hyper-parameters that hold data, for a
             checkpoint; safetensors, of a model whose state dict holds more than tensors.
         FileExistsError: a file exists, and ``overwrite`` is False.
@@ -80,6 +84,8 @@ def export(
     check_flag("overwrite", overwrite)
     if title is not None and not isinstance(title, str):
         raise TypeError(f"title must be text, not {type(title).__name__}.")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise TypeError(f"settings must be a mapping of names and values, not {type(settings).__name__}.")
     path = Path(path)
     check_place(path)
     if path.suffix not in _WRITERS:
@@ -89,7 +95,8 @@ def export(
     existing = [str(each) for each in (path, card) if each.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{' and '.join(existing)} exist; pass overwrite=True to replace them.")
-    text = _card(model, path, [] if audit is None else _audit_lines(model, audit), title or _class_of(model).__name__)
+    found = [] if audit is None else _audit_lines(model, audit)
+    text = _card(model, path, found, title or _class_of(model).__name__, settings or {})
     _WRITERS[path.suffix](model, path)
     with replacing(card) as part:
         part.write_text(text, encoding="utf-8")
@@ -192,7 +199,7 @@ def _class_of(model: LightningModule) -> type:
     return getattr(type(model), "_attached_to", type(model))
 
 
-def _card(model: LightningModule, path: Path, audit: list[str], title: str) -> str:
+def _card(model: LightningModule, path: Path, audit: list[str], title: str, settings: Mapping[str, Any]) -> str:
     kind = _class_of(model)
     weights = sum(p.numel() for p in model.parameters())
     lines = [
@@ -203,7 +210,7 @@ def _card(model: LightningModule, path: Path, audit: list[str], title: str) -> s
         "",
         "## How it was hardened",
         "",
-        *_recipe(model),
+        *_recipe(model, settings),
         "",
         "## What an audit found",
         "",
@@ -216,9 +223,10 @@ def _card(model: LightningModule, path: Path, audit: list[str], title: str) -> s
     return "\n".join(lines) + "\n"
 
 
-def _recipe(model: LightningModule) -> list[str]:
+def _recipe(model: LightningModule, settings: Mapping[str, Any]) -> list[str]:
     trainer = trainer_of(model)
     rows = [["setting", "value"]]
+    rows += [[name.replace(".", ": "), value] for name, value in flat_settings(settings)]
     for callback in [] if trainer is None else callbacks_of(trainer, PrivacyScoringCallback, CriticalRewindCallback):
         rows += _settings(callback)
         if isinstance(callback, CriticalRewindCallback) and callback.mask is not None:
@@ -229,7 +237,9 @@ def _recipe(model: LightningModule) -> list[str]:
     if defense is not None:
         rows += [[f"defense: {name}", str(value)] for name, value in defense.named().items()]
     if len(rows) == 1:
-        return ["Nothing is known: the model's last Trainer had no callback of CWRF, and no defense."]
+        return [
+            "Nothing is known: no settings were given, and the model's last Trainer had no callback of CWRF or defense."
+        ]
     return [
         *markdown_table(rows),
         "",

@@ -16,6 +16,7 @@ from lightning_cwrf.metrics import AuditContext, Interval, LossGap, MembershipMe
 from lightning_cwrf.metrics.base import METRICS
 from lightning_cwrf.metrics.functional import clopper_pearson, mean_interval
 from lightning_cwrf.metrics.functional.intervals import normal_quantile
+from lightning_cwrf.metrics.functional.roc import counted_once
 from lightning_cwrf.metrics.membership import FPRS as FPRS
 from lightning_cwrf.outputs import ModelOutputs
 
@@ -69,7 +70,8 @@ def with_shadow_intervals(
     """
     measured = {name: metric for name, metric in metrics.items() if metric.has_shadow_interval}
     statistics = {name: statistic(metric) for name, metric in measured.items()}
-    replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, examples=False, seed=seed)
+    with counted_once():
+        replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, examples=False, seed=seed)
     pairs = check_pairs(evidence.membership, resamples)
     reach = normal_quantile(confidence) * math.sqrt(pairs / (pairs - 1))
     done = dict(found)
@@ -93,6 +95,14 @@ def statistic(metric: MembershipMetric) -> Callable[[Tensor, Tensor], Tensor]:
         return found
 
     return value
+
+
+def estimates_of(
+    metrics: dict[str, MembershipMetric], scores: Tensor, is_member: Tensor, confidence: float
+) -> dict[str, Estimate]:
+    """Every metric of an attack's scores, which are sorted once."""
+    with counted_once():
+        return {name: estimate(metric, scores, is_member, confidence) for name, metric in metrics.items()}
 
 
 def estimate(metric: MembershipMetric, scores: Tensor, is_member: Tensor, confidence: float) -> Estimate:

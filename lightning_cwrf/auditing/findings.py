@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, ClassVar
 
-from lightning_cwrf.auditing.names import attack_name, metric_name
+from lightning_cwrf.auditing.names import attack_name, failure_note, metric_name
 from lightning_cwrf.auditing.tables import aligned, html_table, markdown_table, markdown_text, percent
 from lightning_cwrf.auditing.values import FPR, Estimate
 from lightning_cwrf.metrics.functional.intervals import normal_quantile
@@ -40,6 +40,11 @@ class Findings:
     def notes(self, metrics: Sequence[str] | None = None) -> list[str]:
         """The limits of these metrics (None: of all), remarks, and the attacks that failed; each once."""
         raise NotImplementedError
+
+    def estimate(self, measure: str) -> Estimate:
+        """One estimate by its name in :meth:`values`, such as ``"lira/auroc"`` or ``"test_accuracy"``."""
+        attack, _, metric = measure.rpartition("/")
+        return self.estimates[attack][metric] if attack else self.model_metrics[metric]
 
     def values(self) -> dict[str, float]:
         """Every value under ``<attack>/<metric>``, and the model's metrics under their names."""
@@ -130,7 +135,7 @@ class Findings:
         ]
 
     def _failed(self) -> list[str]:
-        return [f"the {name} attack failed: {why}" for name, why in self.failures.items()]
+        return [failure_note(name, why) for name, why in self.failures.items()]
 
     def _model_rows(self) -> list[list[str]]:
         named = ([name.replace("_", " "), str(estimate)] for name, estimate in self.model_metrics.items())

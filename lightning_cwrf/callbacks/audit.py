@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.auditing import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.auditing.audited import AuditedData
+from lightning_cwrf.auditing.names import failure_note
 from lightning_cwrf.auditing.run import unlike_shadows
 from lightning_cwrf.auditing.saved import check_json_path
 from lightning_cwrf.callbacks.common import (
@@ -209,7 +210,7 @@ class MIAAuditCallback(ReadsData):
             for remark in self.result.remarks:
                 rank_zero_warn(remark)
         for name, why in self.result.failures.items():
-            rank_zero_warn(f"the {name} attack failed and is left out: {why}")
+            rank_zero_warn(failure_note(name, why))
         if final and self.save is not None and trainer.is_global_zero:
             self.result.save(self.save)
         values = self.result.values()

@@ -222,7 +222,10 @@ class CriticalRewindCallback(RewindsWeights):
         self._check_scores(pl_module, scores)
         if not any(bool(score.any()) for score in scores.values()):
             rank_zero_warn("all scores are 0: the weights to rewind are chosen by their order in the model alone.")
-        return WeightMask.top(scores, self.rate, per_layer=self.per_layer)
+        mask = WeightMask.top(scores, self.rate, per_layer=self.per_layer)
+        if self.scores is None and scoring is not None:
+            scoring.mask_made()
+        return mask
 
     def _check_scores(self, pl_module: LightningModule, scores: Mapping[str, Tensor]) -> None:
         weights = trainable_parameters(pl_module)

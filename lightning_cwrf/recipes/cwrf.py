@@ -20,7 +20,7 @@ from lightning_cwrf.data import Batches, all_digests, isolated_rng
 from lightning_cwrf.recipes.fit import fit, quiet
 from lightning_cwrf.shadows.jobs import seed_all
 from lightning_cwrf.weights.masks import WeightMask
-from lightning_cwrf.weights.vanilla import is_redraw, redraw
+from lightning_cwrf.weights.vanilla import VanillaSource, is_redraw, redraw
 
 CALLBACKS = (PrivacyScoringCallback, CriticalRewindCallback, GradientMaskCallback)
 """The callbacks of CWRF, in the order in which a Trainer needs them."""
@@ -71,20 +71,39 @@ class CWRFConfig:
         check_choice("vanilla", self.vanilla, ("own", "redraw"))
         check_choice("members", self.members, ("training", "plain"))
         check_integer("batch_size", self.batch_size, low=1)
-        self.callbacks({})  # they check their settings
+        self._callbacks(_ShadowScoring, {})  # they check their settings
         if not self.hold and self.tune != "rest":
             raise ValueError("tune says which weights are held, and hold=False holds none: leave one of them out.")
 
     def callbacks(
-        self, vanilla: Mapping[str, Tensor], members: Batches | None = None, seed: int | None = None
+        self, vanilla: VanillaSource, members: Batches | None = None, *, augmented: bool = False, seed: int = 0
     ) -> list[Callback]:
-        """The callbacks of one hardening.
+        """The callbacks that harden your own finished model with these settings.
 
         Args:
-            vanilla: θ_vn.
-            members: what to score on; None: the training's.
+            vanilla: the weights from before its training, as for :class:`~lightning_cwrf.PrivacyScoringCallback`.
+            members: its plain training data; needed where ``members="plain"`` and its training is augmented.
+            augmented: whether it is.
             seed: of fresh values.
+
+        Raises:
+            ValueError: such data are missing, or would have no effect.
         """
+        if self.members == "plain" and augmented and members is None:
+            raise ValueError(
+                'with CWRFConfig(members="plain") and augmentation, pass the plain training data: members=.'
+            )
+        if self.members == "training" and members is not None:
+            raise ValueError('members= has no effect: CWRFConfig(members="training") scores on the training batches.')
+        return self._callbacks(PrivacyScoringCallback, vanilla, members, seed)
+
+    def _callbacks(
+        self,
+        scoring: type[PrivacyScoringCallback],
+        vanilla: Any,
+        members: Batches | None = None,
+        seed: int | None = None,
+    ) -> list[Callback]:
         names = ("lam", "steps", "lr", "kind", "batch_size")
         settings = {name: getattr(self, name) for name in names}
         rewind = CriticalRewindCallback(
@@ -95,9 +114,8 @@ class CWRFConfig:
             batchnorm=self.batchnorm,
             seed=seed if self.values == "fresh" else None,
         )
-        holder = GradientMaskCallback(tune=self.tune)
-        scoring = _ShadowScoring(self.nonmembers, dict(vanilla), members=members, **settings)
-        return [scoring, rewind, holder] if self.hold else [scoring, rewind]
+        found: list[Callback] = [scoring(self.nonmembers, vanilla, members=members, **settings), rewind]
+        return [*found, GradientMaskCallback(tune=self.tune)] if self.hold else found
 
     def callbacks_for(
         self, model: LightningModule, initial: Mapping[str, Tensor], members: Batches, seed: int
@@ -108,7 +126,7 @@ class CWRFConfig:
             with isolated_rng(), quiet():
                 seed_all(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
                 initial = redraw(model)
-        return self.callbacks(initial, members if self.members == "plain" else None, seed)
+        return self._callbacks(_ShadowScoring, dict(initial), members if self.members == "plain" else None, seed)
 
 
 def rewound(

@@ -61,7 +61,9 @@ def test_the_ends_of_the_rate(rate):
 
 
 def test_learnability_and_random_scores():
-    _, learn, _, _ = run(scoring={"kind": "learnability", "lr": 0.0, "members": list(loader(0, 64))})
+    _, learn, _, _ = run(
+        scoring={"kind": "learnability", "lr": 0.0, "members": list(loader(0, 64)), "keep_scores": True}
+    )
     expected = learnability_scores(finished()[0], list(loader(0, 64)), steps=2, lr=0.0)
     assert all(torch.equal(learn[0].scores[n], s) for n, s in expected.items())
     _, first, _, _ = run(scoring={"kind": "random"})

@@ -187,7 +187,7 @@ def test_checkpoints_of_earlier_versions_can_be_resumed(half, tmp_path):
 def test_a_resumed_run_knows_that_scores_are_not_kept(half, tmp_path):
     callbacks = cwrf(half[0] / "vanilla.safetensors")
     go_on(half, callbacks)
-    with pytest.raises(RuntimeError, match="Save them in the run that scores"):
+    with pytest.raises(RuntimeError, match=r"keep_scores=True\) in the run that scores"):
         callbacks[0].save_scores(tmp_path / "scores.safetensors")
 
 

@@ -198,6 +198,10 @@ WRONG = {
     "export over its input": (export("--overwrite", out="finished.ckpt"), "finished.ckpt is an input"),
     "export to what exists": (export(out="init.safetensors"), "init.safetensors exists already; pass --overwrite"),
     "export of no such audit": (export(out="m.ckpt", audit="lost.json"), "there is no saved audit at lost.json"),
+    "export with no such settings": (
+        export(out="m.ckpt", settings="lost.json"),
+        "there is no record of a hardening at lost.json",
+    ),
     "export of another class": (export(out="m.ckpt", model=f"{M}.Normed"), f"does not fit {M}.Normed"),
     "export with data": (export("--data", f"{M}.Data", out="m.ckpt"), "--data"),
     "no such configuration": (["audit", "--config", "lost.yaml"], "config: File does not exist"),

@@ -43,7 +43,7 @@ def test_every_attack_measure_p_value_note_and_failure_is_shown(tmp_path):
         for each in found.values():
             assert str(each).split(" [")[0] in page.text
             assert each.p_value is None or f"p = {each.p_value:.2g}" in page.text
-    for note in [*result.notes(), "odd data", "the rmia attack failed: no population"]:
+    for note in [*result.notes(), "odd data", "RMIA failed: no population"]:
         assert note in page.text
     assert "Attacks that failed, at least on one model: RMIA." in page.text
 
