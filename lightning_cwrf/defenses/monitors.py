@@ -143,8 +143,8 @@ class _Compute:
             self.warned = True
             rank_zero_warn(
                 f"the metric {self.name!r} is computed though nothing has updated it: a defense replaces "
-                "training_step, which may have done so. What is logged of it, 0 or NaN, means nothing. Log it in validation_step, or "
-                "leave the hook out of this fit (module.on_train_epoch_end = lambda: None)."
+                "training_step, which may have done so. What is logged of it, 0 or NaN, means nothing. Log it in "
+                "validation_step, or leave the hook out of this fit (module.on_train_epoch_end = lambda: None)."
             )
         return self.compute(*args, **kwargs)
 
