@@ -33,10 +33,14 @@ ATTACKS = {
     "LiRA, variance per example": create_attack("lira", variance="per_example"),
     "BaVarIA-t": create_attack("bavaria"),
     "BaVarIA-n": create_attack("bavaria", predictive="normal"),
-    "RMIA": create_attack("rmia"),
+    "RMIA, BASE": create_attack("rmia"),
+    "RMIA, temperature tuned": create_attack("rmia", temperature="tuned"),
     "LiRA offline, pooled variance": create_attack("lira", online=False, variance="pooled"),
     "BaVarIA-t offline": create_attack("bavaria", online=False),
+    "RMIA offline, as published": create_attack("rmia", online=False, temperature=1.0, offline_a=0.3),
+    "RMIA offline, a tuned": create_attack("rmia", online=False, temperature=1.0),
     "RMIA offline": create_attack("rmia", online=False),
+    "RMIA offline, trimmed": create_attack("rmia", online=False, trim=0.2),
 }
 
 

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from lightning_cwrf.preflight import check as check
     from lightning_cwrf.recipes import CWRFConfig as CWRFConfig
     from lightning_cwrf.recipes import ShadowRecipe as ShadowRecipe
+    from lightning_cwrf.searching import RecipeSearch as RecipeSearch
+    from lightning_cwrf.searching import default_candidates as default_candidates
+    from lightning_cwrf.searching import search_recipes as search_recipes
     from lightning_cwrf.shadows import train_shadows as train_shadows
     from lightning_cwrf.weights import WeightMask as WeightMask
     from lightning_cwrf.weights import learnability_scores as learnability_scores
@@ -96,6 +99,7 @@ _PUBLIC = {
     "exporting": ("export",),
     "preflight": ("check",),
     "recipes": ("CWRFConfig", "ShadowRecipe"),
+    "searching": ("RecipeSearch", "default_candidates", "search_recipes"),
     "shadows": ("train_shadows",),
     "weights": ("WeightMask", "learnability_scores", "privacy_vulnerability_scores", "score_correlation"),
 }

@@ -21,6 +21,7 @@ from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.auditing.tables import markdown_table, markdown_text
 from lightning_cwrf.callbacks.common import OncePerModule
 from lightning_cwrf.callbacks.defense import defense_of
+from lightning_cwrf.callbacks.gradient_mask import GradientMaskCallback
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.checks import check_flag
@@ -31,6 +32,7 @@ from lightning_cwrf.report.inputs import flat_settings
 from lightning_cwrf.report.sections import LIMITS
 from lightning_cwrf.trainers import callbacks_of
 from lightning_cwrf.weights.copies import tensors_of, weights_digest
+from lightning_cwrf.weights.selection import how_rewound
 
 _OURS = "lightning_cwrf"
 
@@ -227,6 +229,10 @@ def _recipe(model: LightningModule, settings: Mapping[str, Any]) -> list[str]:
     rows += [[name.replace(".", ": "), value] for name, value in flat_settings(settings)]
     for callback in [] if trainer is None else callbacks_of(trainer, PrivacyScoringCallback, CriticalRewindCallback):
         rows += _settings(callback)
+        if isinstance(callback, CriticalRewindCallback) and callback.mask is not None:
+            tune = next((each.tune for each in callbacks_of(trainer, GradientMaskCallback)), "rest")
+            done = how_rewound(callback.values, callback.hold, tune)
+            rows.append([done, f"{callback.mask.count:,} of {callback.mask.total:,} weights"])
     defense = defense_of(model)
     if defense is not None:
         rows += [[f"defense: {name}", str(value)] for name, value in defense.named().items()]
@@ -244,8 +250,4 @@ def _recipe(model: LightningModule, settings: Mapping[str, Any]) -> list[str]:
 def _settings(callback: OncePerModule) -> list[list[str]]:
     name = "scoring" if isinstance(callback, PrivacyScoringCallback) else "rewinding"
     done: Mapping[str, Any] = callback.done_with or {}
-    rows = [[f"{name}: {key}", str(value)] for key, value in done.items() if value is not None]
-    mask = getattr(callback, "mask", None)
-    if mask is not None:
-        rows.append(["rewound and held", f"{mask.count:,} of {mask.total:,} weights"])
-    return rows
+    return [[f"{name}: {key}", str(value)] for key, value in done.items() if value is not None]

@@ -16,6 +16,13 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_profiler_is_left_on():
+    """It would record every operation of the tests after it, until memory runs out."""
+    yield
+    assert not torch.autograd._profiler_enabled()
+
+
 @pytest.fixture
 def rng_untouched():
     """Fails the test when it leaves another random state than it found (it must draw nothing itself)."""

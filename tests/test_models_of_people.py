@@ -233,9 +233,11 @@ def test_validation_data_are_no_part_of_a_recipe():
 
 
 def test_a_profiler_that_hooks_the_modules_is_named(tmp_path):
-    profiled = {"profiler": PyTorchProfiler(dirpath=tmp_path), "num_sanity_val_steps": 1}
+    profiler = PyTorchProfiler(dirpath=tmp_path)
+    run = trainer(callbacks=cwrf(loader(100, 140)), profiler=profiler, num_sanity_val_steps=1)
     with pytest.raises(TypeError, match="PyTorchProfiler's: pass that record_module_names=False"):
-        trainer(callbacks=cwrf(loader(100, 140)), **profiled).fit(Classifier(), loader(0, 32), loader(64, 96))
+        run.fit(Classifier(), loader(0, 32), loader(64, 96))
+    profiler.teardown("fit")  # it would go on recording
 
 
 @pytest.mark.slow

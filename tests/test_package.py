@@ -19,7 +19,18 @@ PACKAGE = ROOT / "lightning_cwrf"
 # Lowest layer first, as in docs/architecture.md: each may import those before it.
 PURE = ("_version", "_deprecated", "checks", "targets", "classification", "files", "registry", "lightning_private",
         "data", "outputs", "weights", "metrics", "attacks", "shadows", "auditing", "report")  # fmt: skip
-LAYERS = (*PURE, "trainers", "defenses", "callbacks", "recipes", "exporting", "preflight", "commands", "__main__")
+LAYERS = (
+    *PURE,
+    "trainers",
+    "defenses",
+    "callbacks",
+    "recipes",
+    "searching",
+    "exporting",
+    "preflight",
+    "commands",
+    "__main__",
+)
 
 
 def name_of(path):

@@ -17,6 +17,7 @@ from lightning_cwrf.attacks.base import (
     register_attack,
 )
 from lightning_cwrf.attacks.bavaria import bavaria
+from lightning_cwrf.attacks.likelihood_ratio import tune_rmia
 from lightning_cwrf.attacks.lira import lira
 from lightning_cwrf.attacks.loss import loss_threshold
 from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
@@ -25,7 +26,7 @@ from lightning_cwrf.attacks.per_model import PerModel
 from lightning_cwrf.attacks.quantile_regression import quantile_regression
 from lightning_cwrf.attacks.reference import attack_p, attack_r
 from lightning_cwrf.attacks.resampling import shadow_bootstrap
-from lightning_cwrf.attacks.rmia import rmia, tune_offline_a
+from lightning_cwrf.attacks.rmia import base_attack, rmia
 from lightning_cwrf.attacks.signals import example_losses, logit_signal, true_class_probability
 
 # So that a new attack is one file: importing it registers it.
@@ -40,6 +41,7 @@ __all__ = [
     "attack_r",
     "augmentation_attack",
     "available_attacks",
+    "base_attack",
     "bavaria",
     "calibrated",
     "confidence",
@@ -58,5 +60,5 @@ __all__ = [
     "rmia",
     "shadow_bootstrap",
     "true_class_probability",
-    "tune_offline_a",
+    "tune_rmia",
 ]

@@ -202,7 +202,7 @@ ATTACKS: Registry[_Registered] = Registry("attack")
 
 
 def register_attack(
-    name: str, *needs: str, settings_of: Function | None = None, check: Callable[..., None] | None = None
+    name: str, *needs: str, settings_of: Callable[..., Any] | None = None, check: Callable[..., None] | None = None
 ) -> Callable[[Function], Function]:
     """A decorator that registers ``function(evidence, **settings) -> scores`` as an attack.
 

@@ -38,10 +38,12 @@ def fit_predict(
     hidden: int,
     epochs: int,
     seed: int,
+    held_out: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Train a network with one hidden layer on x and y, and return its outputs on ``asked``, float64 ``(n, outputs)``.
 
-    AdamW in float32 and with gradients, whatever autocast or grad mode is active around the call.
+    With ``held_out``, other x and y, the network is that of the epoch with the lowest loss on them. AdamW in float32
+    and with gradients, whatever autocast or grad mode is active around the call.
     """
     device = x.device
     around = torch.autocast(device.type, enabled=False), torch.inference_mode(False), torch.enable_grad()
@@ -55,11 +57,23 @@ def fit_predict(
         optimizer = torch.optim.AdamW(network.parameters(), 1e-2, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         size = max(_BATCH, -(-len(x) // _STEPS))
+        least, best = torch.inf, [weight.detach().clone() for weight in network.parameters()]
+        other_x, other_y = (x[:0], y[:0]) if held_out is None else (part.detach().clone() for part in held_out)
         for _ in range(epochs):
             for rows in torch.split(torch.randperm(len(x), device="cpu").to(device), size):
                 optimizer.zero_grad()
                 torch.autograd.backward(loss(network(x[rows]), y[rows]))
                 optimizer.step()
             schedule.step()
-        found: Tensor = network(asked).detach().double()
+            if held_out is None:
+                continue
+            with torch.no_grad():
+                now = float(loss(network(other_x), other_y))
+            if now < least:
+                least, best = now, [weight.detach().clone() for weight in network.parameters()]
+        with torch.no_grad():
+            if held_out is not None:
+                for weight, kept in zip(network.parameters(), best, strict=True):
+                    weight.copy_(kept)
+            found: Tensor = network(asked).double()
     return found

@@ -1,16 +1,36 @@
-"""RMIA, the robust membership inference attack (Zarifzadeh et al. 2024)."""
+"""RMIA, the robust membership inference attack (Zarifzadeh et al. 2024), and BASE, its equivalent."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_cwrf.attacks.base import Evidence, register_attack
-from lightning_cwrf.attacks.signals import check_coverage, check_finite, check_shadows, true_class_probability
-from lightning_cwrf.checks import check_flag, check_integer, check_number
-from lightning_cwrf.metrics.functional.roc import membership_auroc
+from lightning_cwrf.attacks.likelihood_ratio import (
+    PUBLISHED_TEMPERATURE,
+    likelihood_ratio,
+    mean_probability,
+    offline_mean,
+    tune_rmia,
+)
+from lightning_cwrf.attacks.signals import (
+    check_coverage,
+    check_finite,
+    check_membership,
+    check_shadows,
+    example_losses,
+    tempered_probability,
+)
+from lightning_cwrf.checks import check_flag, check_number
+
+TEMPERATURES = (1.0, 0.5, 2.0, 4.0, 8.0)
+"""What ``temperature="tuned"`` chooses from; of equals the first."""
+
+TUNED_ON = 5000
+"""The most examples to tune on: of more, every second, third, ... is used."""
 
 
 def rmia(
@@ -22,7 +42,8 @@ def rmia(
     *,
     online: bool = True,
     gamma: float = 2.0,
-    offline_a: float | None = 0.3,
+    offline_a: float | Literal["tuned"] = "tuned",
+    trim: float = 0.0,
     break_ties: bool = True,
 ) -> Tensor:
     """Score each example by RMIA: the share of population points z with ratio(x) / ratio(z) ≥ γ.
@@ -32,17 +53,25 @@ def rmia(
     seen the population, so Pr(z) is the mean over all of them (offline: with the same affine correction as for x).
 
     The share is a step function of ratio(x): one sort of ratio(z) and a binary search per x compute it exactly, in
-    O((n + m) log m) time and O(k·(n + m)) memory, the size of the input.
+    O((n + m) log m) time and O(k·(n + m)) memory, the size of the input. So γ and the population decide where the
+    steps are, and with ties broken they do not change the order of the examples.
+
+    With several views of each example, x is said to dominate z if more than half of its views do (the paper's majority
+    vote); z is as it is.
 
     Args:
-        target: true-class probability under the audited model, shape ``(n,)``.
-        shadows: the same under the k shadow models, ``(k, n)``.
+        target: true-class probability under the audited model, shape ``(n,)``, at any temperature
+            (:func:`~lightning_cwrf.attacks.true_class_probability`); or ``(q, n)``, for q views of each example.
+        shadows: the same under the k shadow models, ``(k, n)`` or ``(q, k, n)``.
         membership: bool ``(k, n)``, True where that shadow model was trained with that example.
         population_target: the same for m population points, ``(m,)``, which no model was trained on.
         population_shadows: ``(k, m)``.
         online: use IN and OUT models; False: OUT models only.
         gamma: γ ≥ 1. The paper uses 2; some implementations 1.
-        offline_a: a in [0, 1], used offline. The paper: about 0.3 for CIFAR-10. None: :func:`tune_offline_a`.
+        offline_a: a in [0, 1], used offline. ``"tuned"``: by :func:`~lightning_cwrf.attacks.tune_rmia`, on the shadow
+            models, of which it needs 4. The paper: about 0.3 for CIFAR-10.
+        trim: the share of the models that enter Pr cut from each end, in [0, 1/2): a trimmed mean, as in the authors'
+            code (0.2 there).
         break_ties: order examples with the same share by ratio(x): the score is
             ``(m · share + ratio / (1 + ratio)) / (m + 1)``. False: the share itself, as published.
 
@@ -60,30 +89,21 @@ def rmia(
     >>> rmia(torch.tensor([0.9, 0.1]), shadows, membership, *population, gamma=1.0, break_ties=False)
     tensor([1., 0.], dtype=torch.float64)
     """
-    check_rmia(online=online, gamma=gamma, offline_a=offline_a, break_ties=break_ties)
-    target, shadows, membership = check_shadows(target, shadows, membership)
-    population_target = check_finite("population_target", population_target)
-    population_shadows = check_finite("population_shadows", population_shadows)
-    if population_target.ndim != 1 or len(population_target) == 0:
-        raise ValueError(f"population_target must have shape (m,) with m >= 1, not {tuple(population_target.shape)}.")
-    if population_shadows.shape != (len(shadows), len(population_target)):
-        raise ValueError(
-            f"population_shadows must have shape {(len(shadows), len(population_target))}, "
-            f"not {tuple(population_shadows.shape)}."
-        )
+    check_rmia(online=online, gamma=gamma, offline_a=offline_a, trim=trim, break_ties=break_ties)
+    target, shadows, membership = _check_signals(target, shadows, membership)
+    z = _check_population(population_target, population_shadows, len(membership))
     for name, values in (("target", target), ("shadows", shadows)):
         _check_probabilities(name, values)
-        _check_probabilities(f"population_{name}", population_target if name == "target" else population_shadows)
     check_coverage(membership, least_in=int(online), least_out=1)
-    mean_x, mean_z = shadows.mean(0), population_shadows.mean(0)
+    mean_x = mean_probability(shadows, None if online else ~membership, trim)
+    mean_z = mean_probability(z[1], None, trim)
     if not online:
-        if offline_a is None:
-            offline_a = tune_offline_a(shadows, membership, population_shadows, gamma=gamma)
-        outside = (~membership).to(shadows.dtype)
-        mean_out = (shadows * outside).sum(0) / outside.sum(0)
-        mean_x, mean_z = (((1 + offline_a) * mean + (1 - offline_a)) / 2 for mean in (mean_out, mean_z))
-    ratio_x = _ratio("target", target, mean_x)
-    ratio_z = _ratio("population_target", population_target, mean_z)
+        if isinstance(offline_a, str):
+            some = slice(None, None, _step(membership))
+            _, offline_a = tune_rmia({PUBLISHED_TEMPERATURE: shadows[..., some]}, membership[:, some], trim=trim)
+        mean_x, mean_z = offline_mean(mean_x, offline_a), offline_mean(mean_z, offline_a)
+    ratio_x = likelihood_ratio("target", target, mean_x)
+    ratio_z = likelihood_ratio("population_target", z[0], mean_z)
     # ratio(x)/ratio(z) ≥ γ  ⇔  γ·ratio(z) ≤ ratio(x): count the sorted right sides that do not exceed it.
     bounds = (gamma * ratio_z).sort().values
     below = torch.searchsorted(bounds, ratio_x, right=True).to(torch.float64)
@@ -92,57 +112,77 @@ def rmia(
     return (below + ratio_x / (1 + ratio_x)) / (len(bounds) + 1)
 
 
+def base_attack(losses: Tensor, shadow_losses: Tensor, membership: Tensor) -> Tensor:
+    """Score each example by BASE (Lassila, Östman & Ngo 2025), with the losses of IN and OUT shadow models.
+
+    The score is ``−ℓ − log mean_k exp(−ℓ_k)``, the logarithm of the ratio of :func:`rmia`
+    online at temperature 1. RMIA's share of the population is a step function of this ratio, and breaks its ties by it:
+    both attacks order the examples in the same way, and so have the same AUC and ROC. BASE needs no population.
+
+    Args:
+        losses: of the audited model, shape ``(n,)`` (:func:`~lightning_cwrf.attacks.example_losses`).
+        shadow_losses: of the k shadow models, ``(k, n)``.
+        membership: bool ``(k, n)``, True where that shadow model was trained with that example.
+
+    Returns:
+        float64 scores ``(n,)``; above 0 where the audited model is more certain than the shadow models.
+
+    Raises:
+        ValueError: wrong shapes; NaN or infinite losses; an example without an IN or an OUT shadow model.
+
+    >>> shadow_losses = torch.tensor([[0.1, 1.0], [0.9, 0.2]])
+    >>> membership = torch.tensor([[True, False], [False, True]])
+    >>> base_attack(torch.tensor([0.1, 1.5]), shadow_losses, membership).sign()
+    tensor([ 1., -1.], dtype=torch.float64)
+    """
+    losses, shadow_losses, membership = check_shadows(losses, shadow_losses, membership)
+    check_coverage(membership, least_in=1, least_out=1)
+    return math.log(len(shadow_losses)) - losses - (-shadow_losses).logsumexp(0)
+
+
 def check_rmia(
-    *, online: bool = True, gamma: float = 2.0, offline_a: float | None = 0.3, break_ties: bool = True
+    *,
+    online: bool = True,
+    temperature: float | Literal["auto", "tuned"] = "auto",
+    gamma: float = 2.0,
+    offline_a: float | Literal["tuned"] = "tuned",
+    trim: float = 0.0,
+    break_ties: bool = True,
 ) -> None:
-    """Raise if a setting of :func:`rmia` is invalid."""
+    """Raise if a setting of :func:`rmia`, or of the attack over evidence, is invalid."""
     check_flag("online", online)
+    if temperature not in ("auto", "tuned"):
+        check_number("temperature", temperature, low=0, low_open=True, hint='"tuned" tunes it on the shadow models.')
     check_number("gamma", gamma, low=1)
-    if offline_a is not None:
-        check_number("offline_a", offline_a, low=0, high=1, hint="None tunes it on the shadow models.")
+    if offline_a != "tuned":
+        check_number("offline_a", offline_a, low=0, high=1, hint='"tuned" tunes it on the shadow models.')
+    check_number("trim", trim, low=0, high=0.5, high_open=True)
     check_flag("break_ties", break_ties)
 
 
-def tune_offline_a(
-    shadows: Tensor, membership: Tensor, population_shadows: Tensor, *, gamma: float = 2.0, models: int = 4
-) -> float:
-    """The a of offline RMIA that works best on the shadow models; the audited model is not used.
+def _check_signals(target: Tensor, shadows: Tensor, membership: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of one query or of several views, in float64."""
+    if not isinstance(target, Tensor) or target.ndim != 2:
+        return check_shadows(target, shadows, membership)
+    target, shadows = check_finite("target", target), check_finite("shadows", shadows)
+    if shadows.ndim != 3 or len(target) == 0 or (len(shadows), shadows.shape[2]) != tuple(target.shape):
+        raise ValueError(
+            f"target must have shape (n,); or, with q views, target (q, n) and shadows (q, k, n). They have "
+            f"{tuple(target.shape)} and {tuple(shadows.shape)}."
+        )
+    check_membership(membership, tuple(shadows.shape[1:]))
+    return target, shadows, membership.to(shadows.device)
 
-    Each of some shadow models, whose membership is known, is attacked with the others as shadow models; of 0, 0.1, ...,
-    1 the value with the highest mean AUC is chosen (of equals the smallest).
 
-    Args:
-        shadows: true-class probabilities ``(k, n)``.
-        membership: bool ``(k, n)``.
-        population_shadows: ``(k, m)``.
-        gamma: γ of the attack.
-        models: the number of shadow models to attack.
-
-    Raises:
-        TypeError: a setting of the wrong type.
-        ValueError: a setting out of range; too few shadow models without the attacked one.
-    """
-    check_integer("models", models, low=1)
-    best, best_auc = 0.0, -1.0
-    for a in torch.linspace(0, 1, 11, dtype=torch.float64).tolist():
-        aucs = []
-        for i, own in enumerate(shadows[:models]):
-            others = torch.arange(len(shadows)) != i
-            score = rmia(
-                own,
-                shadows[others],
-                membership[others],
-                population_shadows[i],
-                population_shadows[others],
-                online=False,
-                gamma=gamma,
-                offline_a=a,
-            )
-            aucs.append(membership_auroc(score, membership[i]))
-        auc = float(torch.stack(aucs).mean())
-        if auc > best_auc:
-            best, best_auc = a, auc
-    return best
+def _check_population(target: Tensor, shadows: Tensor, models: int) -> tuple[Tensor, Tensor]:
+    target, shadows = check_finite("population_target", target), check_finite("population_shadows", shadows)
+    if target.ndim != 1 or len(target) == 0:
+        raise ValueError(f"population_target must have shape (m,) with m >= 1, not {tuple(target.shape)}.")
+    if shadows.shape != (models, len(target)):
+        raise ValueError(f"population_shadows must have shape {(models, len(target))}, not {tuple(shadows.shape)}.")
+    _check_probabilities("population_target", target)
+    _check_probabilities("population_shadows", shadows)
+    return target, shadows
 
 
 def _check_probabilities(name: str, values: Tensor) -> None:
@@ -155,23 +195,70 @@ def _check_probabilities(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} must hold probabilities; examples {examples[:10]} lie outside [0, 1].")
 
 
-def _ratio(name: str, probability: Tensor, mean: Tensor) -> Tensor:
-    empty = (mean == 0).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(
-            f"{name}: examples {empty[:10]} have probability 0 under every shadow model, so their ratio is undefined; "
-            "compute the probabilities in float64 (lightning_cwrf.attacks.true_class_probability does)."
+@register_attack("rmia", "shadows", "shadow_population", "population", settings_of=check_rmia, check=check_rmia)
+def _rmia(evidence: Evidence, **settings: Any) -> Tensor:
+    return _attack(evidence, "examples", **settings)
+
+
+@register_attack(
+    "rmia_views",
+    *("shadows", "shadow_population", "population", "views", "shadow_views"),
+    settings_of=check_rmia,
+    check=check_rmia,
+)
+def _rmia_views(evidence: Evidence, **settings: Any) -> Tensor:
+    return _attack(evidence, "views", **settings)
+
+
+@register_attack("base", "shadows")
+def _base(evidence: Evidence) -> Tensor:
+    losses, shadow_losses = evidence.signal(example_losses), evidence.shadow_signals(example_losses)
+    return base_attack(losses, shadow_losses, evidence.require("membership"))
+
+
+def _attack(
+    evidence: Evidence,
+    of: Literal["examples", "views"],
+    *,
+    online: bool = True,
+    temperature: float | Literal["auto", "tuned"] = "auto",
+    offline_a: float | Literal["tuned"] = "tuned",
+    trim: float = 0.0,
+    **settings: Any,
+) -> Tensor:
+    """:func:`rmia` of the softmax at a temperature, which is tuned together with a."""
+    membership = evidence.require("membership")
+    if temperature == "auto":
+        temperature = PUBLISHED_TEMPERATURE if online else "tuned"
+    if temperature == "tuned" or (offline_a == "tuned" and not online):
+        step = _step(membership)
+        choices = TEMPERATURES if isinstance(temperature, str) else (float(temperature),)
+        temperature, offline_a = tune_rmia(
+            {t: _by_view(evidence.shadow_signals(tempered_probability(t, step), of)) for t in choices},
+            membership[:, ::step],
+            online=online,
+            offline_a=None if isinstance(offline_a, str) else offline_a,
+            trim=trim,
         )
-    return probability / mean
-
-
-@register_attack("rmia", "shadows", "shadow_population", "population", settings_of=rmia, check=check_rmia)
-def _attack(evidence: Evidence, **settings: Any) -> Tensor:
+    signal = tempered_probability(float(temperature))
     return rmia(
-        evidence.signal(true_class_probability),
-        evidence.shadow_signals(true_class_probability),
-        evidence.require("membership"),
-        evidence.signal(true_class_probability, "population"),
-        evidence.shadow_signals(true_class_probability, "population"),
+        evidence.signal(signal, of),
+        _by_view(evidence.shadow_signals(signal, of)),
+        membership,
+        evidence.signal(signal, "population"),
+        evidence.shadow_signals(signal, "population"),
+        online=online,
+        offline_a=offline_a,
+        trim=trim,
         **settings,
     )
+
+
+def _step(membership: Tensor) -> int:
+    """Every how many-th example is tuned on."""
+    return max(1, -(-membership.shape[1] // TUNED_ON))
+
+
+def _by_view(signals: Tensor) -> Tensor:
+    """Signals ``(k, n)`` as they are, those of views as ``(q, k, n)``."""
+    return signals if signals.ndim == 2 else signals.transpose(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import product
 
 import torch
@@ -43,6 +44,30 @@ def true_class_probability(logits: Tensor, targets: Tensor) -> Tensor:
     tensor([0.5000], dtype=torch.float64)
     """
     return example_losses(logits, targets).neg_().exp_()
+
+
+@cache
+def tempered_probability(temperature: float, step: int = 1) -> Callable[[Tensor, Tensor], Tensor]:
+    """The signal softmax(logits / temperature)_y, of every ``step``-th example; the same function for the same values.
+
+    At temperature 1 and step 1 it is :func:`true_class_probability`. A high temperature compares logits, a low one
+    looks at the most probable classes alone.
+
+    >>> tempered_probability(2.0)(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+    tensor([0.7311], dtype=torch.float64)
+    """
+    if temperature == 1 and step == 1:
+        return true_class_probability
+
+    def log_probability(z: Tensor, y: Tensor) -> Tensor:
+        return (z / temperature).log_softmax(-1).gather(-1, y).squeeze(-1)
+
+    def signal(logits: Tensor, targets: Tensor) -> Tensor:
+        check_targets(logits, targets)
+        return per_example(log_probability, logits[..., ::step, :], targets[::step]).exp_()
+
+    signal.__name__ = f"probability at temperature {temperature:g}, step {step}"
+    return signal
 
 
 def example_losses(logits: Tensor, targets: Tensor) -> Tensor:

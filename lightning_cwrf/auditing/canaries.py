@@ -15,7 +15,7 @@ from lightning_cwrf.attacks import Attack, Evidence, create_attacks
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.classification import TARGET_KEYS, split_batch
 from lightning_cwrf.data import isolated_rng
-from lightning_cwrf.metrics.functional import one_run_epsilon
+from lightning_cwrf.metrics.functional import one_run_epsilon, one_run_mu
 from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.targets import class_indices
 
@@ -57,7 +57,7 @@ class Canaries:
 
         Args:
             model: trained on :attr:`train`, once; it is not changed.
-            guesses: as for :func:`~lightning_cwrf.metrics.functional.one_run_epsilon`; choose it in advance.
+            guesses: as for :func:`~lightning_cwrf.metrics.functional.one_run_epsilon`; choose it in advance, or None.
             delta: δ.
             confidence: of the bound.
             attack: by name or from :func:`~lightning_cwrf.attacks.create_attack`; it may only need the model's
@@ -69,6 +69,19 @@ class Canaries:
         Raises:
             ValueError: an attack that needs more than outputs; settings out of range; outputs that are not logits.
         """
+        scores = self._scores(model, attack)
+        return one_run_epsilon(scores, self.included, guesses=guesses, delta=delta, confidence=confidence)
+
+    def mu(
+        self, model: nn.Module, *, guesses: int | None = None, confidence: float = 0.95, attack: str | Attack = "loss"
+    ) -> Tensor:
+        """A lower bound on the μ for which the training can be μ-GDP; arguments and errors as for :meth:`epsilon`.
+
+        :func:`~lightning_cwrf.metrics.functional.gaussian_epsilon` gives the ε of a μ at a δ.
+        """
+        return one_run_mu(self._scores(model, attack), self.included, guesses=guesses, confidence=confidence)
+
+    def _scores(self, model: nn.Module, attack: str | Attack) -> Tensor:
         (chosen,) = create_attacks([attack])
         if chosen.needs:
             raise ValueError(
@@ -76,8 +89,7 @@ class Canaries:
                 "pass them with included to lightning_cwrf.metrics.functional.one_run_epsilon."
             )
         outputs = collect_outputs(model, self.examples, name="canaries")
-        scores = chosen(Evidence(outputs.logits, outputs.targets))
-        return one_run_epsilon(scores, self.included, guesses=guesses, delta=delta, confidence=confidence)
+        return chosen(Evidence(outputs.logits, outputs.targets))
 
 
 def insert_canaries(

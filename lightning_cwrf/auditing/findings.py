@@ -41,6 +41,11 @@ class Findings:
         """The limits of these metrics (None: of all), remarks, and the attacks that failed; each once."""
         raise NotImplementedError
 
+    def estimate(self, measure: str) -> Estimate:
+        """One estimate by its name in :meth:`values`, such as ``"lira/auroc"`` or ``"test_accuracy"``."""
+        attack, _, metric = measure.rpartition("/")
+        return self.estimates[attack][metric] if attack else self.model_metrics[metric]
+
     def values(self) -> dict[str, float]:
         """Every value under ``<attack>/<metric>``, and the model's metrics under their names."""
         flat = {f"{attack}/{name}": e.value for attack, found in self.estimates.items() for name, e in found.items()}

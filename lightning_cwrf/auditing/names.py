@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from lightning_cwrf.auditing.tables import percent
 
-_METRIC_NAMES = {"auroc": "AUC", "p1": "P1", "epsilon_lower_bound": "ε, lower bound"}
+_METRIC_NAMES = {
+    "auroc": "AUC",
+    "p1": "P1",
+    "epsilon_lower_bound": "ε, lower bound",
+    "mu_lower_bound": "μ, lower bound",
+}
 _ATTACK_NAMES = {"loss": "loss attack", "lira": "LiRA", "rmia": "RMIA"}
 
 

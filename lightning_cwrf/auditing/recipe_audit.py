@@ -99,6 +99,11 @@ def audit_recipe(
     return result
 
 
+def recipe_metrics() -> list[str]:
+    """The metrics that an audit of a recipe has for each attack."""
+    return list(_metrics(0.5, 0))
+
+
 def _attacked(
     attack: Attack, targets: RecipeTargets, seed: int, on_done: Callable[[], Any]
 ) -> tuple[Tensor, dict[str, CrossedJackknife], dict[str, MembershipMetric]]:
@@ -137,9 +142,7 @@ def _values(metrics: Mapping[str, MembershipMetric], scores: Tensor, is_member: 
 
 
 def _metrics(accuracy: float, seed: int) -> dict[str, MembershipMetric]:
-    """The metrics that can be averaged: a bound has a confidence of its own."""
-    found = attack_metrics(accuracy, seed)
-    return {name: metric for name, metric in found.items() if metric.has_shadow_interval}
+    return attack_metrics(accuracy, seed, bounds=False)
 
 
 def _estimate(

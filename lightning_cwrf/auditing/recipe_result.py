@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -104,9 +105,7 @@ class RecipeAudit(Findings):
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Save as one JSON file: every number, and the raw scores at its end; as :meth:`AuditResult.save` does."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        raw = {name: own.pop(name) for name in RAW}
-        return write_json({"format": _FORMAT, "version": __version__, **own, "notes": self.notes(), "raw": raw}, path)
+        return write_json({"format": _FORMAT, "version": __version__, **self.content()}, path)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> RecipeAudit:
@@ -116,15 +115,24 @@ class RecipeAudit(Findings):
             FileNotFoundError: there is no such file.
             ValueError: the file is not an audit of a recipe, is damaged, was changed, or is of another version.
         """
-        content = read_json(path, _FORMAT)
-        content |= content.pop("raw")
-        content["estimates"] = {
-            attack: {name: estimate_of(e) for name, e in found.items()}
-            for attack, found in content["estimates"].items()
+        return cls.of_content(read_json(path, _FORMAT))
+
+    def content(self) -> dict[str, Any]:
+        """The fields and notes as they are saved, raw scores last."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        raw = {name: own.pop(name) for name in RAW}
+        return {**own, "notes": self.notes(), "raw": raw}
+
+    @classmethod
+    def of_content(cls, content: Mapping[str, Any]) -> RecipeAudit:
+        """The audit of what :meth:`content` gave, as read from a file."""
+        found = {**content, **content["raw"]}
+        found["estimates"] = {
+            attack: {name: estimate_of(e) for name, e in each.items()} for attack, each in found["estimates"].items()
         }
-        content["model_metrics"] = {name: estimate_of(e) for name, e in content["model_metrics"].items()}
-        content["jackknives"] = {name: CrossedJackknife(**each) for name, each in content["jackknives"].items()}
-        return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
+        found["model_metrics"] = {name: estimate_of(e) for name, e in found["model_metrics"].items()}
+        found["jackknives"] = {name: CrossedJackknife(**each) for name, each in found["jackknives"].items()}
+        return cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found})
 
     def _size_line(self) -> str:
         models, examples = self.is_member.shape

@@ -25,6 +25,7 @@ from lightning_cwrf.callbacks.common import (
 )
 from lightning_cwrf.callbacks.coverage import check_coverage, undrawn
 from lightning_cwrf.callbacks.loggers import log_figure
+from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.checks import check_choice, check_confidence, check_flag, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.overlap import OVERLAPS
@@ -204,6 +205,8 @@ class MIAAuditCallback(ReadsData):
             self._final_step = trainer.global_step
             if self.members is None:
                 self.result.remarks.extend(undrawn(trainer, self._expected))
+            for rewind in callbacks_of(trainer, CriticalRewindCallback):
+                self.result.remarks.extend(rewind.remarks())
             for remark in self.result.remarks:
                 rank_zero_warn(remark)
         for name, why in self.result.failures.items():

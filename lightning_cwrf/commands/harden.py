@@ -36,16 +36,19 @@ from lightning_cwrf.commands.training import (
     fine_tuning,
     make_trainer,
     needs_level,
+    rewinding,
     trainer_arguments,
 )
 from lightning_cwrf.data import Batches
 from lightning_cwrf.report import comparison_table, write_report
 from lightning_cwrf.shadows import ShadowOutputs
+from lightning_cwrf.weights.selection import how_rewound
 
 _EXPLAINED = """It checks first (as `cwrf check`) and stops at an error. Then it audits the finished model, scores its
 weights, rewinds the share --rate of them to their values from before training and freezes them, fine-tunes the
-rest with the loss of --defense, and audits the result. Written to --out: hardened.ckpt, which your own class loads
-(load_from_checkpoint), mask.safetensors, finished.json and hardened.json (the audits), settings.json, report.html.
+rest with the loss of --defense, and audits the result. --values, --hold and --batchnorm change what is done to the
+chosen weights. Written to --out: hardened.ckpt, which your own class loads (load_from_checkpoint),
+mask.safetensors, finished.json and hardened.json (the audits), settings.json, report.html.
 
 How strong the defense is, is yours to choose: more --defense.alpha is more private and less accurate. It starts at the
 finished model's loss on --reference, which it never saw: then it has the same loss on its members.
@@ -85,7 +88,9 @@ class HardenJob(Job):
         epochs = f"fine-tune {self._fine_tuning}"
         if options.control:
             lines.append("control: fine-tune in the same way, nothing rewound; audit it")
-        lines.append(f"score the weights in {options.steps} steps, rewind and freeze {options.rate:.2%} of them")
+        how = how_rewound(options.values, options.hold)
+        lines.append(f"score the weights in {options.steps} steps; {options.rate:.2%} of them are then {how}")
+        lines += [f"{options.batchnorm} BatchNorm's running statistics"] if options.batchnorm != "keep" else []
         return [*lines, f"{epochs}; audit the result", *(f"write {path}" for path in outputs(self.out, options))]
 
     def run(self) -> int:
@@ -114,7 +119,7 @@ class HardenJob(Job):
         assert rewind.mask is not None
         rewind.mask.save(self._unfinished / MASK)
         self.rewound = f"{rewind.mask.count:,} of {rewind.mask.total:,} weights"
-        self._audit(f"hardened, r = {options.rate:g}", "hardened", hardened, trainer, base, began)
+        self._audit(f"hardened, {self._rewinding}", "hardened", hardened, trainer, base, began)
         return self._conclude()
 
     @property
@@ -129,6 +134,10 @@ class HardenJob(Job):
             assert reference is not None
             self.checking.defense = at_level(self._defense, loaded.model, reference, loaded.options.steps)
             self.measured = True
+
+    @property
+    def _rewinding(self) -> str:
+        return rewinding(self.checking.loaded.options)
 
     @property
     def _defense(self) -> Any:
@@ -167,7 +176,8 @@ class HardenJob(Job):
     def _settings(self) -> dict[str, Any]:
         """What the report and a model card say of the run."""
         options = self.checking.loaded.options
-        names = ("checkpoint", "vanilla", "rate", "lam", "steps", "max_epochs", "shadows", "seed")
+        rewind = ("rate", "values", "hold", "batchnorm")
+        names = ("checkpoint", "vanilla", *rewind, "lam", "steps", "max_epochs", "shadows", "seed")
         settings: dict[str, Any] = {name: str(getattr(options, name)) for name in names}
         defense = {} if self._defense is None else self._defense.named()
         defense |= {"alpha taken from": LEVEL} if self.measured else {}

@@ -71,6 +71,7 @@ class LabelSmoothing(Defense):
     """The settings of :func:`label_smoothing_loss`."""
 
     per_example = True
+    strengths = tuple({"smoothing": smoothing} for smoothing in (0.1, 0.2, 0.4, 0.6))
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
@@ -91,6 +92,7 @@ class ConfidencePenalty(Defense):
     """The settings of :func:`confidence_penalty_loss`."""
 
     per_example = True
+    strengths = tuple({"beta": beta} for beta in (0.1, 0.5, 1.0, 2.0))
     beta: float = 0.1
 
     def __post_init__(self) -> None:

@@ -48,6 +48,7 @@ class CCL(Defense):
     """The settings of :func:`ccl_loss`."""
 
     per_example = True
+    strengths = tuple({"alpha": alpha} for alpha in (0.75, 0.5, 0.25))
     alpha: float = 0.5
     beta: float = 1.0
     kind: Kind = "ccel"

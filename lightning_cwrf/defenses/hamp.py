@@ -73,6 +73,7 @@ class HAMP(Defense):
     """The settings of :func:`hamp_loss`."""
 
     per_example = True
+    strengths = ({"gamma": 0.6, "alpha": 0.01}, {"gamma": 0.8, "alpha": 0.01}, {"gamma": 0.95, "alpha": 1.0})
     gamma: float = 0.95
     alpha: float = 1.0
 

@@ -87,6 +87,7 @@ class PAST(AgainstNonmembers):
     """
 
     title = "PAST"
+    strengths = tuple({"lam": lam} for lam in (1e-5, 1e-4, 1e-3))
     lam: float = 1e-3
     alpha: float = 2.5
     on: Defense | None = None

@@ -61,6 +61,7 @@ class RelaxLoss(Defense):
     RelaxLoss(alpha=0.5, upper=1.0)
     """
 
+    strengths = tuple({"alpha": alpha} for alpha in (0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 3.0))
     alpha: float = 1.0
     upper: float = 1.0
 

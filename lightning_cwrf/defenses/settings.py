@@ -30,6 +30,8 @@ class Defense:
     """The :class:`~lightning_cwrf.DefenseMixin` that trains with these settings."""
     per_example: ClassVar[bool] = False
     """Whether the loss of a batch is the mean of a loss of each example, so that DP-SGD can build on it."""
+    strengths: ClassVar[tuple[Mapping[str, float], ...]] = ()
+    """Settings that a search tries (:func:`~lightning_cwrf.searching.default_candidates`), from weak to strong."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # Before __init__, so that a __post_init__ sees values of the right types.

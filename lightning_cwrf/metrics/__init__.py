@@ -4,7 +4,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from lightning_cwrf.metrics.base import AuditContext, MembershipMetric, available_metrics, register_metric
-from lightning_cwrf.metrics.epsilon import EpsilonLowerBound
+from lightning_cwrf.metrics.epsilon import EpsilonLowerBound, MuLowerBound
 from lightning_cwrf.metrics.functional.intervals import Interval
 from lightning_cwrf.metrics.membership import (
     AttackAdvantage,
@@ -28,6 +28,7 @@ __all__ = [
     "LossGap",
     "MembershipAUROC",
     "MembershipMetric",
+    "MuLowerBound",
     "P1Score",
     "TPRAtFPR",
     "available_metrics",

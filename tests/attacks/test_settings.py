@@ -17,7 +17,7 @@ from lightning_cwrf.attacks import (
     neural_attack,
     quantile_regression,
     rmia,
-    tune_offline_a,
+    tune_rmia,
 )
 from tests.attacks.cases import shadowed
 
@@ -52,9 +52,13 @@ WRONG = [
     ("rmia", {"gamma": 0.99}, ValueError, "gamma must be a number of at least 1, not 0.99"),
     ("rmia", {"gamma": math.nan}, ValueError, "gamma must be a number of at least 1, not nan"),
     ("rmia", {"gamma": True}, TypeError, "gamma must be a number, not the bool True"),
-    ("rmia", {"offline_a": -0.1}, ValueError, r"offline_a must be a number in \[0, 1\], not -0.1. None tunes it"),
+    ("rmia", {"offline_a": -0.1}, ValueError, r'offline_a must be a number in \[0, 1\], not -0.1. "tuned" tunes it'),
     ("rmia", {"offline_a": 1.1}, ValueError, r"offline_a must be a number in \[0, 1\]"),
     ("rmia", {"offline_a": "0.3"}, TypeError, "offline_a must be a number"),
+    ("rmia", {"offline_a": None}, TypeError, "offline_a must be a number, not None"),
+    ("rmia", {"trim": 0.5}, ValueError, r"trim must be a number in \[0, 0.5\), not 0.5"),
+    ("rmia", {"trim": -0.1}, ValueError, r"trim must be a number in"),
+    ("rmia", {"trim": None}, TypeError, "trim must be a number, not None"),
     ("rmia", {"online": "no"}, TypeError, "online must be True or False"),
     ("rmia", {"break_ties": 0}, TypeError, "break_ties must be True or False"),
     ("entropy", {"per_class": "yes"}, TypeError, "per_class must be True or False"),
@@ -88,8 +92,8 @@ def test_an_invalid_setting_raises_in_create_attack_and_in_the_function(name, se
     [
         (lira, {"online": True, "variance": "auto"}),
         (bavaria, {"online": True, "predictive": "t", "prior_models": 2.0}),
-        (rmia, {"online": True, "gamma": 2.0, "offline_a": 0.3, "break_ties": True}),
-        (tune_offline_a, {"gamma": 2.0, "models": 4}),
+        (rmia, {"online": True, "gamma": 2.0, "offline_a": "tuned", "trim": 0.0, "break_ties": True}),
+        (tune_rmia, {"online": False, "offline_a": None, "trim": 0.0, "models": 4}),
         (calibrated, {"per_class": True}),
         (neural_attack, {"hidden": 64, "epochs": 30, "seed": 0, "outputs": 50_000}),
         (quantile_regression, {"hidden": 64, "epochs": 60, "seed": 0}),
@@ -107,7 +111,7 @@ def test_defaults(function, defaults):
         ("bavaria", {"prior_models": 1e-3, "predictive": "normal"}),
         ("rmia", {"gamma": 1, "offline_a": 0}),
         ("rmia", {"gamma": np.float64(1.5), "offline_a": 1}),
-        ("rmia", {"offline_a": None, "online": False}),
+        ("rmia", {"offline_a": "tuned", "online": False, "trim": 0.49}),
         ("neural", {"hidden": 1, "epochs": 1, "seed": -(2**63), "outputs": 2}),
         ("neural", {"seed": 2**64 - 1, "epochs": 1}),
         ("quantile_regression", {"hidden": np.int64(3), "epochs": 1}),
@@ -118,6 +122,18 @@ def test_settings_at_their_bounds_are_valid(name, settings):
     assert made.settings == settings
     if settings.get("outputs") != 2:
         assert call_of(name)(**settings).shape == (9,)
+
+
+@pytest.mark.parametrize("name", ["rmia", "rmia_views"])
+def test_the_temperature_is_a_setting_of_the_attack_over_logits(name):
+    for valid in ("auto", "tuned", 1, 0.1, 1e6, np.float64(2)):
+        assert create_attack(name, temperature=valid).settings == {"temperature": valid}
+    for wrong in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=r'temperature must be a number above 0, not .* "tuned" tunes it'):
+            create_attack(name, temperature=wrong)
+    for wrong in ("best", None, True):
+        with pytest.raises(TypeError, match="temperature must be a number"):
+            create_attack(name, temperature=wrong)
 
 
 T, S, M = shadowed()
@@ -143,7 +159,7 @@ T, S, M = shadowed()
         (lambda: augmentation_attack(T[None] > 0, S[None] > 0), ValueError, "shadow_correct must have shape"),
         (lambda: augmentation_attack(T > 0), ValueError, "correct must be bool of shape"),
         (lambda: augmentation_attack(T[None][:0] > 0), ValueError, "correct must be bool of shape"),
-        (lambda: tune_offline_a(S.sigmoid(), M, S.sigmoid(), models=0), ValueError, "models must be an integer of at"),
+        (lambda: tune_rmia({1.0: S.sigmoid()}, M, models=0), ValueError, "models must be an integer of at"),
         (lambda: quantile_regression(T, S.T, torch.rand(20), torch.rand(19, 6)), ValueError, r"\(20, d\), not"),
         (lambda: quantile_regression(T, S.T[1:], torch.rand(20), torch.rand(20, 6)), ValueError, r"\(9, d\)"),
         (lambda: quantile_regression(T[None], S.T, torch.rand(20), torch.rand(20, 6)), ValueError, r"shapes \(n,\)"),

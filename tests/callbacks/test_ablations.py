@@ -22,7 +22,7 @@ def run(rewind=None, mask=None, scoring=None, seed=0, epochs=2, **trainer_settin
 
 
 def test_a1_removes_instead_of_rewinding():
-    model, callbacks, *_ = run(rewind={"to": "zero"})
+    model, callbacks, *_ = run(rewind={"values": "zero"})
     for name, p in model.named_parameters():
         assert (p[callbacks[1].mask.masks[name]] == 0).all()
 
@@ -84,8 +84,8 @@ def test_per_layer_shares():
 
 
 def test_unknown_words():
-    with pytest.raises(ValueError, match="to must be"):
-        CriticalRewindCallback(to="init")
+    with pytest.raises(ValueError, match="values must be 'initial' or 'fresh' or 'trained' or 'zero', not 'init'"):
+        CriticalRewindCallback(values="init")
     with pytest.raises(ValueError, match="tune must be"):
         GradientMaskCallback(tune="all")
     with pytest.raises(ValueError, match="kind must be"):

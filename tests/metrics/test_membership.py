@@ -115,5 +115,5 @@ def test_a_strong_signal_is_significant():
     epsilon = EpsilonLowerBound(delta=1e-5)
     epsilon.update(scores, is_member)
     assert 1 < float(epsilon.compute()) < float(epsilon.interval(0.5).low) < epsilon.interval().high == math.inf
-    assert "no lower bound can be above 3" in epsilon.note
+    assert "no lower bound can be above 4.7," in epsilon.note
     assert float(one_run_epsilon(scores, is_member)) > 1

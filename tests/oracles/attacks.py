@@ -32,20 +32,44 @@ def lira(target, shadows, membership, online, pooled):
     return scores
 
 
-def rmia(target, shadows, membership, population_target, population_shadows, online, gamma, a):
-    n, m, k = len(target), len(population_target), len(shadows)
+def rmia(target, shadows, membership, population_target, population_shadows, online, gamma, a, trim=0.0):
+    population = population_target, population_shadows
+    return rmia_votes([target], [shadows], membership, *population, online, gamma, a, trim)
 
-    def ratio_x(i):
-        if online:
-            return target[i] / mean([shadows[j][i] for j in range(k)])
-        out = mean([shadows[j][i] for j in range(k) if not membership[j][i]])
-        return target[i] / (0.5 * ((1 + a) * out + (1 - a)))
 
-    def ratio_z(i):
-        out = mean([population_shadows[j][i] for j in range(k)])
-        return population_target[i] / (out if online else 0.5 * ((1 + a) * out + (1 - a)))
+def rmia_ratio(own, others, inside, online, a, trim):
+    """Of one example: its probability under the audited model and under the others, and which were trained on it."""
+    from scipy import stats
 
-    return [sum(ratio_x(i) / ratio_z(z) >= gamma for z in range(m)) / m for i in range(n)]
+    if online:
+        return own / float(stats.trim_mean(others, trim))
+    out = float(stats.trim_mean([p for p, flag in zip(others, inside, strict=True) if not flag], trim))
+    return own / (0.5 * ((1 + a) * out + (1 - a)))
+
+
+def rmia_votes(views, shadow_views, membership, population_target, population_shadows, online, gamma, a, trim):
+    """The share of z that more than half of the views of x dominate; views (q, n), shadow views (q, k, n)."""
+    k = len(membership)
+
+    def ratio_x(view, i):
+        inside = [membership[j][i] for j in range(k)]
+        return rmia_ratio(views[view][i], [shadow_views[view][j][i] for j in range(k)], inside, online, a, trim)
+
+    def ratio_z(z):
+        others = [population_shadows[j][z] for j in range(k)]
+        return rmia_ratio(population_target[z], others, [False] * k, online, a, trim)
+
+    zs = [ratio_z(z) for z in range(len(population_target))]
+    scores = []
+    for i in range(len(views[0])):
+        xs = [ratio_x(view, i) for view in range(len(views))]
+        won = [sum(x / z >= gamma for x in xs) > len(views) / 2 if z > 0 else True for z in zs]
+        scores.append(sum(won) / len(zs))
+    return scores
+
+
+def base(losses, shadow_losses):
+    return [-loss - math.log(mean([math.exp(-row[i]) for row in shadow_losses])) for i, loss in enumerate(losses)]
 
 
 def modified_entropy(row, y):
@@ -167,35 +191,38 @@ def log_t_cdf(t, nu):
     return math.log(math.erfc(-deviate / math.sqrt(2)) / 2)
 
 
-def tuned_offline_a(shadows, membership, population, gamma, models):
-    """Every a in turn, with every one of the first models in turn as the audited one."""
-    best = (-1.0, 0.0)
-    for a in [i / 10 for i in range(11)]:
-        aucs = []
-        for j in range(min(models, len(shadows))):
-            rest = [i for i in range(len(shadows)) if i != j]
-            scores = rmia_with_ties_broken(
-                shadows[j],
-                [shadows[i] for i in rest],
-                [membership[i] for i in rest],
-                population[j],
-                [population[i] for i in rest],
-                gamma,
-                a,
-            )
-            aucs.append(auc_by_pairs(scores, membership[j]))
-        if mean(aucs) > best[0] + 1e-12:
-            best = (mean(aucs), a)
+def tuned_rmia(probabilities, membership, online, candidates, trim, models):
+    """Every temperature and a in turn, with every one of the first models in turn as the audited one."""
+    k, n = len(membership), len(membership[0])
+    best = (-1.0, None)
+    for temperature, shadows in probabilities.items():
+        for a in candidates:
+            aucs = []
+            for j in range(min(models, k)):
+                opposite = [not flag for flag in membership[j]]
+                rest = [i for i in range(k) if membership[i] not in (membership[j], opposite)]
+                ratios, inside = [], []
+                for x in range(n):
+                    flags = [membership[i][x] for i in rest]
+                    if all(flags) or (online and not any(flags)):
+                        continue
+                    others = [shadows[i][x] for i in rest]
+                    ratios.append(rmia_ratio(shadows[j][x], others, flags, online, a, trim))
+                    inside.append(membership[j][x])
+                aucs.append(auc_by_pairs(ratios, inside))
+            if mean(aucs) > best[0] + 1e-12:
+                best = (mean(aucs), (temperature, a))
     return best[1]
 
 
-def rmia_with_ties_broken(target, shadows, membership, population_target, population_shadows, gamma, a):
-    """Offline: the share of the population, and the ratio's place within a step."""
-    m = len(population_target)
-    shares = rmia(target, shadows, membership, population_target, population_shadows, False, gamma, a)
-    scores = []
+def rmia_with_ties_broken(
+    target, shadows, membership, population_target, population_shadows, online, gamma, a, trim=0.0
+):
+    """The share of the population, and the ratio's place within a step."""
+    m, scores = len(population_target), []
+    shares = rmia(target, shadows, membership, population_target, population_shadows, online, gamma, a, trim)
     for i, share in enumerate(shares):
-        out = mean([row[i] for row, inside in zip(shadows, membership, strict=True) if not inside[i]])
-        ratio = target[i] / (((1 + a) * out + 1 - a) / 2)
+        inside = [row[i] for row in membership]
+        ratio = rmia_ratio(target[i], [row[i] for row in shadows], inside, online, a, trim)
         scores.append((m * share + ratio / (1 + ratio)) / (m + 1))
     return scores

@@ -141,33 +141,54 @@ def mean_difference(first, second, confidence):
     return a - b - error * max(q, unskewed(q)), a - b - error * min(-q, unskewed(-q))
 
 
-def epsilon(members, nonmembers, delta, confidence, seed):
-    """The first half of each shuffled side chooses a threshold and its direction, the second half measures.
+def privacy_bound(members, nonmembers, power, confidence, seed):
+    """The largest ε (or μ) that a test at one of the thresholds rejects; ``power(fpr, value)`` is the highest TPR.
 
-    A list: the bounds of all tests that are equally good up to rounding.
+    The unknown FPR is one of 20,000 equally likely ones of its Beta distribution.
     """
-    generator = torch.Generator().manual_seed(seed)
-    halves = []
-    for side in (members, nonmembers):
-        ordered = sorted(side.tolist())
-        order = torch.randperm(len(ordered), generator=generator).tolist()
-        shuffled = [ordered[i] for i in order]
-        halves.append((shuffled[: len(order) // 2], shuffled[len(order) // 2 :]))
-    (chosen_m, measured_m), (chosen_n, measured_n) = halves
-    z = stats.norm.ppf((1 + confidence) / 2)
+    examples = [(x, False) for x in sorted(nonmembers.tolist())] + [(x, True) for x in sorted(members.tolist())]
+    shuffle = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
+    ordered = sorted((examples[i] for i in shuffle), key=lambda each: each[0])  # equal scores stay shuffled
     tests = []
-    for level in sorted({*chosen_m, *chosen_n}, reverse=True):
-        hits, false = (sum(x >= level for x in part) for part in (chosen_m, chosen_n))
-        low, high = wilson(hits, len(chosen_m), z)[0], wilson(false, len(chosen_n), z)[1]
-        tests.append((max(0, low - delta) / high, True, level))
-        tests.append((max(0, 1 - high - delta) / (1 - low), False, level))
-    best = max(ratio for ratio, *_ in tests)
-    tail, m, n = (1 - confidence) / 2, len(measured_m), len(measured_n)
-    bounds = []
-    for ratio, above, level in tests:
-        if ratio >= best - 1e-12:
-            hits, false = (sum(x >= level for x in part) for part in (measured_m, measured_n))
-            low, high = rate_bound(hits, m, tail, False), rate_bound(false, n, tail, True)
-            top, bottom = (low, high) if above else (1 - high, 1 - low)
-            bounds.append(max(0.0, math.log((top - delta) / bottom)) if top > delta else 0.0)
-    return bounds
+    for reference, walked in ((False, ordered[::-1]), (True, ordered)):
+        count = sum(flag is reference for _, flag in ordered)
+        j = 1
+        while j == 1 or j <= count / 2:
+            passed, hits = 0, 0
+            for _, flag in walked:
+                passed += flag is reference
+                if passed == j:
+                    break
+                hits += flag is not reference
+            fprs = stats.beta(j, count + 1 - j).ppf((torch.arange(20_000).numpy() + 0.5) / 20_000)
+            tests.append((fprs, hits, len(ordered) - count))
+            j *= 3
+    level = (1 - confidence) / len(tests)
+
+    def rejects(value):
+        return any(stats.binom.sf(hits - 1, n, power(fprs, value)).mean() <= level for fprs, hits, n in tests)
+
+    low, high = 0.0, 20.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejects(middle) else (low, middle)
+    return low
+
+
+def largest_tail(lines, canaries, guesses, right):
+    """The highest probability of ``right`` or more correct guesses that f-DP allows, by a linear program.
+
+    ``lines`` are (intercept, slope) of straight lines whose minimum is the power at an FPR. With p_n the probability of
+    n correct guesses, for every i: Σ_{n ≥ i} p_n n / m is at most the power at Σ_{n ≥ i − 1} p_n (r − n) / m.
+    """
+    counts = range(guesses + 1)
+    rows, limits = [], []
+    for i in range(1, guesses + 1):
+        for intercept, slope in lines:
+            caught = [n / canaries if n >= i else 0.0 for n in counts]
+            missed = [(guesses - n) / canaries if n >= i - 1 else 0.0 for n in counts]
+            rows.append([c - slope * w for c, w in zip(caught, missed, strict=True)])
+            limits.append(intercept)
+    goal = [-1.0 if n >= right else 0.0 for n in counts]
+    found = optimize.linprog(goal, A_ub=rows, b_ub=limits, A_eq=[[1.0] * (guesses + 1)], b_eq=[1.0], bounds=(0, None))
+    return -found.fun

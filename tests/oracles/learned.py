@@ -5,12 +5,16 @@ import math
 import torch
 
 
-def trained(x, y, asked, outputs, loss, hidden, epochs, seed):
-    """What the network says of ``asked``, with the weights' update of AdamW (Loshchilov & Hutter 2019) by hand."""
+def trained(x, y, asked, outputs, loss, hidden, epochs, seed, held_out=None):
+    """What the network says of ``asked``, with the weights' update of AdamW (Loshchilov & Hutter 2019) by hand.
+
+    With ``held_out`` it is the network after the epoch with the lowest loss there.
+    """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         first, last = torch.nn.Linear(x.shape[1], hidden), torch.nn.Linear(hidden, outputs)
         weights = [*first.parameters(), *last.parameters()]
+        answers = []
         means, squares = ([torch.zeros_like(w) for w in weights] for _ in range(2))
         size, step = max(256, math.ceil(len(x) / 64)), 0
         for epoch in range(epochs):
@@ -26,8 +30,10 @@ def trained(x, y, asked, outputs, loss, hidden, epochs, seed):
                         m += 0.1 * (g - m)
                         v += 0.001 * (g * g - v)
                         w -= rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
-        with torch.no_grad():
-            return last(first(asked).relu()).double()
+            with torch.no_grad():
+                lost = 0.0 if held_out is None else float(loss(last(first(held_out[0]).relu()), held_out[1]))
+                answers.append((lost, last(first(asked).relu()).double()))
+        return answers[-1][1] if held_out is None else min(answers, key=lambda each: each[0])[1]
 
 
 def features(row, y):
@@ -60,7 +66,7 @@ def neural(logits, targets, shadow_logits, membership, drawn, hidden, epochs, se
 
 
 def quantile_regression(signal, inputs, population_signal, population_inputs, hidden, epochs, seed):
-    """The inputs are within the population's range, and no feature is constant."""
+    """No feature is constant in the part to learn from."""
 
     def loss(predicted, y):
         total = 0.0
@@ -69,11 +75,24 @@ def quantile_regression(signal, inputs, population_signal, population_inputs, hi
             total = total + (((value - location) / scale) ** 2 / 2 + scale.log()) / len(y)
         return total
 
-    centre, spread = population_signal.mean(), population_signal.std()
-    known, own = scaled(population_inputs, inputs)
-    y = ((population_signal - centre) / spread).float()
-    predicted = trained(known, y, own, 2, loss, hidden, epochs, seed)
+    m = len(population_signal)
+    order = torch.randperm(m, generator=torch.Generator().manual_seed(seed)).tolist()
+    learn, stop = order[: int(0.6 * m)], order[int(0.6 * m) : int(0.75 * m)]
+    calibrate = order[int(0.75 * m) :]
+    centre, spread = population_signal[learn].mean(), population_signal[learn].std()
+    y = (population_signal - centre) / spread
+    known, stopping = scaled(population_inputs[learn], population_inputs[stop])
+    _, calibrating = scaled(population_inputs[learn], population_inputs[calibrate])
+    _, own = scaled(population_inputs[learn], inputs)
+    settings = loss, hidden, epochs, seed, (stopping, y[stop].float())
+    predicted = trained(known, y[learn].float(), torch.cat([calibrating, own]), 2, *settings)
+    given = torch.cat([y[calibrate], (signal - centre) / spread])
+    residuals = [
+        float((value - location) / math.exp(min(max(log_scale, -5), 5)))
+        for value, (location, log_scale) in zip(given, predicted, strict=True)
+    ]
+    before, c = residuals[: len(calibrate)], len(calibrate)
     return [
-        float(((s - centre) / spread - location) / math.exp(min(max(log_scale, -5), 5)))
-        for s, (location, log_scale) in zip(signal, predicted, strict=True)
+        (sum(other < r for other in before) + 0.5 + 0.5 * r / (1 + abs(r))) / (c + 1)
+        for r in residuals[len(calibrate) :]
     ]

@@ -2,7 +2,7 @@
 
 from lightning_cwrf.metrics.functional.advantage import advantage_interval, balanced_accuracy_interval
 from lightning_cwrf.metrics.functional.crossed import CrossedJackknife
-from lightning_cwrf.metrics.functional.epsilon import epsilon_lower_bound, one_run_epsilon, one_run_p_value
+from lightning_cwrf.metrics.functional.epsilon import epsilon_lower_bound, largest_epsilon_bound, mu_lower_bound
 from lightning_cwrf.metrics.functional.intervals import (
     Interval,
     auroc_interval,
@@ -14,6 +14,7 @@ from lightning_cwrf.metrics.functional.intervals import (
     proportion_interval,
     tpr_interval,
 )
+from lightning_cwrf.metrics.functional.one_run import f_dp_rejects, one_run_epsilon, one_run_mu, one_run_p_value
 from lightning_cwrf.metrics.functional.roc import (
     attack_advantage,
     balanced_accuracy,
@@ -30,6 +31,7 @@ from lightning_cwrf.metrics.functional.significance import (
     resolvable_auc,
     tpr_p_value,
 )
+from lightning_cwrf.metrics.functional.tradeoff import gaussian_epsilon
 
 __all__ = [
     "CrossedJackknife",
@@ -43,7 +45,10 @@ __all__ = [
     "balanced_accuracy_interval",
     "clopper_pearson",
     "epsilon_lower_bound",
+    "f_dp_rejects",
     "fewest_nonmembers",
+    "gaussian_epsilon",
+    "largest_epsilon_bound",
     "loss_gap",
     "loss_gap_interval",
     "loss_gap_p_value",
@@ -51,7 +56,9 @@ __all__ = [
     "mean_interval",
     "membership_auroc",
     "membership_roc",
+    "mu_lower_bound",
     "one_run_epsilon",
+    "one_run_mu",
     "one_run_p_value",
     "p1_score",
     "proportion_interval",

@@ -1,34 +1,48 @@
-"""Lower bounds on ε from the success of an attack."""
+"""Lower bounds on ε, and on the μ of Gaussian DP, from the success of an attack."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from scipy import special
+from numpy.typing import NDArray
+from scipy import special, stats
 from torch import Tensor
 
 from lightning_cwrf.checks import check_confidence, check_integer, check_number
-from lightning_cwrf.metrics.functional.intervals import clopper_pearson, wilson
-from lightning_cwrf.metrics.functional.roc import membership_roc, split_scores
+from lightning_cwrf.metrics.functional.roc import split_scores
+from lightning_cwrf.metrics.functional.tradeoff import dp_power, gaussian_power, largest_rejected
+
+Array: TypeAlias = NDArray[np.float64]
+_Test: TypeAlias = tuple[Array, Array, int, int]  # rates beyond a threshold, their weights, hits beyond it, of how many
+
+NODES = 201
+"""Points of the integral over an unknown FPR; the trapezoid rule needs no more."""
 
 
 def epsilon_lower_bound(
     scores: Tensor, is_member: Tensor, *, delta: float = 0.0, confidence: float = 0.95, seed: int = 0
 ) -> Tensor:
-    """A lower bound on the training's ε: ``log((TPR − δ) / FPR)``, ``log((TNR − δ) / FNR)``, or 0.
+    """A lower bound on the training's ε, from several thresholds at once, with all examples.
 
-    A random half of the members and of the non-members chooses the threshold and which of the two ratios; the other
-    half measures, with Clopper–Pearson bounds of both rates, so the choice does not bias the bound. Examples count as
-    independent trials; for one trained model that is an assumption, which :func:`one_run_epsilon` does not need.
+    The thresholds are non-members: of n, the highest, the 3rd, 9th, 27th, ... highest, up to the half. The FPR above
+    the j-th highest of n non-members is Beta(j, n + 1 − j) distributed, whatever the scores' distribution. If the
+    training is (ε, δ)-DP, the TPR there is at most ``power(FPR) = min(1, δ + e^ε FPR, 1 − e^−ε (1 − δ − FPR))``, so
+    that M or more of m members are above it with a probability of at most ``E[P(Bin(m, power(FPR)) ≥ M)]``, the mean
+    over that Beta distribution. The same below the lowest members. The bound is the largest ε that one of the t tests
+    rejects at the level ``(1 − confidence) / t`` (Bonferroni). Nothing is estimated, so this is exact for
+    independent examples; for one trained model that is an assumption, which
+    :func:`~lightning_cwrf.metrics.functional.one_run_epsilon` does not need. The test is ours.
 
     Args:
         scores: shape ``(n,)``, higher = more likely a member.
         is_member: bool ``(n,)``.
         delta: δ of the guarantee that is tested.
-        confidence: of both bounds together.
-        seed: of the split.
+        confidence: of the bound.
+        seed: of the order of equal scores, which is random.
 
     Returns:
         A scalar float64 tensor, 0 if there is no positive bound.
@@ -38,131 +52,119 @@ def epsilon_lower_bound(
 
     >>> separated = torch.arange(400.0)
     >>> round(float(epsilon_lower_bound(separated, separated >= 200)), 1)
-    3.3
+    4.3
     """
-    check_confidence(confidence)
     check_number("delta", delta, low=0, high=1, high_open=True)
-    check_integer("seed", seed)
-    members, nonmembers = split_scores(scores, is_member)
-    generator = torch.Generator().manual_seed(seed)
-    if len(members) < 2 or len(nonmembers) < 2:
-        return torch.zeros((), dtype=torch.float64)
-    choose, measure = [], []
-    for part in (members, nonmembers):
-        part = part.sort().values  # so that the split does not depend on the order of the examples
-        order = torch.randperm(len(part), generator=generator).to(part.device)
-        choose.append(part[order[: len(part) // 2]])
-        measure.append(part[order[len(part) // 2 :]])
-    threshold, high = _best_test(*choose, delta=delta, confidence=confidence)
-    hits, false = (int((part >= threshold).sum()) for part in measure)
-    tpr, fpr = clopper_pearson(hits, len(measure[0]), confidence), clopper_pearson(false, len(measure[1]), confidence)
-    top, bottom = (tpr.low, fpr.high) if high else (1 - fpr.high, 1 - tpr.low)
-    bound = max(0.0, math.log((top - delta) / bottom)) if top > delta else 0.0
-    return torch.tensor(bound, dtype=torch.float64)
+    return _lower_bound(scores, is_member, partial(_dp, delta=delta), confidence, seed)
 
 
-def _best_test(members: Tensor, nonmembers: Tensor, *, delta: float, confidence: float) -> tuple[float, bool]:
-    """The threshold with the largest bound, and whether to test above it (TPR / FPR) or below it (TNR / FNR).
+def mu_lower_bound(scores: Tensor, is_member: Tensor, *, confidence: float = 0.95, seed: int = 0) -> Tensor:
+    """A lower bound on the μ for which the training can be μ-GDP (Dong, Roth & Su 2022), as that on ε is made.
 
-    By Wilson's intervals, for all thresholds at once. Any choice is valid, as the other half measures.
-    """
-    scores = torch.cat([members, nonmembers])
-    fpr, tpr, thresholds = membership_roc(scores, torch.arange(len(scores), device=scores.device) < len(members))
-    z = float(special.ndtri((1 + confidence) / 2))
-    tpr_low, _ = wilson(tpr[1:], len(members), z)
-    _, fpr_high = wilson(fpr[1:], len(nonmembers), z)
-    above = (tpr_low - delta).clamp_min(0) / fpr_high
-    below = (1 - fpr_high - delta).clamp_min(0) / (1 - tpr_low)
-    high = bool(above.max() >= below.max())
-    return float(thresholds[1:][(above if high else below).argmax()]), high
-
-
-def one_run_epsilon(
-    scores: Tensor,
-    included: Tensor,
-    *,
-    guesses: int | None = None,
-    delta: float = 0.0,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Tensor:
-    """Privacy auditing with one training run (Steinke, Nasr & Jagielski 2023): a lower bound on ε at a confidence.
-
-    Each of m canaries is included in the one training independently with probability 1/2. The auditor guesses "in" for
-    the ``guesses / 2`` highest scores, "out" for as many lowest, and abstains on the rest. If the training is
-    (ε, δ)-DP, v or more of the r guesses are correct with a probability of at most
-    ``P(B ≥ v) + 2mδ · max_i {P(v − i ≤ B < v) / i}`` with B ~ Binomial(r, e^ε / (1 + e^ε)) (their main theorem); the
-    bound is the largest ε that this rejects. Ties are ordered at random, so that the order of the canaries carries no
-    information.
+    Under μ-GDP the TPR is at most ``Φ(Φ⁻¹(FPR) + μ)``.
+    :func:`~lightning_cwrf.metrics.functional.gaussian_epsilon` gives the ε of a μ at a δ.
 
     Args:
-        scores: of the m canaries, ``(m,)``, higher = more likely included.
-        included: bool ``(m,)``, whether each was included.
-        guesses: r, even; fix it before looking at the scores. None: all canaries.
-        delta: δ.
+        scores: shape ``(n,)``, higher = more likely a member.
+        is_member: bool ``(n,)``.
         confidence: of the bound.
-        seed: of the order of ties; fix it beforehand too.
+        seed: of the order of equal scores, which is random.
 
     Returns:
         A scalar float64 tensor, 0 if there is no positive bound.
 
     Raises:
-        TypeError: guesses or a seed that are not integers.
-        ValueError: an odd number of guesses, or more than there are canaries; a δ or confidence out of range.
+        ValueError: wrong shapes, NaN scores, one group missing, a confidence out of range.
 
-    >>> coins = torch.tensor([True, False] * 100)
-    >>> round(float(one_run_epsilon(coins.double(), coins)), 2)  # every guess is correct
-    4.19
+    >>> scores = torch.cat([torch.linspace(-1, 3, 500), torch.linspace(-2, 2, 500)])
+    >>> round(float(mu_lower_bound(scores, torch.arange(1000) < 500)), 1)
+    1.6
     """
+    return _lower_bound(scores, is_member, gaussian_power, confidence, seed)
+
+
+def largest_epsilon_bound(members: int, nonmembers: int, *, delta: float = 0.0, confidence: float = 0.95) -> float:
+    """The bound on ε of so many members that all score above so many non-members: no attack can show more.
+
+    >>> round(largest_epsilon_bound(200, 200), 1), largest_epsilon_bound(2, 2)
+    (4.3, 0.0)
+    """
+    ranks = [_ranks(nonmembers), _ranks(members)]
+    hits = [np.full(len(ranks[0]), members), np.full(len(ranks[1]), nonmembers)]
+    return _bound(hits, ranks, (members, nonmembers), partial(_dp, delta=delta), confidence)
+
+
+def _dp(fpr: Array, epsilon: float, delta: float) -> Array:
+    return dp_power(fpr, epsilon, delta)
+
+
+def _lower_bound(
+    scores: Tensor, is_member: Tensor, power: Callable[[Array, float], Array], confidence: float, seed: int
+) -> Tensor:
     check_confidence(confidence)
-    check_number("delta", delta, low=0, high=1, high_open=True)
     check_integer("seed", seed)
-    split_scores(scores, included)
-    m = len(scores)
-    if guesses is not None:
-        check_integer("guesses", guesses)
-    r = m - m % 2 if guesses is None else guesses
-    if r % 2 or not 2 <= r <= m:
-        raise ValueError(f"guesses must be even and between 2 and the {m} canaries, not {guesses}.")
-    shuffled = torch.randperm(m, generator=torch.Generator().manual_seed(seed)).to(scores.device)
-    order = shuffled[scores[shuffled].argsort(descending=True, stable=True)]
-    right = int(included[order[: r // 2]].sum() + (~included[order[m - r // 2 :]]).sum())
-    low, high = 0.0, 1.0
-    while one_run_p_value(m, r, right, high, delta) <= 1 - confidence and high < 64:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if one_run_p_value(m, r, right, middle, delta) <= 1 - confidence else (low, middle)
-    return torch.tensor(low, dtype=torch.float64)
+    members, nonmembers = (len(part) for part in split_scores(scores, is_member))
+    # Equal scores are shuffled, from an order that does not depend on that of the examples.
+    order = scores.argsort()
+    order = order[is_member[order].to(torch.uint8).argsort(stable=True)]
+    shuffled = order[torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed)).to(order.device)]
+    flags = is_member[shuffled[scores[shuffled].argsort(stable=True)]].cpu().numpy()
+    above = np.flatnonzero(~flags)[::-1]  # places of the non-members, the highest first
+    below = np.flatnonzero(flags)  # places of the members, the lowest first
+    ranks = [_ranks(nonmembers), _ranks(members)]
+    total = len(flags) - 1
+    # Above the j-th highest non-member there are j − 1 non-members; the rest are members. Likewise below.
+    hits = [total - above[ranks[0] - 1] - (ranks[0] - 1), below[ranks[1] - 1] - (ranks[1] - 1)]
+    bound = _bound(hits, ranks, (members, nonmembers), power, confidence)
+    return torch.tensor(bound, dtype=torch.float64)
 
 
-def one_run_p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """An upper bound on the probability of ``right`` or more correct guesses under (ε, δ)-DP (Steinke et al. 2023).
+def _ranks(count: int) -> NDArray[np.int64]:
+    """1, 3, 9, 27, ... up to half of the examples."""
+    ranks = [1]
+    while 3 * ranks[-1] <= count / 2:
+        ranks.append(3 * ranks[-1])
+    return np.array(ranks)
 
-    Args:
-        canaries: m.
-        guesses: r, at most m.
-        right: v, at most r.
-        epsilon: ε, 0 or more; infinite is allowed.
-        delta: δ.
 
-    Raises:
-        TypeError: counts that are not integers, an ε or δ that is not a number.
-        ValueError: out of range.
+def _bound(
+    hits: list[NDArray[np.int64]],
+    ranks: list[NDArray[np.int64]],
+    counts: tuple[int, int],
+    power: Callable[[Array, float], Array],
+    confidence: float,
+) -> float:
+    """The largest value that a test above a non-member or below a member rejects."""
+    members, nonmembers = counts
+    level = (1 - confidence) / sum(len(part) for part in ranks)
+    tests = []
+    for part, found, reference, trials in (
+        (ranks[0], hits[0], nonmembers, members),
+        (ranks[1], hits[1], members, nonmembers),
+    ):
+        tests += [(*each, trials) for each in zip(*_rates(part, reference), found, strict=True) if each[-1] > 0]
 
-    >>> round(one_run_p_value(10, 4, 4, 0.0, 0.0), 6)
-    0.0625
-    """
-    check_integer("canaries", canaries, low=1)
-    check_integer("guesses", guesses, low=1, high=canaries)
-    check_integer("right", right, low=0, high=guesses)
-    check_number("delta", delta, low=0, high=1, high_open=True)
-    if epsilon != math.inf:
-        check_number("epsilon", epsilon, low=0)
-    q = float(special.expit(epsilon))
-    tail = float(special.bdtrc(right - 1, guesses, q)) if right else 1.0
-    if delta == 0.0 or right == 0:
-        return min(1.0, tail)
-    i = np.arange(1, right + 1)
-    at_least = np.where(i == right, 1.0, special.bdtrc(right - i - 1.0, guesses, q))  # P(B >= right - i)
-    return min(1.0, tail + 2 * canaries * delta * float(((at_least - tail) / i).max()))
+    def rejects(value: float) -> bool:
+        nonlocal tests
+        rejecting = [test for test in tests if _p_value(test, power, value) <= level]
+        tests = rejecting or tests  # a test that does not reject here rejects no larger value
+        return bool(rejecting)
+
+    return largest_rejected(rejects)
+
+
+def _p_value(test: _Test, power: Callable[[Array, float], Array], value: float) -> float:
+    rates, weights, found, trials = test
+    return float(special.bdtrc(found - 1.0, trials, power(rates, value)) @ weights)
+
+
+def _rates(ranks: NDArray[np.int64], count: int) -> tuple[Array, Array]:
+    """Values of the rate beyond the j-th of ``count`` ordered examples, and their weights, ``(ranks, NODES)`` each."""
+    beta = stats.beta(ranks[:, None], count + 1 - ranks[:, None])
+    low, high = (special.logit(beta.ppf(tail)) for tail in (1e-12, 1 - 1e-12))
+    logits = low + (high - low) * np.linspace(0, 1, NODES)
+    rates = special.expit(logits)
+    # The density of the log odds is that of the rate times rate (1 − rate).
+    logs = beta.logpdf(rates) + special.log_expit(logits) + special.log_expit(-logits)
+    weights = np.exp(logs - logs.max(1, keepdims=True))
+    return rates, weights / weights.sum(1, keepdims=True)

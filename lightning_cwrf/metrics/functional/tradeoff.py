@@ -1,0 +1,89 @@
+"""The power that a guarantee allows an attack: the highest TPR at an FPR, of (ε, δ)-DP and of Gaussian DP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from lightning_cwrf.checks import check_number
+
+HIGHEST = 64.0
+"""No larger ε or μ is looked for."""
+
+
+def dp_power(fpr: NDArray[np.float64], epsilon: float, delta: float) -> NDArray[np.float64]:
+    """The highest TPR under (ε, δ)-DP: ``min(1, δ + e^ε x, 1 − e^−ε (1 − δ − x))`` (Wasserman & Zhou 2010).
+
+    >>> dp_power(np.array([0.1]), math.log(2), 0.0).tolist()
+    [0.2]
+    """
+    up = math.exp(epsilon)
+    return np.minimum(1.0, np.minimum(delta + up * fpr, 1 - (1 - delta - fpr) / up))
+
+
+def dp_least_fpr(tpr: float, epsilon: float, delta: float) -> float:
+    """The lowest FPR at which (ε, δ)-DP allows this TPR, the inverse of :func:`dp_power`."""
+    up = math.exp(epsilon)
+    return max(0.0, (tpr - delta) / up, 1 - delta - up * (1 - tpr))
+
+
+def gaussian_power(fpr: NDArray[np.float64] | float, mu: float) -> NDArray[np.float64]:
+    """The highest TPR under μ-GDP, ``Φ(Φ⁻¹(x) + μ)`` (Dong, Roth & Su 2022); with −μ the lowest FPR at a TPR.
+
+    >>> round(float(gaussian_power(np.array(0.5), 1.0)), 4)
+    0.8413
+    """
+    return np.asarray(special.ndtr(special.ndtri(fpr) + mu))
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """The ε for which μ-GDP is (ε, δ)-DP: δ = Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ) (Dong, Roth & Su 2022, Corollary 1).
+
+    A lower bound on μ says that no Gaussian mechanism with less explains an attack; the ε of that μ is a lower bound on
+    the training's own ε at this δ only so far as the training is Gaussian DP, as DP-SGD over many steps nearly is.
+
+    Args:
+        mu: μ, 0 or more.
+        delta: δ, above 0.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: out of range.
+
+    >>> round(gaussian_epsilon(1.0, 1e-5), 2)
+    4.38
+    """
+    check_number("mu", mu, low=0)
+    check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
+
+    def excess(epsilon: float) -> float:
+        spent = special.ndtr(mu / 2 - epsilon / mu) - math.exp(epsilon + special.log_ndtr(-mu / 2 - epsilon / mu))
+        return float(spent) - delta
+
+    if mu == 0 or excess(0.0) <= 0:
+        return 0.0
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    return float(optimize.brentq(excess, 0.0, high))
+
+
+def largest_rejected(rejects: Callable[[float], bool]) -> float:
+    """The largest value from 0 to :data:`HIGHEST` that is rejected, as all below it are; 0 if none is. By bisection.
+
+    >>> round(largest_rejected(lambda value: value < 1.5), 9)
+    1.5
+    """
+    low, high = 0.0, 1.0
+    if not rejects(1e-9):
+        return 0.0
+    while high < HIGHEST and rejects(high):
+        low, high = high, 2 * high
+    for _ in range(32):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejects(middle) else (low, middle)
+    return low
