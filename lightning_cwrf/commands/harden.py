@@ -76,7 +76,7 @@ class HardenJob(Job):
     seconds: dict[str, float | None] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     results: dict[str, AuditResult] = field(default_factory=dict)
-    rewound: str = ""
+    chosen: str = ""
     measured: bool = False
 
     def plan(self) -> list[str]:
@@ -118,7 +118,7 @@ class HardenJob(Job):
         rewind = next(each for each in callbacks if isinstance(each, CriticalRewindCallback))
         assert rewind.mask is not None
         rewind.mask.save(self._unfinished / MASK)
-        self.rewound = f"{rewind.mask.count:,} of {rewind.mask.total:,} weights"
+        self.chosen = f"{rewind.mask.count:,} of {rewind.mask.total:,} weights"
         self._audit(f"hardened, {self._rewinding}", "hardened", hardened, trainer, base, began)
         return self._conclude()
 
@@ -181,7 +181,7 @@ class HardenJob(Job):
         settings: dict[str, Any] = {name: str(getattr(options, name)) for name in names}
         defense = {} if self._defense is None else self._defense.named()
         defense |= {"alpha taken from": LEVEL} if self.measured else {}
-        more = {"rewound": self.rewound, "trainer": dict(options.trainer), "defense": defense}
+        more = {"chosen": self.chosen, "trainer": dict(options.trainer), "defense": defense}
         return settings | {name: value for name, value in more.items() if value}
 
     def _conclude(self) -> int:
