@@ -22,7 +22,12 @@ from lightning_cwrf.outputs import ModelOutputs
 
 
 def attack_metrics(
-    accuracy: float, seed: int = 0, confidence: float = 0.95, *, accuracy_examples: int | None = None
+    accuracy: float,
+    seed: int = 0,
+    confidence: float = 0.95,
+    *,
+    accuracy_examples: int | None = None,
+    bounds: bool = True,
 ) -> dict[str, MembershipMetric]:
     """Every registered metric as an audit uses it for one attack, by the name of the estimate.
 
@@ -31,13 +36,14 @@ def attack_metrics(
         seed: of the metrics that draw at random.
         confidence: of the metrics that are bounds.
         accuracy_examples: the number of examples that the accuracy was measured on. None: it is exact.
+        bounds: also those that are bounds, which have a confidence of their own and cannot be averaged.
 
     Raises:
         ValueError: two metrics give an estimate of the same name.
     """
     context = AuditContext(accuracy, accuracy_examples, confidence, seed)
     found: dict[str, MembershipMetric] = {}
-    for each in METRICS:
+    for each in (each for each in METRICS if bounds or each.has_shadow_interval):
         metrics = each.for_audit(context)
         if twice := sorted(found.keys() & metrics.keys()):
             raise ValueError(f"{each.__name__}.for_audit gives {', '.join(twice)}, a name that another metric has.")

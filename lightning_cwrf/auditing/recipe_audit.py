@@ -142,9 +142,7 @@ def _values(metrics: Mapping[str, MembershipMetric], scores: Tensor, is_member: 
 
 
 def _metrics(accuracy: float, seed: int) -> dict[str, MembershipMetric]:
-    """The metrics that can be averaged: a bound has a confidence of its own."""
-    found = attack_metrics(accuracy, seed)
-    return {name: metric for name, metric in found.items() if metric.has_shadow_interval}
+    return attack_metrics(accuracy, seed, bounds=False)
 
 
 def _estimate(

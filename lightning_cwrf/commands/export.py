@@ -28,7 +28,7 @@ _SUFFIXES = (".safetensors", ".ckpt")
 _FILES = ("checkpoint", "vanilla")
 _GROUPS = {
     "scoring": ("lam", "steps"),
-    "rewinding": ("rate", "rewound", "vanilla"),
+    "rewinding": ("rate", "chosen", "values", "hold", "batchnorm", "vanilla"),
     "fine-tuning": ("checkpoint", "max_epochs", "trainer", "seed"),
 }
 

@@ -76,7 +76,7 @@ class HardenJob(Job):
     seconds: dict[str, float | None] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     results: dict[str, AuditResult] = field(default_factory=dict)
-    rewound: str = ""
+    chosen: str = ""
     measured: bool = False
 
     def plan(self) -> list[str]:
@@ -88,7 +88,7 @@ class HardenJob(Job):
         epochs = f"fine-tune {self._fine_tuning}"
         if options.control:
             lines.append("control: fine-tune in the same way, nothing rewound; audit it")
-        how = how_rewound(options.values, options.hold)
+        how = how_rewound(options["values"], options.hold)
         lines.append(f"score the weights in {options.steps} steps; {options.rate:.2%} of them are then {how}")
         lines += [f"{options.batchnorm} BatchNorm's running statistics"] if options.batchnorm != "keep" else []
         return [*lines, f"{epochs}; audit the result", *(f"write {path}" for path in outputs(self.out, options))]
@@ -118,7 +118,7 @@ class HardenJob(Job):
         rewind = next(each for each in callbacks if isinstance(each, CriticalRewindCallback))
         assert rewind.mask is not None
         rewind.mask.save(self._unfinished / MASK)
-        self.rewound = f"{rewind.mask.count:,} of {rewind.mask.total:,} weights"
+        self.chosen = f"{rewind.mask.count:,} of {rewind.mask.total:,} weights"
         self._audit(f"hardened, {self._rewinding}", "hardened", hardened, trainer, base, began)
         return self._conclude()
 
@@ -178,10 +178,10 @@ class HardenJob(Job):
         options = self.checking.loaded.options
         rewind = ("rate", "values", "hold", "batchnorm")
         names = ("checkpoint", "vanilla", *rewind, "lam", "steps", "max_epochs", "shadows", "seed")
-        settings: dict[str, Any] = {name: str(getattr(options, name)) for name in names}
+        settings: dict[str, Any] = {name: str(options[name]) for name in names}
         defense = {} if self._defense is None else self._defense.named()
         defense |= {"alpha taken from": LEVEL} if self.measured else {}
-        more = {"rewound": self.rewound, "trainer": dict(options.trainer), "defense": defense}
+        more = {"chosen": self.chosen, "trainer": dict(options.trainer), "defense": defense}
         return settings | {name: value for name, value in more.items() if value}
 
     def _conclude(self) -> int:

@@ -164,7 +164,7 @@ def test_the_card_of_a_hardened_model_says_how_it_was_hardened(hardened, capsys)
         "scoring: steps | 2",
     ):
         assert f"| {line} |" in card, card
-    assert f"| rewinding: rewound | {count:,} of " in card
+    assert f"| rewinding: chosen | {count:,} of " in card
     assert "not known" not in card
     # Elsewhere, the settings are named.
     shutil.copy("hardened/hardened.ckpt", "elsewhere.ckpt")
