@@ -88,7 +88,7 @@ class HardenJob(Job):
         epochs = f"fine-tune {self._fine_tuning}"
         if options.control:
             lines.append("control: fine-tune in the same way, nothing rewound; audit it")
-        how = how_rewound(options.values, options.hold)
+        how = how_rewound(options["values"], options.hold)
         lines.append(f"score the weights in {options.steps} steps; {options.rate:.2%} of them are then {how}")
         lines += [f"{options.batchnorm} BatchNorm's running statistics"] if options.batchnorm != "keep" else []
         return [*lines, f"{epochs}; audit the result", *(f"write {path}" for path in outputs(self.out, options))]
@@ -178,7 +178,7 @@ class HardenJob(Job):
         options = self.checking.loaded.options
         rewind = ("rate", "values", "hold", "batchnorm")
         names = ("checkpoint", "vanilla", *rewind, "lam", "steps", "max_epochs", "shadows", "seed")
-        settings: dict[str, Any] = {name: str(getattr(options, name)) for name in names}
+        settings: dict[str, Any] = {name: str(options[name]) for name in names}
         defense = {} if self._defense is None else self._defense.named()
         defense |= {"alpha taken from": LEVEL} if self.measured else {}
         more = {"chosen": self.chosen, "trainer": dict(options.trainer), "defense": defense}

@@ -167,10 +167,10 @@ def cwrf_callbacks(options: Any, reference: Batches, members: Batches | None, va
         )
     rewind = CriticalRewindCallback(
         rate=options.rate,
-        values=options.values,
+        values=options["values"],
         hold=options.hold,
         batchnorm=options.batchnorm,
-        seed=options.seed if options.values == "fresh" else None,
+        seed=options.seed if options["values"] == "fresh" else None,
     )
     scoring = PrivacyScoringCallback(reference, vanilla, lam=options.lam, steps=options.steps, members=members)
     return [scoring, rewind, GradientMaskCallback()] if options.hold else [scoring, rewind]
@@ -179,13 +179,13 @@ def cwrf_callbacks(options: Any, reference: Batches, members: Batches | None, va
 def rewinding(options: Any) -> str:
     """What is done to the chosen weights, without what is so by default.
 
-    >>> from types import SimpleNamespace
-    >>> rewinding(SimpleNamespace(rate=0.03, values="fresh", hold=False, batchnorm="keep"))
+    >>> from jsonargparse import Namespace
+    >>> rewinding(Namespace(rate=0.03, values="fresh", hold=False, batchnorm="keep"))
     'r = 0.03, rewound to fresh values and not held'
     """
     parts = [f"r = {options.rate:g}"]
-    if (options.values, options.hold) != ("initial", True):
-        parts.append(how_rewound(options.values, options.hold))
+    if (options["values"], options.hold) != ("initial", True):
+        parts.append(how_rewound(options["values"], options.hold))
     if options.batchnorm != "keep":
         parts.append(f"BatchNorm {options.batchnorm}")
     return ", ".join(parts)
