@@ -87,7 +87,6 @@ def test_an_audit_sorts_the_scores_of_an_attack_once_with_the_same_result(sorts,
     given = outputs(0, torch.tensor([1.0, 0.0, 0.0])), outputs(1, torch.zeros(3))
     once = audit_outputs(*given, attacks=["loss", "entropy"])
     assert sorts.count(120) == 2  # one for each attack
-    assert sum(size < 120 for size in sorts) == 2  # half of the examples, for the bound on ε
     monkeypatch.setattr(estimates, "counted_once", nullcontext)
     sorts.clear()
     again = audit_outputs(*given, attacks=["loss", "entropy"])
