@@ -196,6 +196,7 @@ def _check_wiring(ours: Mapping[Any, Any]) -> None:
 _READ_APART = {
     (PrivacyScoringCallback, "vanilla"),
     (PrivacyScoringCallback, "members"),
+    (PrivacyScoringCallback, "keep_scores"),  # for the user to save; it shapes nothing
     (CriticalRewindCallback, "seed"),  # each shadow model's own
 }
 

@@ -61,8 +61,16 @@ def hardened(**changed):
 @pytest.mark.parametrize("kind", CALLBACKS)
 def test_every_setting_of_a_callback_is_listed(kind):
     """Add a new parameter to one of the lists above, and to CWRFConfig."""
-    mine = {PrivacyScoringCallback: {"vanilla", "members"}, CriticalRewindCallback: {"hold", "seed"}}.get(kind, set())
-    assert parameters(kind) <= set(CARRIED[kind]) | set(REFUSED.get(kind, ())) | mine
+    mine = {
+        PrivacyScoringCallback: {"vanilla", "members", "keep_scores"},
+        CriticalRewindCallback: {"hold", "seed"},
+    }
+    assert parameters(kind) <= set(CARRIED[kind]) | set(REFUSED.get(kind, ())) | mine.get(kind, set())
+
+
+def test_scores_that_are_kept_shape_nothing():
+    kept = SET_UP(hardened(PrivacyScoringCallback={"keep_scores": True}), Classifier(width=4)).cwrf
+    assert replace(kept, nonmembers=[]) == replace(SET_UP(hardened(), Classifier(width=4)).cwrf, nonmembers=[])
 
 
 @pytest.mark.parametrize(
