@@ -97,7 +97,10 @@ def test_weights_that_are_not_held_are_carried():
     run = trainer(callbacks=[scoring, CriticalRewindCallback(0.2, hold=False)])
     cwrf = SET_UP(run, Classifier(width=4)).cwrf
     assert cwrf.hold is False
-    assert [type(each).__name__ for each in cwrf.callbacks({})] == ["_ShadowScoring", "CriticalRewindCallback"]
+    assert [type(each).__name__ for each in cwrf.callbacks({})] == [
+        "PrivacyScoringCallback",
+        "CriticalRewindCallback",
+    ]
     with pytest.raises(ValueError, match="one of them without the other"):
         SET_UP(hardened(CriticalRewindCallback={"hold": False}), Classifier(width=4))
     with pytest.raises(ValueError, match=r"and, unless hold=False, GradientMaskCallback"):
