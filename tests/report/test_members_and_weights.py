@@ -43,18 +43,18 @@ def test_the_layers_of_the_rewound_weights(tmp_path):
     ("settings", "title", "said"),
     [
         ({"rewind": {"values": "fresh", "hold": False}}, "Rewound weights", "rewound to fresh values and not held"),
-        ({"values": "initial", "hold": "False"}, "Rewound weights", "were rewound and not held"),  # of cwrf harden
-        ({"values": "zero", "hold": "True"}, "Rewound weights", "were rewound to zero and held"),
-        ({"values": "trained", "hold": "True"}, "Held weights", "were held at their trained values"),
-        ({"rewind": "CWRF"}, "Rewound weights", "were rewound and held"),
-        ({"values": 3}, "Rewound weights", "were rewound and held"),
+        ({"values": "initial", "hold": "False"}, "Rewound weights", "rewound and not held"),  # of cwrf harden
+        ({"values": "zero", "hold": "True"}, "Rewound weights", "rewound to zero and held"),
+        ({"values": "trained", "hold": "True"}, "Held weights", "held at their trained values"),
+        ({"rewind": "CWRF"}, "Rewound weights", "rewound and held"),
+        ({"values": 3}, "Rewound weights", "rewound and held"),
     ],
     ids=str,
 )
 def test_the_page_says_what_was_done_to_the_chosen_weights(settings, title, said, tmp_path):
     mask = WeightMask({"net.0.weight": torch.tensor([True, False])})
     page, _ = page_of(audited(), tmp_path, mask=mask, settings=settings)
-    assert f"1 of 2 weights (50.00%) {said}." in page.text
+    assert f"1 of 2 weights (50.00%) were {said}." in page.text
     assert title in page.text
 
 
