@@ -6,6 +6,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -83,8 +84,10 @@ def renamed_names(module: str, **names: str) -> Callable[..., Any]:
     return find
 
 
-def renamed(**names: str) -> Callable[[T], T]:
+def renamed(words: Mapping[str, str] | None = None, /, **names: str) -> Callable[[T], T]:
     """A decorator that takes arguments by their old names too (``old="new"``); on a class, attributes as well.
+
+    ``words`` are values that were renamed along with them: under an old name, the old value is given and read.
 
     >>> @renamed(start="base")
     ... def train(base=None):
@@ -98,18 +101,22 @@ def renamed(**names: str) -> Callable[[T], T]:
 
     def decorate(target: T) -> T:
         if not isinstance(target, type):
-            return _takes_old_names(target, target.__name__, names)
+            return _takes_old_names(target, target.__name__, names, words or {})
         owner: Any = target
         # dataclasses.replace passes every field by its new name beside what the user gave by an old one.
-        owner.__init__ = _takes_old_names(owner.__init__, owner.__name__, names, old_name_wins=True)
+        replaces = is_dataclass(owner)
+        owner.__init__ = _takes_old_names(owner.__init__, owner.__name__, names, words or {}, old_name_wins=replaces)
+        back = {new: old for old, new in (words or {}).items()}
         for old, new in names.items():
-            setattr(owner, old, property(functools.partial(_attribute, old=old, new=new)))
+            setattr(owner, old, property(functools.partial(_attribute, old=old, new=new, words=back)))
         return target
 
     return decorate
 
 
-def _takes_old_names(call: T, name: str, names: Mapping[str, str], *, old_name_wins: bool = False) -> T:
+def _takes_old_names(
+    call: T, name: str, names: Mapping[str, str], words: Mapping[str, str], *, old_name_wins: bool = False
+) -> T:
     @functools.wraps(call)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         for old in names.keys() & kwargs.keys():
@@ -117,14 +124,16 @@ def _takes_old_names(call: T, name: str, names: Mapping[str, str], *, old_name_w
             if new in kwargs and not old_name_wins:
                 raise TypeError(f"{name} takes {new}=, or {old}=, its old name, but not both.")
             warn_renamed(f"{name}({old}=)", f"{name}({new}=)")
-            kwargs[new] = kwargs.pop(old)
+            value = kwargs.pop(old)
+            kwargs[new] = words.get(value, value) if isinstance(value, str) else value
         return call(*args, **kwargs)
 
     wrapped: Any = wrapper
     return wrapped  # type: ignore[no-any-return]
 
 
-def _attribute(instance: Any, *, old: str, new: str) -> Any:
+def _attribute(instance: Any, *, old: str, new: str, words: Mapping[str, str]) -> Any:
     name = type(instance).__name__
     warn_renamed(f"{name}.{old}", f"{name}.{new}")
-    return getattr(instance, new)
+    value = getattr(instance, new)
+    return words.get(value, value) if isinstance(value, str) else value

@@ -72,9 +72,9 @@ def check_flag(name: str, value: Any) -> None:
 def check_choice(name: str, value: Any, choices: Collection[str], *, hint: str = "") -> None:
     """Raise a ValueError unless ``value`` is one of ``choices``.
 
-    >>> check_choice("to", "zeros", ["vanilla", "zero"])
+    >>> check_choice("values", "zeros", ["initial", "zero"])
     Traceback (most recent call last):
-    ValueError: to must be 'vanilla' or 'zero', not 'zeros'.
+    ValueError: values must be 'initial' or 'zero', not 'zeros'.
     """
     if not isinstance(value, str) or value not in choices:
         raise ValueError(_sentence(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}.", hint))

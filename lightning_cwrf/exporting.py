@@ -21,15 +21,18 @@ from lightning_cwrf.auditing import AuditResult
 from lightning_cwrf.auditing.tables import markdown_table, markdown_text
 from lightning_cwrf.callbacks.common import OncePerModule
 from lightning_cwrf.callbacks.defense import defense_of
+from lightning_cwrf.callbacks.gradient_mask import GradientMaskCallback
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.checks import check_flag
 from lightning_cwrf.defenses.base import own_hparams
 from lightning_cwrf.files import check_place, replacing, save_tensors
 from lightning_cwrf.lightning_private import trainer_of
+from lightning_cwrf.report.inputs import flat_settings
 from lightning_cwrf.report.sections import LIMITS
 from lightning_cwrf.trainers import callbacks_of
 from lightning_cwrf.weights.copies import tensors_of, weights_digest
+from lightning_cwrf.weights.selection import how_rewound
 
 _OURS = "lightning_cwrf"
 
@@ -40,13 +43,14 @@ def export(
     *,
     audit: AuditResult | None = None,
     title: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a model without anything that its training left beside the weights, and a model card in Markdown.
 
     A checkpoint of a hardening also holds the optimizer's state, the mask of the rewound weights, and digests of the
-    reference data. An export does not. The card says how the model was hardened, as far as its last Trainer knows,
-    what an audit found, and what that does not show.
+    reference data. An export does not. The card says how the model was hardened, as far as its last Trainer or
+    ``settings`` know, what an audit found, and what that does not show.
 
     Args:
         model: as it is after the fit; a defense that is attached to it is left out.
@@ -54,13 +58,15 @@ def export(
             ``load_from_checkpoint`` reads, with the module's hyper-parameters. The card is beside it, ``….md``.
         audit: of these weights, for the card. An audit holds scores of single members; the card has only its table.
         title: of the card. Default: the name of the class.
+        settings: of the hardening, for the card, where the model was loaded from a file; they may be nested. The card
+            is given away with the model: leave out what is private.
         overwrite: replace existing files.
 
     Returns:
         The path of the weights.
 
     Raises:
-        TypeError: no LightningModule, no AuditResult, or a title that is not text.
+        TypeError: no LightningModule, no AuditResult, a title that is not text, or settings that are no mapping.
         ValueError: another suffix, or a folder; an audit of other weights; hyper-parameters that hold data, for a
             checkpoint; safetensors, of a model whose state dict holds more than tensors.
         FileExistsError: a file exists, and ``overwrite`` is False.
@@ -78,6 +84,8 @@ def export(
     check_flag("overwrite", overwrite)
     if title is not None and not isinstance(title, str):
         raise TypeError(f"title must be text, not {type(title).__name__}.")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise TypeError(f"settings must be a mapping of names and values, not {type(settings).__name__}.")
     path = Path(path)
     check_place(path)
     if path.suffix not in _WRITERS:
@@ -87,7 +95,8 @@ def export(
     existing = [str(each) for each in (path, card) if each.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{' and '.join(existing)} exist; pass overwrite=True to replace them.")
-    text = _card(model, path, [] if audit is None else _audit_lines(model, audit), title or _class_of(model).__name__)
+    found = [] if audit is None else _audit_lines(model, audit)
+    text = _card(model, path, found, title or _class_of(model).__name__, settings or {})
     _WRITERS[path.suffix](model, path)
     with replacing(card) as part:
         part.write_text(text, encoding="utf-8")
@@ -190,7 +199,7 @@ def _class_of(model: LightningModule) -> type:
     return getattr(type(model), "_attached_to", type(model))
 
 
-def _card(model: LightningModule, path: Path, audit: list[str], title: str) -> str:
+def _card(model: LightningModule, path: Path, audit: list[str], title: str, settings: Mapping[str, Any]) -> str:
     kind = _class_of(model)
     weights = sum(p.numel() for p in model.parameters())
     lines = [
@@ -201,7 +210,7 @@ def _card(model: LightningModule, path: Path, audit: list[str], title: str) -> s
         "",
         "## How it was hardened",
         "",
-        *_recipe(model),
+        *_recipe(model, settings),
         "",
         "## What an audit found",
         "",
@@ -214,16 +223,23 @@ def _card(model: LightningModule, path: Path, audit: list[str], title: str) -> s
     return "\n".join(lines) + "\n"
 
 
-def _recipe(model: LightningModule) -> list[str]:
+def _recipe(model: LightningModule, settings: Mapping[str, Any]) -> list[str]:
     trainer = trainer_of(model)
     rows = [["setting", "value"]]
+    rows += [[name.replace(".", ": "), value] for name, value in flat_settings(settings)]
     for callback in [] if trainer is None else callbacks_of(trainer, PrivacyScoringCallback, CriticalRewindCallback):
         rows += _settings(callback)
+        if isinstance(callback, CriticalRewindCallback) and callback.mask is not None:
+            tune = next((each.tune for each in callbacks_of(trainer, GradientMaskCallback)), "rest")
+            done = how_rewound(callback.values, callback.hold, tune)
+            rows.append([done, f"{callback.mask.count:,} of {callback.mask.total:,} weights"])
     defense = defense_of(model)
     if defense is not None:
         rows += [[f"defense: {name}", str(value)] for name, value in defense.named().items()]
     if len(rows) == 1:
-        return ["Nothing is known: the model's last Trainer had no callback of CWRF, and no defense."]
+        return [
+            "Nothing is known: no settings were given, and the model's last Trainer had no callback of CWRF or defense."
+        ]
     return [
         *markdown_table(rows),
         "",
@@ -234,8 +250,4 @@ def _recipe(model: LightningModule) -> list[str]:
 def _settings(callback: OncePerModule) -> list[list[str]]:
     name = "scoring" if isinstance(callback, PrivacyScoringCallback) else "rewinding"
     done: Mapping[str, Any] = callback.done_with or {}
-    rows = [[f"{name}: {key}", str(value)] for key, value in done.items() if value is not None]
-    mask = getattr(callback, "mask", None)
-    if mask is not None:
-        rows.append(["rewound and held", f"{mask.count:,} of {mask.total:,} weights"])
-    return rows
+    return [[f"{name}: {key}", str(value)] for key, value in done.items() if value is not None]

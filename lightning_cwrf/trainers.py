@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.checks import check_choice
-from lightning_cwrf.data import all_ids, check_batches, isolated_rng
+from lightning_cwrf.data import check_batches, isolated_rng, same_examples
 
 C = TypeVar("C")
 
@@ -95,13 +95,18 @@ def datamodule_loader(
             loader = getattr(source, hook)()
         else:
             loader = _set_up_copy(source, stage, hook)
+    return _one(loader, f"{name}.{hook}")
+
+
+def _one(loader: Any, where: str) -> Any:
+    """One loader, which may be in a list; ``where`` it is from, for messages."""
     if isinstance(loader, (list, tuple)) and len(loader) == 1:
         loader = loader[0]
     try:
         check_batches(loader)
     except TypeError as error:
         raise MisconfigurationException(
-            f"{name}.{hook} cannot be used as one split: {error} Pass a loader or a dataset."
+            f"{where} cannot be used as one split: {error} Pass a loader or a dataset."
         ) from error
     return loader
 
@@ -109,17 +114,18 @@ def datamodule_loader(
 def _set_up_copy(source: LightningDataModule, stage: str, hook: str) -> Any:
     """A loader of a shallow copy that is set up: on the DataModule itself it could change what a fit trains on.
 
-    Where that draws random numbers, it is done again after other ones, and must give the same examples.
+    Where that draws random numbers, it is done again after other ones, and must give the same examples: then both are
+    read completely, unless they are parts of one object.
     """
 
     def loader() -> Any:
         work = copy.copy(source)
         work.setup(stage)
-        return getattr(work, hook)()
+        return _one(getattr(work, hook)(), f"{type(source).__name__}.{hook}")
 
     before = _random_states()
     first = loader()
-    if _random_states() != before and not _same_examples(first, loader()):
+    if _random_states() != before and not same_examples(first, loader()):
         raise MisconfigurationException(
             f"{type(source).__name__} splits its data at random, so its examples are others each time it is set up: "
             "what the model was trained on would be in its test split. Pass random_split a generator of a fixed seed, "
@@ -131,10 +137,3 @@ def _set_up_copy(source: LightningDataModule, stage: str, hook: str) -> Any:
 def _random_states() -> tuple[Any, ...]:
     numpy = repr(np.random.get_state())  # noqa: NPY002 - the global state is what users draw from
     return random.getstate(), numpy, bytes(torch.get_rng_state().numpy())
-
-
-def _same_examples(first: Any, second: Any) -> bool:
-    ours, theirs = (getattr(getattr(each, "dataset", each), "indices", None) for each in (first, second))
-    if ours is not None and theirs is not None:  # of Subsets
-        return list(ours) == list(theirs)
-    return all_ids(first) == all_ids(second)

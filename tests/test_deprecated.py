@@ -1,5 +1,6 @@
 """The names of the previous release work, and warn at the user's line."""
 
+import functools
 import importlib
 import json
 from dataclasses import replace
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch.utils.data import default_collate
 
 import lightning_cwrf
-from lightning_cwrf import ShadowRecipe, train_shadows
+from lightning_cwrf import CriticalRewindCallback, CWRFConfig, ShadowRecipe, train_shadows
 from lightning_cwrf.auditing import AuditResult, audit
 from tests.helpers import Classifier, loader, part, trainer
 from tests.recipe_functions import Counted
@@ -114,6 +115,21 @@ def test_the_model_metrics_of_an_audit(tmp_path):
     assert set(content["model"]) == set(result.model_metrics)
     assert "model_metrics" not in content
     assert AuditResult.load(tmp_path / "audit.json").model_metrics == result.model_metrics
+
+
+def test_what_chosen_weights_are_rewound_to():
+    for make in (CriticalRewindCallback, functools.partial(CWRFConfig, part(0, 5))):
+        name = type(make()).__name__
+        for old, new in (("vanilla", "initial"), ("zero", "zero")):
+            with deprecated(rf"{name}\(to=\)", rf"{name}\(values=\)"):
+                made = make(to=old)
+            assert made.values == new
+            with deprecated(rf"{name}\.to", rf"{name}\.values"):
+                assert made.to == old
+    with pytest.raises(TypeError, match=r"CriticalRewindCallback takes values=, or to=, its old name, but not both"):
+        CriticalRewindCallback(to="zero", values="zero")
+    with pytest.raises(ValueError, match=r"values must be .*, not 'init'"), pytest.warns(FutureWarning):
+        CriticalRewindCallback(to="init")
 
 
 def test_old_names_are_not_listed():

@@ -76,7 +76,7 @@ def test_compare_defenses_runs_and_resumes(tmp_path):
 
 def test_the_frontier_of_recipes_is_the_same_when_it_resumes(tmp_path):
     command = [sys.executable, str(ROOT / "examples" / "paper" / "digits_frontier.py"), "--out", str(tmp_path)]
-    command += ["--models", "8", "--alphas", "0.3", "0.6", "--epochs", "2", "--tune-epochs", "2"]
+    command += ["--quick"]
     written = []
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -91,3 +91,26 @@ def test_the_frontier_of_recipes_is_the_same_when_it_resumes(tmp_path):
     ]
     assert all(row["against"] for row in rows[3:])
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    done = subprocess.run([*command, "--levers"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}.items()
+    levers = json.loads((tmp_path / "levers.json").read_text())["rows"]
+    more = ["fresh values", "trained values, held", "rewound, not held"]
+    assert [row["way"] for row in levers[1::2]] == [*ways[:2], *more]
+    assert levers[1:5] == rows[1:5]
+    assert all(row["same_alpha"] for row in levers[5:])
+
+
+def test_a_search_on_the_digits_is_the_same_when_it_resumes(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "search_digits.py"), "--out", str(tmp_path), "--workers", "1"]
+    command += ["--defenses", "hamp", "--rates", "0", "0.1", "--epochs", "2", "--tune-epochs", "1", "--models", "8"]
+    written = []
+    for _ in range(2):
+        done = subprocess.run([*command, "--floor", "0.5"], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "Best: hamp" in done.stdout
+        written.append((tmp_path / "search.json").read_text())
+    assert written[0] == written[1]
+    assert (tmp_path / "search.png").stat().st_size > 10_000
+    assert (tmp_path / "search.md").read_text().startswith("search over 6 recipes, 6 with 8 models")

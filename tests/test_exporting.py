@@ -127,6 +127,14 @@ def test_the_card_of_an_unknown_model_says_so(tmp_path):
     assert "No audit was given" in card
 
 
+def test_the_card_of_a_loaded_model_has_the_settings_that_are_given(tmp_path):
+    settings = {"rate": 0.03, "defense": {"name": "RelaxLossMixin", "alpha": 0.5}}
+    card = export(Classifier(), tmp_path / "model.ckpt", settings=settings).with_suffix(".md").read_text()
+    for line in ("| rate | 0.03 |", "| defense: name | RelaxLossMixin |", "| defense: alpha | 0.5 |"):
+        assert line in card
+    assert "Nothing is known" not in card
+
+
 @pytest.mark.parametrize(
     "make", [lambda: create_defense("hamp").attach(Classifier()), lambda: HardenedClassifier(alpha=0.3)]
 )
@@ -203,6 +211,8 @@ def test_nothing_is_replaced_unless_asked_for_and_invalid_arguments_raise(tmp_pa
         export(Classifier(), tmp_path / "model.pt")
     with pytest.raises(TypeError, match="takes a LightningModule"):
         export(torch.nn.Linear(2, 2), tmp_path / "linear.ckpt")
+    with pytest.raises(TypeError, match="settings must be a mapping"):
+        export(Classifier(), tmp_path / "new.ckpt", settings="settings.json")
     with pytest.raises(TypeError, match="must be an AuditResult"):
         export(Classifier(), tmp_path / "new.ckpt", audit="audit.json")
 

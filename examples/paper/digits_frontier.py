@@ -5,8 +5,10 @@ pairs. What matters is the frontier of test accuracy against LiRA's AUC over all
 and a random mask as controls; not one strength.
 
     python examples/paper/digits_frontier.py --models 32 --out out/digits_frontier
+    python examples/paper/digits_frontier.py --levers  # fresh or trained values, and not held
 
-Writes results.json, results.md and frontier.png. A killed run resumes from its store.
+Writes results.json, results.md and frontier.png (levers.json, levers.md, levers.png). A killed run resumes from its
+store, which both studies share.
 """
 
 from __future__ import annotations
@@ -40,7 +42,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "CWRF, r = 3%": {"rate": 0.03},
     "random mask, r = 3%": {"rate": 0.03, "kind": "random"},
 }
-CONTROL = "fine-tuned, r = 0"
+CONTROL, CWRF = "fine-tuned, r = 0", "CWRF, r = 3%"
+LEVERS: dict[str, dict[str, Any]] = {
+    CONTROL: {},
+    CWRF: {"rate": 0.03},
+    "fresh values": {"rate": 0.03, "values": "fresh"},
+    "trained values, held": {"rate": 0.03, "values": "trained"},
+    "rewound, not held": {"rate": 0.03, "hold": False},
+}
 AUC, ACCURACY = "lira/auroc", "test_accuracy"
 
 
@@ -54,9 +63,13 @@ def recipe(epochs: int, alpha: float | None = None, cwrf: CWRFConfig | None = No
     )
 
 
+def ways(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    return LEVERS if arguments.levers else WAYS
+
+
 def candidates(arguments: argparse.Namespace, reference: Dataset[Any]) -> Iterator[tuple[str, float, ShadowRecipe]]:
     """The way, the strength of the defense, and the recipe."""
-    for way, settings in WAYS.items():
+    for way, settings in ways(arguments).items():
         cwrf = CWRFConfig(nonmembers=reference, **settings) if settings else None
         for alpha in arguments.alphas:
             yield way, alpha, recipe(arguments.tune_epochs, alpha, cwrf)
@@ -96,37 +109,53 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _write(first: RecipeAudit, results: dict[tuple[str, float], RecipeAudit], arguments: argparse.Namespace) -> None:
-    rows = [_row("no defense", None, first, None)]
+    rows = [_row("no defense", None, first)]
     controls = [found for (way, _), found in results.items() if way == CONTROL]
     for (way, alpha), found in results.items():
-        rows.append(_row(way, alpha, found, None if way == CONTROL else _closest(found, controls)))
+        against = None if way == CONTROL else _minus(found, _closest(found, controls))
+        same = _minus(found, results[CWRF, alpha]) if arguments.levers and way not in (CONTROL, CWRF) else None
+        rows.append(_row(way, alpha, found, against, same))
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    (arguments.out / "results.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
-    lines = ["| way | α | test accuracy | LiRA AUC | against r = 0 at the closest accuracy: accuracy | LiRA AUC |"]
-    lines += ["|---|---|---|---|---|---|"]
+    name = "levers" if arguments.levers else "results"
+    (arguments.out / f"{name}.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+    compared = {"against": "r = 0 at the closest accuracy"}
+    compared |= {"same_alpha": "CWRF at the same α"} if arguments.levers else {}
+    heads = ["way", "α", "test accuracy", "LiRA AUC"]
+    heads += [each for what in compared.values() for each in (f"against {what}: accuracy", "LiRA AUC")]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        against = row["against"] or {"accuracy": "", "auc": ""}
-        alpha = "" if row["alpha"] is None else f"{row['alpha']:g}"
-        lines.append(
-            f"| {row['way']} | {alpha} | {row['test_accuracy']['text']} | {row['lira_auc']['text']} | "
-            f"{against['accuracy']} | {against['auc']} |"
-        )
-    (arguments.out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        cells = [row["way"], "" if row["alpha"] is None else f"{row['alpha']:g}"]
+        cells += [row["test_accuracy"]["text"], row["lira_auc"]["text"]]
+        for each in compared:
+            cells += [(row[each] or {}).get(number, "") for number in ("accuracy", "auc")]
+        lines.append(f"| {' | '.join(cells)} |")
+    (arguments.out / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    by_way = {way: {f"α = {alpha:g}": found for (each, alpha), found in results.items() if each == way} for way in WAYS}
-    plot_tradeoff(by_way, arguments.out / "frontier.png")
+    by_way = {
+        way: {f"α = {alpha:g}": found for (each, alpha), found in results.items() if each == way}
+        for way in ways(arguments)
+    }
+    plot_tradeoff(by_way, arguments.out / ("levers.png" if arguments.levers else "frontier.png"))
 
 
-def _row(way: str, alpha: float | None, found: RecipeAudit, control: RecipeAudit | None) -> dict[str, Any]:
-    against = None
-    if control is not None:
-        against = {"accuracy": str(found.minus(control, ACCURACY)), "auc": str(found.minus(control, AUC))}
+def _minus(found: RecipeAudit, other: RecipeAudit) -> dict[str, str]:
+    return {"accuracy": str(found.minus(other, ACCURACY)), "auc": str(found.minus(other, AUC))}
+
+
+def _row(
+    way: str,
+    alpha: float | None,
+    found: RecipeAudit,
+    against: dict[str, str] | None = None,
+    same_alpha: dict[str, str] | None = None,
+) -> dict[str, Any]:
     return {
         "way": way,
         "alpha": alpha,
         "test_accuracy": _numbers(found.model_metrics[ACCURACY]),
         "lira_auc": _numbers(found.estimates["lira"]["auroc"]),
         "against": against,
+        "same_alpha": same_alpha,
         "values": found.values(),
         "bounds": found.bounds(),
     }
@@ -143,6 +172,8 @@ def _closest(found: RecipeAudit, controls: list[RecipeAudit]) -> RecipeAudit:
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--levers", action="store_true", help="study what is done to the chosen weights instead")
+    parser.add_argument("--quick", action="store_true", help="a few models and epochs, to try the script")
     parser.add_argument("--models", type=int, default=32, help="of each recipe, even, at least 8")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.15, 0.3, 0.6, 0.9], help="strengths of RelaxLoss")
     parser.add_argument("--epochs", type=int, default=60, help="of the first training")
@@ -150,6 +181,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/digits_frontier"))
     arguments = parser.parse_args(words)
+    if arguments.quick:
+        arguments.models, arguments.alphas, arguments.epochs, arguments.tune_epochs = 8, [0.3, 0.6], 2, 2
     if arguments.models < 8 or arguments.models % 2:
         parser.error(f"--models must be even and at least 8, not {arguments.models}.")
     return arguments

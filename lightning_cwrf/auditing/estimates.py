@@ -16,12 +16,18 @@ from lightning_cwrf.metrics import AuditContext, Interval, LossGap, MembershipMe
 from lightning_cwrf.metrics.base import METRICS
 from lightning_cwrf.metrics.functional import clopper_pearson, mean_interval
 from lightning_cwrf.metrics.functional.intervals import normal_quantile
+from lightning_cwrf.metrics.functional.roc import counted_once
 from lightning_cwrf.metrics.membership import FPRS as FPRS
 from lightning_cwrf.outputs import ModelOutputs
 
 
 def attack_metrics(
-    accuracy: float, seed: int = 0, confidence: float = 0.95, *, accuracy_examples: int | None = None
+    accuracy: float,
+    seed: int = 0,
+    confidence: float = 0.95,
+    *,
+    accuracy_examples: int | None = None,
+    bounds: bool = True,
 ) -> dict[str, MembershipMetric]:
     """Every registered metric as an audit uses it for one attack, by the name of the estimate.
 
@@ -30,13 +36,14 @@ def attack_metrics(
         seed: of the metrics that draw at random.
         confidence: of the metrics that are bounds.
         accuracy_examples: the number of examples that the accuracy was measured on. None: it is exact.
+        bounds: also those that are bounds, which have a confidence of their own and cannot be averaged.
 
     Raises:
         ValueError: two metrics give an estimate of the same name.
     """
     context = AuditContext(accuracy, accuracy_examples, confidence, seed)
     found: dict[str, MembershipMetric] = {}
-    for each in METRICS:
+    for each in (each for each in METRICS if bounds or each.has_shadow_interval):
         metrics = each.for_audit(context)
         if twice := sorted(found.keys() & metrics.keys()):
             raise ValueError(f"{each.__name__}.for_audit gives {', '.join(twice)}, a name that another metric has.")
@@ -69,7 +76,8 @@ def with_shadow_intervals(
     """
     measured = {name: metric for name, metric in metrics.items() if metric.has_shadow_interval}
     statistics = {name: statistic(metric) for name, metric in measured.items()}
-    replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, examples=False, seed=seed)
+    with counted_once():
+        replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, examples=False, seed=seed)
     pairs = check_pairs(evidence.membership, resamples)
     reach = normal_quantile(confidence) * math.sqrt(pairs / (pairs - 1))
     done = dict(found)
@@ -93,6 +101,14 @@ def statistic(metric: MembershipMetric) -> Callable[[Tensor, Tensor], Tensor]:
         return found
 
     return value
+
+
+def estimates_of(
+    metrics: dict[str, MembershipMetric], scores: Tensor, is_member: Tensor, confidence: float
+) -> dict[str, Estimate]:
+    """Every metric of an attack's scores, which are sorted once."""
+    with counted_once():
+        return {name: estimate(metric, scores, is_member, confidence) for name, metric in metrics.items()}
 
 
 def estimate(metric: MembershipMetric, scores: Tensor, is_member: Tensor, confidence: float) -> Estimate:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, ClassVar
 
-from lightning_cwrf.auditing.names import attack_name, metric_name
+from lightning_cwrf.auditing.names import attack_name, failure_note, metric_name
 from lightning_cwrf.auditing.tables import aligned, html_table, markdown_table, markdown_text, percent
 from lightning_cwrf.auditing.values import FPR, Estimate
 from lightning_cwrf.metrics.functional.intervals import normal_quantile
@@ -135,7 +135,7 @@ class Findings:
         ]
 
     def _failed(self) -> list[str]:
-        return [f"the {name} attack failed: {why}" for name, why in self.failures.items()]
+        return [failure_note(name, why) for name, why in self.failures.items()]
 
     def _model_rows(self) -> list[list[str]]:
         named = ([name.replace("_", " "), str(estimate)] for name, estimate in self.model_metrics.items())

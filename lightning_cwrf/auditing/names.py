@@ -18,6 +18,16 @@ def attack_name(attack: str) -> str:
     return _ATTACK_NAMES.get(attack, attack)
 
 
+def failure_note(attack: str, why: str) -> str:
+    """What notes say of an attack that failed; ``why`` is its error's message, which may begin with its name.
+
+    >>> failure_note("rmia", "the rmia attack needs a population.")
+    'RMIA failed: it needs a population.'
+    """
+    named = f"the {attack} attack "
+    return f"{attack_name(attack)} failed: {f'it {why[len(named) :]}' if why.startswith(named) else why}"
+
+
 def metric_name(metric: str) -> str:
     """What tables call a metric.
 

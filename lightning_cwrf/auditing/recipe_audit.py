@@ -21,6 +21,7 @@ from lightning_cwrf.auditing.values import Estimate
 from lightning_cwrf.checks import check_confidence, check_flag, check_integer
 from lightning_cwrf.metrics import Interval, MembershipMetric
 from lightning_cwrf.metrics.functional import CrossedJackknife, clopper_pearson
+from lightning_cwrf.metrics.functional.roc import counted_once
 from lightning_cwrf.shadows.outputs import ShadowOutputs
 
 
@@ -98,6 +99,11 @@ def audit_recipe(
     return result
 
 
+def recipe_metrics() -> list[str]:
+    """The metrics that an audit of a recipe has for each attack."""
+    return list(_metrics(0.5, 0))
+
+
 def _attacked(
     attack: Attack, targets: RecipeTargets, seed: int, on_done: Callable[[], Any]
 ) -> tuple[Tensor, dict[str, CrossedJackknife], dict[str, MembershipMetric]]:
@@ -131,13 +137,12 @@ def _attacked(
 
 
 def _values(metrics: Mapping[str, MembershipMetric], scores: Tensor, is_member: Tensor) -> Measures:
-    return {name: float(statistic(metric)(scores, is_member)) for name, metric in metrics.items()}
+    with counted_once():
+        return {name: float(statistic(metric)(scores, is_member)) for name, metric in metrics.items()}
 
 
 def _metrics(accuracy: float, seed: int) -> dict[str, MembershipMetric]:
-    """The metrics that can be averaged: a bound has a confidence of its own."""
-    found = attack_metrics(accuracy, seed)
-    return {name: metric for name, metric in found.items() if metric.has_shadow_interval}
+    return attack_metrics(accuracy, seed, bounds=False)
 
 
 def _estimate(

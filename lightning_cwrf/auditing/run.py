@@ -15,7 +15,7 @@ from lightning_cwrf.auditing.audited import AuditedData, warn_of_draws
 from lightning_cwrf.auditing.estimates import (
     attack_metrics,
     depends_on_shadows,
-    estimate,
+    estimates_of,
     model_estimates,
     with_shadow_intervals,
 )
@@ -187,10 +187,7 @@ def audit_outputs(
         accuracy, examples = model["test_accuracy"].value, sum(map(len, unseen))
         return attack_metrics(accuracy, seed, confidence, accuracy_examples=examples)
 
-    estimates = {
-        attack: {name: estimate(metric, score, is_member, confidence) for name, metric in metrics().items()}
-        for attack, score in scores.items()
-    }
+    estimates = {attack: estimates_of(metrics(), score, is_member, confidence) for attack, score in scores.items()}
     for attack in chosen if shadow_resamples else ():
         if attack.name in scores and depends_on_shadows(attack, evidence, scores[attack.name]):
             estimates[attack.name] = with_shadow_intervals(

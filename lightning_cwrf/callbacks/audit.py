@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_cwrf.attacks import Attack, create_attacks
 from lightning_cwrf.auditing import AuditResult, attack_scores, audit_outputs
 from lightning_cwrf.auditing.audited import AuditedData
+from lightning_cwrf.auditing.names import failure_note
 from lightning_cwrf.auditing.run import unlike_shadows
 from lightning_cwrf.auditing.saved import check_json_path
 from lightning_cwrf.callbacks.common import (
@@ -24,6 +25,7 @@ from lightning_cwrf.callbacks.common import (
 )
 from lightning_cwrf.callbacks.coverage import check_coverage, undrawn
 from lightning_cwrf.callbacks.loggers import log_figure
+from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.checks import check_choice, check_confidence, check_flag, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.overlap import OVERLAPS
@@ -203,10 +205,12 @@ class MIAAuditCallback(ReadsData):
             self._final_step = trainer.global_step
             if self.members is None:
                 self.result.remarks.extend(undrawn(trainer, self._expected))
+            for rewind in callbacks_of(trainer, CriticalRewindCallback):
+                self.result.remarks.extend(rewind.remarks())
             for remark in self.result.remarks:
                 rank_zero_warn(remark)
         for name, why in self.result.failures.items():
-            rank_zero_warn(f"the {name} attack failed and is left out: {why}")
+            rank_zero_warn(failure_note(name, why))
         if final and self.save is not None and trainer.is_global_zero:
             self.result.save(self.save)
         values = self.result.values()

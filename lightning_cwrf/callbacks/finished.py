@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from lightning_cwrf.callbacks.common import OncePerModule, saved_state
 from lightning_cwrf.data.seen import SEEN_KEY, load_seen_state
 from lightning_cwrf.files import digest
-from lightning_cwrf.weights.reading import read_finished
+from lightning_cwrf.weights.reading import check_values, read_finished
 
 
 class FinishedWeightsCallback(OncePerModule):
@@ -114,28 +113,19 @@ class FinishedWeightsCallback(OncePerModule):
         if faults and module.strict_loading is False and own.keys() & state.keys():
             rank_zero_warn(f"the finished weights in {self.path} {_listed(faults)}: strict_loading is False.")
             faults = []
-        sized = {name: value for name, value in own.items() if name in state and not is_lazy(value)}
+        tensors = ((name, value) for name, value in own.items() if isinstance(value, Tensor) and not is_lazy(value))
+        sized = {name: value for name, value in tensors if name in state}
         faults += [
             f"have {name!r} of shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
             for name, value in sized.items()
             if state[name].shape != value.shape
-        ]
-        faults += [
-            f"have {name!r} as {state[name].dtype}"
-            for name, value in sized.items()
-            if value.is_floating_point() and not state[name].is_floating_point()
-        ]
-        parameters = {name for name, _ in module.named_parameters()}  # a buffer may hold NaN or -inf on purpose
-        faults += [
-            f"have NaN or infinite values in {name!r}"
-            for name in sized
-            if name in parameters and not torch.isfinite(state[name]).all()
         ]
         if faults:
             raise ValueError(
                 f"the finished weights in {self.path} {_listed(faults)}. Build the module with the arguments of its "
                 "first training."
             )
+        check_values(module, state, self.path)
 
 
 def _listed(faults: list[str]) -> str:

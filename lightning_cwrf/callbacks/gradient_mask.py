@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_cwrf.callbacks.common import HoldsWeights, earlier, refuse_moved_weights, saved_state
-from lightning_cwrf.callbacks.rewind import CriticalRewindCallback, check_mask, mask_identity
+from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
+from lightning_cwrf.callbacks.rewind_settings import check_mask, mask_identity
 from lightning_cwrf.checks import check_choice
 from lightning_cwrf.weights.masks import WeightMask
 

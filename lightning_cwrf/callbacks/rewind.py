@@ -13,26 +13,42 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_cwrf.callbacks.common import HoldsWeights, RewindsWeights, earlier, refuse_moved_weights, saved_state
+from lightning_cwrf._deprecated import renamed
+from lightning_cwrf.callbacks.common import (
+    HoldsWeights,
+    RewindsWeights,
+    earlier,
+    refuse_moved_weights,
+    saved_state,
+    training_data,
+)
 from lightning_cwrf.callbacks.loggers import log_settings
+from lightning_cwrf.callbacks.rewind_settings import (
+    OLD_WORDS,
+    check_mask,
+    check_rewinding,
+    mask_identity,
+    scores_identity,
+)
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
-from lightning_cwrf.checks import check_choice, check_flag
-from lightning_cwrf.files import digest
-from lightning_cwrf.trainers import callbacks_of
+from lightning_cwrf.checks import check_flag
+from lightning_cwrf.trainers import callbacks_of, transfer_of
+from lightning_cwrf.weights.batchnorm import estimated_statistics, reset_statistics, tracking_layers
 from lightning_cwrf.weights.descent import trainable_parameters
 from lightning_cwrf.weights.masks import WeightMask
+from lightning_cwrf.weights.redraw import fresh_weights
 from lightning_cwrf.weights.score_files import load_scores
-from lightning_cwrf.weights.selection import check_rate
+from lightning_cwrf.weights.selection import check_rate, how_rewound
 from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, load_vanilla
 
 
+@renamed(OLD_WORDS, to="values")
 class CriticalRewindCallback(RewindsWeights):
     """Rewinds the most vulnerable weights to their vanilla values when training starts (Eq. 5 and 6).
 
     The mask is in :attr:`mask` afterwards and in every checkpoint. A resumed run does not rewind again; with other
-    settings it is an error. Rewinding does not hold the weights: put :class:`GradientMaskCallback` after it.
-
-    Only parameters are rewound: BatchNorm's running statistics stay those of the finished model.
+    settings it is an error. The weights are held by :class:`GradientMaskCallback`, which must come after it, unless
+    ``hold`` is False.
 
     Args:
         rate: r, the fraction of all weights to rewind. Published: searched in [0.01, 0.10].
@@ -41,11 +57,18 @@ class CriticalRewindCallback(RewindsWeights):
             before this one.
         mask: a mask, or a file of one; then neither rate nor scores are used.
         vanilla: θ_vn. Default: that of the :class:`PrivacyScoringCallback` before this one.
-        to: ``"vanilla"``, or ``"zero"`` to set the chosen weights to zero instead (ablation A1 of §4.4).
+        values: what the chosen weights are set to: ``"initial"``, their values in θ_vn; ``"fresh"``, another draw of
+            the model's initialisation (:func:`~lightning_cwrf.weights.redraw.fresh_weights`); ``"zero"`` (ablation A1
+            of §4.4); ``"trained"``, the values that they have: held, and not rewound (a control).
+        hold: whether they are held afterwards. False: they are rewound and then trained on like all others (a control).
+        batchnorm: BatchNorm's running statistics after the rewind: ``"keep"`` those of the finished model; ``"reset"``
+            them; or ``"estimate"`` them in one pass over the training data
+            (:func:`~lightning_cwrf.weights.batchnorm.estimated_statistics`). Either is of layers in train mode.
+        seed: of fresh values. Default: 0.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an argument out of range, or scores and a mask together.
+        ValueError: an argument out of range, scores and a mask together, or settings of which one would have no effect.
 
     >>> CriticalRewindCallback(rate=0.03).rate
     0.03
@@ -58,11 +81,14 @@ class CriticalRewindCallback(RewindsWeights):
         scores: str | PathLike[str] | Mapping[str, Tensor] | None = None,
         mask: str | PathLike[str] | WeightMask | None = None,
         vanilla: VanillaSource | None = None,
-        to: Literal["vanilla", "zero"] = "vanilla",
+        values: Literal["initial", "fresh", "trained", "zero"] = "initial",
+        hold: bool = True,
+        batchnorm: Literal["keep", "reset", "estimate"] = "keep",
+        seed: int | None = None,
     ) -> None:
         check_rate(rate)
         check_flag("per_layer", per_layer)
-        check_choice("to", to, ("vanilla", "zero"))
+        check_rewinding(values, hold, batchnorm, seed, vanilla)
         if scores is not None and mask is not None:
             raise ValueError("pass scores or a mask, not both.")
         if scores is not None and not isinstance(scores, (str, PathLike, Mapping)):
@@ -73,7 +99,10 @@ class CriticalRewindCallback(RewindsWeights):
         check_mask(mask)
         if vanilla is not None:
             check_source(vanilla)
-        self.to = to
+        self.values = values
+        self.hold = hold
+        self.batchnorm = batchnorm
+        self.seed = seed
         self.rate = rate
         self.per_layer = per_layer
         self.scores = scores
@@ -88,19 +117,24 @@ class CriticalRewindCallback(RewindsWeights):
         if self.given_mask is not None:
             chosen: dict[str, Any] = {"mask": mask_identity(self.given_mask)}
         else:
-            chosen = {"rate": self.rate, "per_layer": self.per_layer, "scores": _scores_identity(self.scores)}
-        vanilla = identity(self.vanilla) if self.vanilla is not None and self.to == "vanilla" else None
-        return {**chosen, "to": self.to, "vanilla": vanilla}
+            chosen = {"rate": self.rate, "per_layer": self.per_layer, "scores": scores_identity(self.scores)}
+        return {
+            **chosen,
+            "values": self.values,
+            "hold": self.hold,
+            "batchnorm": self.batchnorm,
+            "seed": (self.seed or 0) if self.values == "fresh" else None,
+            "vanilla": None if self.vanilla is None else identity(self.vanilla),
+        }
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().prepare(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse_moved_weights(trainer, self)
-        if not callbacks_of(trainer, HoldsWeights):
-            rank_zero_warn("nothing holds the rewound weights: put GradientMaskCallback after CriticalRewindCallback.")
+        self._check_holder(trainer)
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
-        if scoring is None and self.vanilla is None and self.to == "vanilla":
+        if scoring is None and self.vanilla is None and self.values == "initial":
             raise MisconfigurationException(
                 "CriticalRewindCallback needs vanilla weights: put PrivacyScoringCallback before it, "
                 "or pass vanilla=..."
@@ -110,10 +144,25 @@ class CriticalRewindCallback(RewindsWeights):
                 "CriticalRewindCallback needs scores: put PrivacyScoringCallback before it, or pass scores= or mask=."
             )
 
+    def _check_holder(self, trainer: Trainer) -> None:
+        holders = callbacks_of(trainer, HoldsWeights)
+        if self.hold and not holders:
+            raise MisconfigurationException(
+                "nothing would hold the rewound weights: put GradientMaskCallback after CriticalRewindCallback; or, to "
+                "train them on, pass CriticalRewindCallback(hold=False)."
+            )
+        if holders and not self.hold:
+            raise MisconfigurationException(
+                f"CriticalRewindCallback(hold=False) trains the rewound weights on, and {type(holders[0]).__name__} "
+                "holds weights: remove it, or leave hold at True."
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         if self.mask is None:
             _refuse_finetuning(trainer, pl_module)
+            if self.batchnorm != "keep":
+                tracking_layers(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.mask is None:
@@ -127,8 +176,29 @@ class CriticalRewindCallback(RewindsWeights):
         mask = self._choose(pl_module, scoring)
         if mask.count == 0 and self.rate > 0:
             rank_zero_warn(f"rate {self.rate} of {mask.total} weights is less than one: nothing is rewound.")
-        mask.rewind_(pl_module, self._vanilla_weights(trainer, pl_module, scoring))
-        return mask
+        if self.values == "trained":
+            mask.freeze(pl_module)
+        else:
+            mask.rewind_(pl_module, self._weights(trainer, pl_module, scoring))
+        self._set_statistics(trainer, pl_module)
+        return mask if self.hold else WeightMask(mask.masks)  # without values to hold
+
+    def _set_statistics(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """BatchNorm's running statistics, of the model with its rewound weights."""
+        if self.batchnorm == "reset":
+            reset_statistics(pl_module)
+        elif self.batchnorm == "estimate":
+            members = training_data(trainer, self)
+            found = estimated_statistics(pl_module, members, transfer=transfer_of(trainer))
+            own = dict(pl_module.named_buffers())
+            for name, value in trainer.strategy.broadcast({n: v.cpu() for n, v in found.items()}).items():
+                own[name].copy_(value)
+
+    def remarks(self) -> list[str]:
+        """What an audit of the model must say of a control."""
+        if self.mask is None or self.mask.count == 0 or (self.hold and self.values != "trained"):
+            return []
+        return [f"{self.mask.count:,} of {self.mask.total:,} weights were {how_rewound(self.values, self.hold)}."]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.mask is None:
@@ -152,7 +222,10 @@ class CriticalRewindCallback(RewindsWeights):
         self._check_scores(pl_module, scores)
         if not any(bool(score.any()) for score in scores.values()):
             rank_zero_warn("all scores are 0: the weights to rewind are chosen by their order in the model alone.")
-        return WeightMask.top(scores, self.rate, per_layer=self.per_layer)
+        mask = WeightMask.top(scores, self.rate, per_layer=self.per_layer)
+        if self.scores is None and scoring is not None:
+            scoring.mask_made()
+        return mask
 
     def _check_scores(self, pl_module: LightningModule, scores: Mapping[str, Tensor]) -> None:
         weights = trainable_parameters(pl_module)
@@ -169,11 +242,14 @@ class CriticalRewindCallback(RewindsWeights):
                 "those are neither rewound nor held, and do not count among the weights that the rate is of."
             )
 
-    def _vanilla_weights(
+    def _weights(
         self, trainer: Trainer, pl_module: LightningModule, scoring: PrivacyScoringCallback | None
     ) -> Mapping[str, Tensor]:
-        if self.to == "zero":
+        """What the chosen weights are set to, among the values of all."""
+        if self.values == "zero":
             return {name: torch.zeros_like(p) for name, p in pl_module.named_parameters()}
+        if self.values == "fresh":
+            return fresh_weights(pl_module, self.seed or 0, None if scoring is None else scoring.vanilla_weights)
         if self.vanilla is None and scoring is not None and scoring.vanilla_weights is not None:
             return scoring.vanilla_weights
         source = self.vanilla if self.vanilla is not None or scoring is None else scoring.vanilla
@@ -189,32 +265,14 @@ class CriticalRewindCallback(RewindsWeights):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
         # A checkpoint of an early version has no settings; the rate follows from the mask, roughly.
-        self.done_with = state.pop("settings", None) or {}
+        self.done_with = dict(state.pop("settings", None) or {})
+        if "to" in self.done_with:  # of the previous release
+            to = self.done_with.pop("to")
+            self.done_with["values"] = OLD_WORDS.get(to, to)
         self.mask = WeightMask.from_state_dict(state)
         chosen = self.given_mask is None and "rate" not in self.done_with
         if chosen and self.mask.count != round(self.rate * self.mask.total):
             self.done_with = {**self.done_with, "rate": round(self.mask.count / self.mask.total, 4)}
-
-
-def check_mask(mask: Any) -> None:
-    """Raise a TypeError unless ``mask`` is one, a file of one, or None."""
-    if mask is not None and not isinstance(mask, (str, PathLike, WeightMask)):
-        raise TypeError(f"mask must be a WeightMask or a file of one, not a {type(mask).__name__}.")
-
-
-def mask_identity(mask: str | PathLike[str] | WeightMask) -> str | None:
-    """A digest of a given mask, by which a resumed run compares it; None where its file is gone."""
-    try:
-        return digest((mask if isinstance(mask, WeightMask) else WeightMask.load(mask)).masks)
-    except FileNotFoundError:
-        return None
-
-
-def _scores_identity(scores: str | PathLike[str] | Mapping[str, Tensor] | None) -> str | None:
-    try:
-        return None if scores is None else digest(scores if isinstance(scores, Mapping) else load_scores(scores))
-    except FileNotFoundError:
-        return None
 
 
 def _refuse_finetuning(trainer: Trainer, pl_module: LightningModule) -> None:

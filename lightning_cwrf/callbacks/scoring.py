@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from lightning_cwrf.callbacks.common import ReadsData, RewindsWeights, saved_state, training_data
 from lightning_cwrf.callbacks.loggers import log_settings
-from lightning_cwrf.checks import check_choice, check_integer
+from lightning_cwrf.checks import check_choice, check_flag, check_integer
 from lightning_cwrf.data import Batches, all_ids, isolated_rng
 from lightning_cwrf.data.seen import SCORED, record_seen
 from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
@@ -30,8 +30,8 @@ class PrivacyScoringCallback(ReadsData):
     :class:`CriticalRewindCallback` reads both there. The model itself is not changed. Scores are computed in the
     precision of the weights, without autocast, whatever the Trainer's mixed precision is.
 
-    Checkpoints contain the scores only where no :class:`CriticalRewindCallback` makes a mask of them: they are as large
-    as the weights. A resumed run does not score again.
+    Scores are as large as the weights: where a :class:`CriticalRewindCallback` makes a mask of them, they are dropped
+    then, unless ``keep_scores`` is True, and checkpoints do not contain them. A resumed run does not score again.
 
     Args:
         nonmembers: reference data D_re that the model never saw, disjoint from test data: a loader, a dataset, the name
@@ -47,6 +47,7 @@ class PrivacyScoringCallback(ReadsData):
             that show what the choice of weights adds.
         batch_size: examples in a batch of members, and in one of reference data. Published: 256. Batches of an iterable
             or of your own batch sampler keep their size.
+        keep_scores: keep the scores after a mask was made of them, for :meth:`save_scores`; 4 bytes per weight.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -65,10 +66,13 @@ class PrivacyScoringCallback(ReadsData):
         members: Split | LightningDataModule | Batches | None = None,
         kind: Literal["privacy", "learnability", "random"] = "privacy",
         batch_size: int = 256,
+        keep_scores: bool = False,
     ) -> None:
         check_choice("kind", kind, ("privacy", "learnability", "random"))
         check_scoring(lam, steps, lr)
         check_integer("batch_size", batch_size, low=1)
+        check_flag("keep_scores", keep_scores)
+        self.keep_scores = keep_scores
         self.batch_size = batch_size
         check_source(vanilla)
         self.take_data(nonmembers=nonmembers, members=members)
@@ -81,8 +85,21 @@ class PrivacyScoringCallback(ReadsData):
 
     def reset(self) -> None:
         self.scores: dict[str, Tensor] | None = None
-        self.vanilla_weights: dict[str, Tensor] | None = None
+        self._vanilla_weights: Mapping[str, Tensor] | None = None
+        self._read_vanilla: Callable[[], Mapping[str, Tensor]] | None = None
         self._rewinds = False
+
+    @property
+    def vanilla_weights(self) -> Mapping[str, Tensor] | None:
+        """θ_vn from the scoring until the fit ends; those of a file are read when all ranks first ask."""
+        if self._vanilla_weights is None and self._read_vanilla is not None:
+            self._vanilla_weights = self._read_vanilla()
+        return self._vanilla_weights
+
+    def mask_made(self) -> None:
+        """Drop the scores, which a mask was made of, unless they are to be kept."""
+        if not self.keep_scores:
+            self.scores = None
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -111,7 +128,7 @@ class PrivacyScoringCallback(ReadsData):
 
     def _do(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settings = self.settings()  # reads a file of vanilla weights: now, before the scores need the memory
-        # A file is read again after the scoring, which needs the memory; drawn or built weights are kept.
+        # A file is read again when the scores are dropped, which need the memory; drawn or built weights are kept.
         vanilla: Any = load_vanilla(self.vanilla, pl_module)
         self.check_model(trainer, pl_module, None if is_redraw(self.vanilla) else vanilla)
         if is_file(self.vanilla):
@@ -121,8 +138,12 @@ class PrivacyScoringCallback(ReadsData):
             scores = self._score(trainer, pl_module, vanilla, lambda _: bar.update())
         # Each rank has scored by itself, and the mask must be the same on all.
         self.scores = trainer.strategy.broadcast({name: score.cpu() for name, score in scores.items()})
-        vanilla = load_vanilla(vanilla, pl_module) if is_file(self.vanilla) else vanilla
-        self.vanilla_weights = trainer.strategy.broadcast(vanilla)
+
+        def read_vanilla() -> Mapping[str, Tensor]:
+            weights = load_vanilla(vanilla, pl_module) if is_file(self.vanilla) else vanilla
+            return cast(Mapping[str, Tensor], trainer.strategy.broadcast(weights))
+
+        self._read_vanilla = read_vanilla
         self.done_with = settings
 
     def _score(
@@ -150,14 +171,15 @@ class PrivacyScoringCallback(ReadsData):
         check_trained(pl_module, members, vanilla, transfer=transfer_of(trainer))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.vanilla_weights = None
+        self._vanilla_weights = self._read_vanilla = None
 
     def save_scores(self, path: str | PathLike[str]) -> None:
         """Save the scores as safetensors, for ``CriticalRewindCallback(scores=path)``."""
         if self.scores is None:
             raise RuntimeError(
-                "there are no scores: they are computed when a first training starts, and a resumed run does not load "
-                "them where a CriticalRewindCallback has made a mask of them. Save them in the run that scores."
+                "there are no scores: they are computed when a first training starts, and dropped where a "
+                "CriticalRewindCallback makes a mask of them. Pass PrivacyScoringCallback(keep_scores=True) in the run "
+                "that scores; a resumed run does not score again."
             )
         save_scores(self.scores, path)
 

@@ -19,7 +19,7 @@ from lightning_cwrf.commands.base import UsageError
 from lightning_cwrf.commands.loading import SILENT, Loaded
 from lightning_cwrf.commands.objects import Named
 from lightning_cwrf.commands.progress import on_terminal
-from lightning_cwrf.commands.training import make_trainer, trainer_mapping
+from lightning_cwrf.commands.training import repeated, trainer_mapping
 from lightning_cwrf.data import Batches, all_ids
 from lightning_cwrf.data.loading import Collated
 from lightning_cwrf.data.sampling import support
@@ -34,6 +34,11 @@ def add_shadow_options(parser: Any) -> None:
     parser.add_argument(
         "--shadows", type=int, default=0, help="shadow models for LiRA and RMIA, even, better 8 or more; 0: none"
     )
+    add_training_data(parser)
+
+
+def add_training_data(parser: Any) -> None:
+    """``--training``, ``--population`` and ``--pool``: how and on what shadow models are trained."""
     parser.add_argument(
         "--training",
         type=dict[str, Any],
@@ -87,15 +92,12 @@ class ShadowPlan:
 
     def train(self, recipe: ShadowRecipe | None = None, base: ShadowOutputs | None = None) -> ShadowOutputs:
         """The shadow models of the finished model, or of a hardening by ``recipe``."""
-        population: Any = self.population
-        end_workers()  # those of earlier work in this process may not find the user's modules
+        pool, population = self.data()
         if not on_terminal():
             print(f"training {self.n} shadow models", file=sys.stderr, flush=True)
-        if isinstance(population, DataLoader):
-            population = Collated(_examples(population, "population"), population.collate_fn)
         return train_shadows(
             self.recipe if recipe is None else recipe,
-            self.pool,
+            pool,
             self.n,
             population=population,
             store=self.store,
@@ -104,6 +106,14 @@ class ShadowPlan:
             seed=self.seed,
             progress=on_terminal(),
         )
+
+    def data(self) -> tuple[Dataset[Any], Any]:
+        """Pool and population, before a training of shadow models begins."""
+        end_workers()  # those of earlier work in this process may not find the user's modules
+        population: Any = self.population
+        if isinstance(population, DataLoader):
+            population = Collated(_examples(population, "population"), population.collate_fn)
+        return self.pool, population
 
 
 def shadow_plan(loaded: Loaded, store: Path) -> ShadowPlan | None:
@@ -117,21 +127,30 @@ def shadow_plan(loaded: Loaded, store: Path) -> ShadowPlan | None:
         return None
     if options.shadows < 4 or options.shadows % 2:
         raise UsageError(f"--shadows must be an even number of at least 4, or 0, not {options.shadows}.")
+    return first_training(loaded, store, "--shadows")
+
+
+def first_training(loaded: Loaded, store: Path, asked: str) -> ShadowPlan:
+    """How models are trained as the finished one was, for what was ``asked`` for.
+
+    Raises:
+        UsageError: its training cannot be repeated.
+    """
+    options = loaded.options
     if "max_epochs" not in options.training:
         raise UsageError(
-            "--shadows trains models as yours was trained first: pass the arguments of that Trainer, at least "
+            f"{asked} trains models as yours was trained first: pass the arguments of that Trainer, at least "
             "--training.max_epochs."
         )
     if not isinstance(loaded.members, DataLoader):
-        raise UsageError("--shadows needs the training loader: pass --members a split, or a data set and --batch_size.")
+        raise UsageError(f"{asked} needs the training loader: pass --members a split, or a data set and --batch_size.")
     arguments = {**SILENT, "accelerator": options.accelerator, **trainer_mapping("training", options.training)}
-    trainer = make_trainer(arguments, [])
     try:
-        recipe = ShadowRecipe.like(trainer, loaded.model, loader=loaded.members)
+        recipe = repeated(arguments, loaded)
     except ValueError as error:
-        raise UsageError(f"--shadows: {error}") from error
-    pool = _pool(loaded)
-    return ShadowPlan(recipe, pool, loaded.data("population"), options.shadows, store, options.seed)
+        raise UsageError(f"{asked}: {error}") from error
+    models = getattr(options, "shadows", 0)
+    return ShadowPlan(recipe, _pool(loaded), loaded.data("population"), models, store, options.seed)
 
 
 def _pool(loaded: Loaded) -> Dataset[Any]:

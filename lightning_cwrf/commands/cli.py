@@ -19,12 +19,21 @@ from lightning_cwrf.commands.export import ExportCommand
 from lightning_cwrf.commands.harden import HardenCommand
 from lightning_cwrf.commands.objects import arguments_joined, one_line, with_arguments_apart
 from lightning_cwrf.commands.report import ReportCommand
+from lightning_cwrf.commands.search import SearchCommand
 
-COMMANDS: tuple[Command, ...] = (CheckCommand(), HardenCommand(), AuditCommand(), ReportCommand(), ExportCommand())
+COMMANDS: tuple[Command, ...] = (
+    CheckCommand(),
+    HardenCommand(),
+    AuditCommand(),
+    SearchCommand(),
+    ReportCommand(),
+    ExportCommand(),
+)
 _EXAMPLES = """examples:
   cwrf check --model mine.Net --data mine.Data --checkpoint finished.ckpt --vanilla init.safetensors
   cwrf harden --model mine.Net --data mine.Data --checkpoint finished.ckpt --vanilla init.safetensors --out hardened
   cwrf audit --model mine.Net --data mine.Data --checkpoint hardened/hardened.ckpt --fail-above loss/auroc=0.6
+  cwrf search --model mine.Net --data mine.Data --training.max_epochs 100 --floor 0.02 --out searched
   cwrf report hardened/finished.json hardened/hardened.json --out report.html
   cwrf export --model mine.Net --checkpoint hardened/hardened.ckpt --out model.safetensors
 

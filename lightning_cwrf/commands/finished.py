@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
 
 from lightning_cwrf.commands.base import UsageError
 from lightning_cwrf.commands.objects import (
@@ -19,7 +16,7 @@ from lightning_cwrf.commands.objects import (
     path_and_arguments,
 )
 from lightning_cwrf.data.seen import SEEN_KEY, load_seen_state
-from lightning_cwrf.weights.reading import read_finished
+from lightning_cwrf.weights.reading import check_values, read_finished
 
 _LIGHTNING = "pytorch-lightning_version"
 """The key by which Lightning marks its checkpoints."""
@@ -45,7 +42,8 @@ def load_model(options: Any) -> LightningModule:
         else:
             model = made("model", path, given, LightningModule)
             model.load_state_dict(state)
-        _check_values(model, state, file)
+        check_values(model, state, file)
+        check_values(model, model.state_dict(), file)  # as its own on_load_checkpoint has changed them
     except UsageError:
         raise
     except TypeError as error:
@@ -69,23 +67,6 @@ def check_no_hooks(option: str, path: str, cls: type, base: type) -> None:
             f"--{option}: {path} has {', '.join(own)}, which a Trainer runs on each batch and an audit does not. Do "
             "the same in the data set, or in the model's forward."
         )
-
-
-def _check_values(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
-    """Raise for values that no training gives, which would be copied without a word."""
-    own = model.state_dict()
-    for name, value in own.items():
-        given = state.get(name)
-        if given is not None and value.is_floating_point() and not given.is_floating_point():
-            raise ValueError(
-                f"{file} has {name!r} as {given.dtype}, and the model has {value.dtype}: save its weights."
-            )
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ValueError(f"{file} has NaN or infinite values in {name!r}: the training diverged.")
-    for name, buffer in model.named_buffers():  # a mask may hold infinite values
-        if name in own and buffer.is_floating_point() and torch.isnan(buffer).any():
-            raise ValueError(f"{file} has NaN values in {name!r}: the training diverged.")
 
 
 def _shortened(error: Exception, most: int = 500) -> str:

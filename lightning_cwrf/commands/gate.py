@@ -11,6 +11,7 @@ from typing import Any
 from lightning_cwrf.attacks import create_attacks
 from lightning_cwrf.auditing import AuditResult, Estimate, attack_metrics
 from lightning_cwrf.commands.base import EXCEEDED, UsageError
+from lightning_cwrf.weights.trained import GUESSES
 
 MODEL_METRICS = ("train_accuracy", "test_accuracy", "train_loss", "test_loss", "loss_gap")
 _HIGHER_IS_BETTER = ("train_accuracy", "test_accuracy")
@@ -177,12 +178,12 @@ def judged(gates: Sequence[Gate], result: AuditResult, judge: str) -> tuple[int,
                 "non-members and members"
             )
     if gates and code != EXCEEDED:
-        _check_sound(gates, result)
+        lines += _soundness(gates, result)
     return code, lines
 
 
-def _check_sound(gates: Sequence[Gate], result: AuditResult) -> None:
-    """Raise where low values are rather a mistake than a safe model."""
+def _soundness(gates: Sequence[Gate], result: AuditResult) -> list[str]:
+    """What to say beside thresholds that were kept; raises where low values are rather a mistake than a safe model."""
     below = sorted({gate.attack for gate in gates if gate.attack} & set(result.below_chance()))
     if below:
         raise ValueError(
@@ -192,6 +193,13 @@ def _check_sound(gates: Sequence[Gate], result: AuditResult) -> None:
     swapped = [remark for remark in result.remarks if "swapped" in remark]
     if swapped:
         raise ValueError(f"the thresholds cannot be judged: {swapped[0]}")
+    guesses = [remark for remark in result.remarks if remark.startswith(GUESSES)]
+    if guesses and not any(gate.below and gate.metric in _HIGHER_IS_BETTER for gate in gates):
+        raise ValueError(
+            f"the thresholds cannot be judged: {guesses[0]} If a model this weak is good enough, say how accurate it "
+            "must be at least, --fail-below test_accuracy=VALUE."
+        )
+    return [f"      but {remark}" for remark in guesses]
 
 
 def _estimate(gate: Gate, result: AuditResult) -> Estimate:

@@ -26,26 +26,32 @@ from lightning_cwrf.commands.base import FAILED, Command, Job, UsageError, check
 from lightning_cwrf.commands.check import CheckJob, check_job
 from lightning_cwrf.commands.gate import Gate, add_gate_options, explain_gate, judged, parse_gates
 from lightning_cwrf.commands.loading import MODEL_OBJECTS, add_model_options
-from lightning_cwrf.commands.record import MASK, RECORD, write_record
+from lightning_cwrf.commands.record import HARDENED, MASK, RECORD, write_record
 from lightning_cwrf.commands.training import (
+    LEVEL,
     add_training_options,
+    at_level,
     cwrf_callbacks,
     explain_defenses,
     fine_tuning,
     make_trainer,
+    needs_level,
+    rewinding,
     trainer_arguments,
 )
 from lightning_cwrf.data import Batches
 from lightning_cwrf.report import comparison_table, write_report
 from lightning_cwrf.shadows import ShadowOutputs
+from lightning_cwrf.weights.selection import how_rewound
 
 _EXPLAINED = """It checks first (as `cwrf check`) and stops at an error. Then it audits the finished model, scores its
 weights, rewinds the share --rate of them to their values from before training and freezes them, fine-tunes the
-rest with the loss of --defense, and audits the result. Written to --out: hardened.ckpt, which your own class loads
-(load_from_checkpoint), mask.safetensors, finished.json and hardened.json (the audits), settings.json, report.html.
+rest with the loss of --defense, and audits the result. --values, --hold and --batchnorm change what is done to the
+chosen weights. Written to --out: hardened.ckpt, which your own class loads (load_from_checkpoint),
+mask.safetensors, finished.json and hardened.json (the audits), settings.json, report.html.
 
-How strong the defense is, is yours to choose: more --defense.alpha is more private and less accurate, and the default
-of 1 is for a hard task. Start with the model's loss on data that it never saw (--max_epochs is 40 by default).
+How strong the defense is, is yours to choose: more --defense.alpha is more private and less accurate. It starts at the
+finished model's loss on --reference, which it never saw: then it has the same loss on its members.
 
 examples:
   cwrf harden --model mine.Net --data mine.Data --checkpoint finished.ckpt --vanilla init.safetensors --out hardened
@@ -70,6 +76,8 @@ class HardenJob(Job):
     seconds: dict[str, float | None] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     results: dict[str, AuditResult] = field(default_factory=dict)
+    chosen: str = ""
+    measured: bool = False
 
     def plan(self) -> list[str]:
         options = self.checking.loaded.options
@@ -80,7 +88,9 @@ class HardenJob(Job):
         epochs = f"fine-tune {self._fine_tuning}"
         if options.control:
             lines.append("control: fine-tune in the same way, nothing rewound; audit it")
-        lines.append(f"score the weights in {options.steps} steps, rewind and freeze {options.rate:.2%} of them")
+        how = how_rewound(options["values"], options.hold)
+        lines.append(f"score the weights in {options.steps} steps; {options.rate:.2%} of them are then {how}")
+        lines += [f"{options.batchnorm} BatchNorm's running statistics"] if options.batchnorm != "keep" else []
         return [*lines, f"{epochs}; audit the result", *(f"write {path}" for path in outputs(self.out, options))]
 
     def run(self) -> int:
@@ -91,6 +101,7 @@ class HardenJob(Job):
         if not report.ok:
             print("\nstopped at the errors above; nothing was trained or written.")
             return FAILED
+        self._set_level()
         print(f"fine-tuning: {self._fine_tuning}", flush=True)
         base = None if self.shadows is None else self.shadows.train()
         self._keep("finished", audited(loaded, loaded.model, "the finished model", base, attacks=self.attacks), None)
@@ -103,16 +114,30 @@ class HardenJob(Job):
         hardened, began = loaded.model, time.perf_counter()
         trainer = self._fit(hardened, [*callbacks, DefenseCallback(self._defense)])
         self._unfinished.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(self._unfinished / "hardened.ckpt")
+        trainer.save_checkpoint(self._unfinished / HARDENED)
         rewind = next(each for each in callbacks if isinstance(each, CriticalRewindCallback))
         assert rewind.mask is not None
         rewind.mask.save(self._unfinished / MASK)
-        self._audit(f"hardened, r = {options.rate:g}", "hardened", hardened, trainer, base, began)
+        self.chosen = f"{rewind.mask.count:,} of {rewind.mask.total:,} weights"
+        self._audit(f"hardened, {self._rewinding}", "hardened", hardened, trainer, base, began)
         return self._conclude()
 
     @property
     def _fine_tuning(self) -> str:
-        return fine_tuning(self.checking.loaded.options, self.checking.defense)
+        return fine_tuning(self.checking.loaded.options, self._defense, measured=self.measured)
+
+    def _set_level(self) -> None:
+        """RelaxLoss' ``alpha``, where the user named none."""
+        loaded = self.checking.loaded
+        if needs_level(self._defense, loaded.options):
+            reference = loaded.data("reference")
+            assert reference is not None
+            self.checking.defense = at_level(self._defense, loaded.model, reference, loaded.options.steps)
+            self.measured = True
+
+    @property
+    def _rewinding(self) -> str:
+        return rewinding(self.checking.loaded.options)
 
     @property
     def _defense(self) -> Any:
@@ -149,11 +174,15 @@ class HardenJob(Job):
         result.save(self._unfinished / self.files[name])
 
     def _settings(self) -> dict[str, Any]:
-        """What the report says of the run."""
+        """What the report and a model card say of the run."""
         options = self.checking.loaded.options
-        names = ("checkpoint", "vanilla", "rate", "lam", "steps", "max_epochs", "shadows", "seed")
-        defense = {} if self._defense is None else {"defense": self._defense.named()}
-        return {**{name: str(getattr(options, name)) for name in names}, **defense}
+        rewind = ("rate", "values", "hold", "batchnorm")
+        names = ("checkpoint", "vanilla", *rewind, "lam", "steps", "max_epochs", "shadows", "seed")
+        settings: dict[str, Any] = {name: str(options[name]) for name in names}
+        defense = {} if self._defense is None else self._defense.named()
+        defense |= {"alpha taken from": LEVEL} if self.measured else {}
+        more = {"chosen": self.chosen, "trainer": dict(options.trainer), "defense": defense}
+        return settings | {name: value for name, value in more.items() if value}
 
     def _conclude(self) -> int:
         options = self.checking.loaded.options
@@ -170,7 +199,8 @@ class HardenJob(Job):
             overwrite=True,
         )
         spent = {self.files[name]: seconds for name, seconds in self.seconds.items()}
-        write_record(self._unfinished, self._settings(), spent)
+        weights = {self.files[name]: result.weights for name, result in self.results.items()}
+        write_record(self._unfinished, self._settings(), spent, weights)
         for path in outputs(self.out, options):
             (self._unfinished / path.name).replace(path)
         if not any(self._unfinished.iterdir()):  # a failed run may have left others
@@ -185,7 +215,7 @@ class HardenJob(Job):
 
 def outputs(out: Path, options: Any) -> list[Path]:
     """The files that a hardening writes."""
-    names = ["hardened.ckpt", MASK, "finished.json", "hardened.json", RECORD]
+    names = [HARDENED, MASK, "finished.json", "hardened.json", RECORD]
     names += ["control.json"] if options.control else []
     return [out / name for name in [*names, "report.html"]]
 

@@ -1,9 +1,9 @@
-"""What a hardening writes beside its audits, so that a report of them can be made again."""
+"""What a hardening writes beside its audits, for reports of them and for the model's card."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,31 @@ from lightning_cwrf.files import digest
 from lightning_cwrf.weights.masks import WeightMask
 
 RECORD = "settings.json"
+HARDENED = "hardened.ckpt"
 MASK = "mask.safetensors"
 _FORMAT = "lightning_cwrf.Hardening/1"
-_BEFORE = "finished.json"
+_BEFORE, _AFTER = "finished.json", "hardened.json"
 
 
 @dataclass(frozen=True)
 class Record:
-    """The settings of one hardening, seconds by audit, and what its audits and its mask are, by content."""
+    """The settings of one hardening, seconds by audit, and what its audits, models and mask are, by content."""
 
     path: Path
     settings: dict[str, Any]
     seconds: dict[str, float | None]
     audits: dict[str, str]
     mask: str
+    weights: dict[str, str] = field(default_factory=dict)
+    """Digests of the audited weights, by audit; records of early versions have none."""
+
+    def is_of(self, weights: str) -> bool | None:
+        """Whether weights with this digest are the hardened ones; None where that cannot be known.
+
+        The weights before the hardening, and those of its control, are not.
+        """
+        own = self.weights.get(_AFTER)
+        return weights == own if weights and own else None
 
     def check_mask(self, mask: WeightMask, path: Path) -> None:
         """Raise unless it is the mask of this hardening."""
@@ -34,12 +45,37 @@ class Record:
             raise UsageError(f"{path} is not the mask of the hardening that {self.path} is about: name its own.")
 
 
-def write_record(folder: Path, settings: Mapping[str, Any], seconds: Mapping[str, float | None]) -> None:
-    """Write what a hardening was made with, beside its mask and the audits that ``seconds`` names."""
-    audits = {name: digest_of(folder / name) for name in seconds}
-    mask = digest(WeightMask.load(folder / MASK).masks)
-    content = {"format": _FORMAT, "settings": settings, "seconds": seconds, "audits": audits, "mask": mask}
+def write_record(
+    folder: Path,
+    settings: Mapping[str, Any],
+    seconds: Mapping[str, float | None],
+    weights: Mapping[str, str],
+) -> None:
+    """Write what a hardening was made with, beside its mask and the audits that ``seconds`` names.
+
+    ``weights`` has the digests of the audited weights, by the same names.
+    """
+    content = {
+        "format": _FORMAT,
+        "settings": settings,
+        "seconds": seconds,
+        "audits": {name: digest_of(folder / name) for name in seconds},
+        "mask": digest(WeightMask.load(folder / MASK).masks),
+        "weights": weights,
+    }
     write_json(content, folder / RECORD)
+
+
+def read_record(path: Path) -> Record:
+    """Read what :func:`write_record` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is another file, or damaged.
+    """
+    content = read_json(path, _FORMAT, what="record of a hardening", writer="cwrf harden")
+    content.pop("format")
+    return Record(path, **content)
 
 
 def records_of(audits: Sequence[Path]) -> list[Record]:
@@ -53,9 +89,7 @@ def records_of(audits: Sequence[Path]) -> list[Record]:
         path = folder / RECORD
         if not path.is_file():
             continue
-        content = read_json(path, _FORMAT, what="record of a hardening", writer="cwrf harden")
-        content.pop("format")
-        record = Record(path, **content)
+        record = read_record(path)
         given = [each for each in audits if each.parent == folder and each.name in record.audits]
         for each in given:
             if digest_of(each) != record.audits[each.name]:

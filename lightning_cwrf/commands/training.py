@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeGuard
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_cwrf.callbacks import (
     CriticalRewindCallback,
@@ -18,14 +19,19 @@ from lightning_cwrf.commands.loading import SILENT, Loaded
 from lightning_cwrf.commands.objects import Named, checked_arguments, one_line, path_and_arguments
 from lightning_cwrf.commands.progress import EpochLines, on_terminal
 from lightning_cwrf.data import Batches
-from lightning_cwrf.defenses import Defense, available_defenses, create_defense, defense_class
+from lightning_cwrf.data.loading import some_batches
+from lightning_cwrf.defenses import Defense, RelaxLoss, available_defenses, create_defense, defense_class
+from lightning_cwrf.outputs import collect_outputs
+from lightning_cwrf.recipes import ShadowRecipe
+from lightning_cwrf.weights.selection import how_rewound
+from lightning_cwrf.weights.trained import outcome
 
 _KEPT = ("callbacks", "devices", "num_nodes", "strategy", "accelerator")
 
 
 def add_training_options(parser: Any) -> None:
     """Reference data, vanilla weights, and how to score, rewind and fine-tune."""
-    parser.add_argument("--reference", type=Named, default="val", help="other data that it never saw, for the scoring")
+    add_fine_tuning_options(parser)
     parser.add_argument(
         "--vanilla",
         type=str,
@@ -33,15 +39,35 @@ def add_training_options(parser: Any) -> None:
         "path of a function that returns the untrained module",
     )
     parser.add_argument("--rate", type=float, default=0.03, help="r, the share of the weights to rewind (0.01 to 0.10)")
-    parser.add_argument("--lam", type=float, default=0.7, help="λ of the scoring (0.9 for 100 classes)")
-    parser.add_argument("--steps", type=int, default=30, help="of the scoring")
+    parser.add_argument(
+        "--values",
+        type=str,
+        default="initial",
+        help="what these are set to: initial, fresh (another draw, from --seed), zero, or trained (held as they are)",
+    )
+    parser.add_argument(
+        "--hold", type=bool, default=True, help="hold them in the fine-tuning; false: train them on, as a control"
+    )
+    parser.add_argument(
+        "--batchnorm",
+        type=str,
+        default="keep",
+        help="BatchNorm's running statistics after rewinding: keep, reset, or estimate (one pass over the members)",
+    )
     parser.add_argument(
         "--defense",
         type=Named,
         default="relaxloss",
         help=f"the loss of the fine-tuning: {', '.join(available_defenses())}; --defense.alpha 0.5 sets a setting "
-        "(relaxloss: alpha is its strength, 1 by default; start with the loss on data that the model never saw)",
+        "(relaxloss: alpha is its strength; by default the finished model's loss on --reference)",
     )
+
+
+def add_fine_tuning_options(parser: Any) -> None:
+    """Reference data, how to score, and the Trainer of the fine-tuning."""
+    parser.add_argument("--reference", type=Named, default="val", help="other data that it never saw, for the scoring")
+    parser.add_argument("--lam", type=float, default=0.7, help="λ of the scoring (0.9 for 100 classes)")
+    parser.add_argument("--steps", type=int, default=30, help="of the scoring")
     parser.add_argument("--max_epochs", type=int, default=40, help="of the fine-tuning")
     parser.add_argument(
         "--trainer",
@@ -49,6 +75,16 @@ def add_training_options(parser: Any) -> None:
         default={},
         help="further arguments of the Trainer: --trainer.gradient_clip_val 1.0",
     )
+
+
+def repeated(arguments: dict[str, Any], loaded: Loaded) -> ShadowRecipe:
+    """The recipe of a training of the model by a Trainer with these arguments, on the members.
+
+    Raises:
+        ValueError: the training cannot be repeated.
+    """
+    members: Any = loaded.members
+    return ShadowRecipe.like(make_trainer(arguments, []), loaded.model, loader=members)
 
 
 def explain_defenses() -> str:
@@ -61,13 +97,47 @@ def explain_defenses() -> str:
     return "\n".join(["defenses and their settings:", *lines])
 
 
-def fine_tuning(options: Any, defense: Defense | None) -> str:
-    """How long and with which defense it is fine-tuned, and which options change that."""
+LEVEL = "the finished model's loss on the reference data"
+
+
+def needs_level(defense: Defense | None, options: Any) -> TypeGuard[RelaxLoss]:
+    """Whether RelaxLoss has no ``alpha`` of the user's: then it is :data:`LEVEL`, where a hardening starts."""
+    given = path_and_arguments("defense", options.defense, options.defense_args)[1]
+    return isinstance(defense, RelaxLoss) and "alpha" not in given
+
+
+def at_level(defense: RelaxLoss, model: LightningModule, reference: Batches, steps: int) -> RelaxLoss:
+    """RelaxLoss with the model's loss on up to 10,000 of the reference data as its ``alpha``, to two digits.
+
+    At that level, the loss on the members is what it is on data that the model never saw. Of a stream, the first
+    ``steps`` batches are read.
+
+    Raises:
+        UsageError: the loss is not below that of guessing: labels are not true, or the model is sure of what is wrong.
+    """
+    found = collect_outputs(model, some_batches(reference, 10_000, steps), name="reference")
+    measured = outcome(found.logits, found.targets)
+    if not measured.loss < measured.guessing:
+        raise UsageError(
+            f"--defense.alpha is {LEVEL} where it is not given, and that is no use here: {measured}. Are the labels of "
+            "--reference true? If so, or if it has none, pass --defense.alpha, such as a tenth of the loss of guessing."
+        )
+    return replace(defense, alpha=float(f"{measured.loss:.2g}"))
+
+
+def fine_tuning(options: Any, defense: Defense | None, *, measured: bool = False) -> str:
+    """How long and with which defense it is fine-tuned, and which options change that.
+
+    ``measured``: RelaxLoss has its ``alpha`` from :func:`at_level`, where it needs one.
+    """
     if defense is None:
         return f"{options.max_epochs} epochs without a defense"
     name, given = path_and_arguments("defense", options.defense, options.defense_args)
     settings = defense.plain()
-    told = [f"{each} = {value}{'' if each in given else ' (default)'}" for each, value in settings.items()]
+    values = {each: f"{value}{'' if each in given else ' (default)'}" for each, value in settings.items()}
+    if needs_level(defense, options):
+        values["alpha"] = f"{settings['alpha']} ({LEVEL})" if measured else LEVEL
+    told = [f"{each} = {value}" for each, value in values.items()]
     change = ", ".join(["--max_epochs", *(f"--defense.{each}" for each in settings)])
     return f"{options.max_epochs} epochs with {name}{''.join(f', {each}' for each in told)}; change it with {change}"
 
@@ -89,17 +159,35 @@ def defense_of(options: Any, loaded: Loaded) -> Defense:
 
 
 def cwrf_callbacks(options: Any, reference: Batches, members: Batches | None, vanilla: Any) -> list[Callback]:
-    """Scoring, rewinding and freezing."""
+    """Scoring, rewinding and, unless ``--hold false``, freezing."""
     if vanilla is None:
         raise UsageError(
             "--vanilla is missing: pass the weights from before training (a file of VanillaSnapshotCallback), or "
             "'redraw' to draw new ones."
         )
-    return [
-        PrivacyScoringCallback(reference, vanilla, lam=options.lam, steps=options.steps, members=members),
-        CriticalRewindCallback(rate=options.rate),
-        GradientMaskCallback(),
-    ]
+    rewind = CriticalRewindCallback(
+        rate=options.rate,
+        values=options["values"],
+        hold=options.hold,
+        batchnorm=options.batchnorm,
+        seed=options.seed if options["values"] == "fresh" else None,
+    )
+    scoring = PrivacyScoringCallback(reference, vanilla, lam=options.lam, steps=options.steps, members=members)
+    return [scoring, rewind, GradientMaskCallback()] if options.hold else [scoring, rewind]
+
+
+def rewinding(options: Any) -> str:
+    """What is done to the chosen weights, without what is so by default.
+
+    >>> rewinding({"rate": 0.03, "values": "fresh", "hold": False, "batchnorm": "keep"})
+    'r = 0.03, rewound to fresh values and not held'
+    """
+    parts = [f"r = {options['rate']:g}"]
+    if (options["values"], options["hold"]) != ("initial", True):
+        parts.append(how_rewound(options["values"], options["hold"]))
+    if options["batchnorm"] != "keep":
+        parts.append(f"BatchNorm {options['batchnorm']}")
+    return ", ".join(parts)
 
 
 def defense_callback(defense: Defense) -> DefenseCallback:

@@ -21,7 +21,7 @@ from lightning_cwrf.data.loading import (
     first_batches,
     move,
 )
-from lightning_cwrf.data.overlap import Overlap, OverlapCheck, check_disjoint, without_overlap
+from lightning_cwrf.data.overlap import Overlap, OverlapCheck, check_disjoint, same_examples, without_overlap
 from lightning_cwrf.data.rng import isolated_rng
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "isolated_rng",
     "move",
     "reads_alike",
+    "same_examples",
     "tensors_of",
     "without_overlap",
 ]

@@ -245,14 +245,18 @@ def check_reads_alike(data: Batches, name: str, transfer: Callable[[Any], Any] |
                 )
 
 
+def is_whole(data: Batches) -> bool:
+    """Whether data can be read completely and repeatedly: no stream, no iterator."""
+    source = data.dataset if isinstance(data, DataLoader) else data
+    return not isinstance(source, IterableDataset) if isinstance(source, Dataset) else isinstance(source, Sequence)
+
+
 def all_ids(data: Batches, key: Key | None = None) -> list[ExampleId] | None:
     """The identity of every example, in order; None where the data cannot be read completely and repeatedly.
 
     Lists of batches, map-style datasets and loaders of these can.
     """
-    source = data.dataset if isinstance(data, DataLoader) else data
-    whole = not isinstance(source, IterableDataset) if isinstance(source, Dataset) else isinstance(source, Sequence)
-    if not whole:
+    if not is_whole(data):
         return None
     with isolated_rng():
         return [known for batch in as_loader(data, shuffle=False) for known in example_ids(batch, key)]

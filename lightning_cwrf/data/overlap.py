@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Literal, TypeAlias, overload
 
+import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from lightning_cwrf.data.examples import ExampleId, Key, all_ids, example_ids, reads_alike
-from lightning_cwrf.data.loading import Batches, rebuilt
+from lightning_cwrf.data.examples import ExampleId, Key, all_ids, example_ids, is_whole, reads_alike
+from lightning_cwrf.data.loading import Batches, as_loader, loader_like, rebuilt
 from lightning_cwrf.data.sampling import support
 
 Overlap: TypeAlias = Literal["error", "drop", "allow"]
@@ -116,6 +119,81 @@ def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
     kept = [place for place, known in zip(places, own, strict=True) if known not in taken]
     subset = Subset(loader.dataset, kept)
     return rebuilt(loader, subset) if isinstance(data, DataLoader) else subset
+
+
+def same_examples(first: Batches, second: Batches) -> bool:
+    """Whether two data sets hold the same examples, in any order, by inputs and label.
+
+    Parts of one object, such as a ``Subset`` of a ``Subset``, are compared by their indices. Otherwise both are read
+    completely, once, and a few batches twice. Where random augmentation changes both, each example is read from the
+    same random state, so that an augmentation that draws from it is the same for equal examples. Where that does not
+    help, or one of them alone is augmented, labels are compared, each as often as it occurs. Streams, which cannot be
+    read completely, are not compared, and count as the same.
+
+    >>> import torch
+    >>> from torch.utils.data import TensorDataset
+    >>> x, y = torch.arange(6.0).view(6, 1), torch.zeros(6, dtype=torch.long)
+    >>> same_examples(TensorDataset(x, y), TensorDataset(x.flip(0), y)), same_examples([(x, y)], [(x + 1, y)])
+    (True, False)
+    """
+    if not (is_whole(first) and is_whole(second)):
+        return True
+    (whole, places), (other, others) = (_places(data) for data in (first, second))
+    if whole is other and places is not None and others is not None:
+        return Counter(places) == Counter(others)
+    alike = [reads_alike(data) for data in (first, second)]
+    if not any(alike):
+        first, second = (_steady(data) for data in (first, second))
+        alike = [reads_alike(data) for data in (first, second)]
+    ids, more = (Counter(all_ids(data) or ()) for data in (first, second))
+    return ids == more if all(alike) else _by_label(ids) == _by_label(more)
+
+
+def _by_label(ids: Counter[ExampleId]) -> dict[int | None, int]:
+    """How often each label occurs."""
+    found: dict[int | None, int] = {}
+    for (_, label), count in ids.items():
+        found[label] = found.get(label, 0) + count
+    return found
+
+
+def _places(data: Batches) -> tuple[Any, list[int] | None]:
+    """The object that holds the examples, below any ``Subset``, and their indices in it; None where there are none."""
+    source: Any = data.dataset if isinstance(data, DataLoader) else data
+    if not isinstance(source, Dataset):  # a list of batches
+        return source, None
+    places = list(support(data).places if isinstance(data, DataLoader) else range(len(source)))  # type: ignore[arg-type]
+    while type(source) is Subset and all(isinstance(place, int) for place in places):
+        places = [int(source.indices[place]) for place in places]
+        source = source.dataset
+    return source, places
+
+
+class _Steady(Dataset[Any]):
+    """A data set that is read from the same random state for each example; it leaves another one behind."""
+
+    def __init__(self, data: Dataset[Any]) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, place: Any) -> Any:
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002 - the global state is what users draw from
+        torch.manual_seed(0)
+        return self.data[place]
+
+
+def _steady(data: Batches) -> Batches:
+    """The data, in order, each example read from the same random state; lists of batches as they are."""
+    loader = as_loader(data, shuffle=False)
+    if not isinstance(loader, DataLoader):
+        return data
+    order: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
+    if loader.batch_sampler is None:
+        order = {"batch_size": None, "sampler": loader.sampler}
+    return loader_like(loader, dataset=_Steady(loader.dataset), **order)
 
 
 class OverlapCheck:

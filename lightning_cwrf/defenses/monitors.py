@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torchmetrics import Metric
 
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.data.loading import some_batches
@@ -112,7 +113,13 @@ def _names_of(module: LightningModule, step: Callable[[Any], Any], data: Any) ->
 
 @contextmanager
 def replaced_step_named(module: LightningModule) -> Iterator[None]:
-    """Raise an error of the user's hook with its likely cause: the metrics of a step that the defense replaces."""
+    """Name the likely cause where the user's hook needs the metrics of a step that the defense replaces.
+
+    Its error is raised with that cause, and a metric that it computes or logs without an update is a warning.
+    """
+    for name, metric in module.named_modules():
+        if isinstance(metric, Metric) and not isinstance(metric.compute, _Compute):
+            metric.compute = _Compute(metric, name, metric.compute)  # type: ignore[method-assign]
     try:
         yield
     except Exception as error:
@@ -122,6 +129,24 @@ def replaced_step_named(module: LightningModule) -> Iterator[None]:
             "hook out of this fit (module.on_train_epoch_end = lambda: None), or compute these metrics only "
             "where they were updated."
         ) from error
+
+
+class _Compute:
+    """A metric's ``compute`` that warns, once, where nothing has updated the metric: many then give 0."""
+
+    def __init__(self, metric: Metric, name: str, compute: Callable[..., Any]) -> None:
+        self.metric, self.name, self.compute = metric, name, compute
+        self.warned = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self.metric.update_called or self.warned):
+            self.warned = True
+            rank_zero_warn(
+                f"the metric {self.name!r} is computed though nothing has updated it: a defense replaces "
+                "training_step, which may have done so. What is logged of it, 0 or NaN, means nothing. Log it in "
+                "validation_step, or leave the hook out of this fit (module.on_train_epoch_end = lambda: None)."
+            )
+        return self.compute(*args, **kwargs)
 
 
 def _logged_elsewhere(module: LightningModule) -> set[str]:

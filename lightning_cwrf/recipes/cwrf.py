@@ -12,7 +12,9 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_cwrf._deprecated import renamed
 from lightning_cwrf.callbacks import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
+from lightning_cwrf.callbacks.rewind_settings import OLD_WORDS
 from lightning_cwrf.checks import check_choice, check_integer
 from lightning_cwrf.data import Batches, all_digests, isolated_rng
 from lightning_cwrf.recipes.fit import fit, quiet
@@ -24,6 +26,12 @@ CALLBACKS = (PrivacyScoringCallback, CriticalRewindCallback, GradientMaskCallbac
 """The callbacks of CWRF, in the order in which a Trainer needs them."""
 
 
+# Stores know a field by its old name, and one that came later not at all at its default: their models are found again.
+_WAS_TO = {"identity": "to", "identity_values": {new: old for old, new in OLD_WORDS.items()}}
+_CAME_LATER = {"identity_without_default": True}
+
+
+@renamed(OLD_WORDS, to="values")
 @dataclass(frozen=True)
 class CWRFConfig:
     """How shadow models are hardened: the settings of the three CWRF callbacks, under their names there.
@@ -35,6 +43,8 @@ class CWRFConfig:
         members: what each shadow model is scored on: ``"training"``: its training batches, augmented if the training
             is; ``"plain"``: its own members as the pool gives them, for an audited model whose PrivacyScoringCallback
             was given its plain training data as ``members=``.
+        values: as for :class:`~lightning_cwrf.CriticalRewindCallback`; fresh values are drawn from each shadow model's
+            own seed.
 
     >>> CWRFConfig(nonmembers=[], rate=0.05).rate
     0.05
@@ -49,20 +59,24 @@ class CWRFConfig:
     lr: float = 1e-3
     kind: Literal["privacy", "learnability", "random"] = "privacy"
     per_layer: bool = False
-    to: Literal["vanilla", "zero"] = "vanilla"
+    values: Literal["initial", "fresh", "trained", "zero"] = field(default="initial", metadata=_WAS_TO)
     tune: Literal["rest", "masked"] = "rest"
     batch_size: int = 256
     vanilla: Literal["own", "redraw"] = "own"
     members: Literal["training", "plain"] = "training"
+    hold: bool = field(default=True, metadata=_CAME_LATER)
+    batchnorm: Literal["keep", "reset", "estimate"] = field(default="keep", metadata=_CAME_LATER)
 
     def __post_init__(self) -> None:
         check_choice("vanilla", self.vanilla, ("own", "redraw"))
         check_choice("members", self.members, ("training", "plain"))
         check_integer("batch_size", self.batch_size, low=1)
         self._callbacks(_ShadowScoring, {})  # they check their settings
+        if not self.hold and self.tune != "rest":
+            raise ValueError("tune says which weights are held, and hold=False holds none: leave one of them out.")
 
     def callbacks(
-        self, vanilla: VanillaSource, members: Batches | None = None, *, augmented: bool = False
+        self, vanilla: VanillaSource, members: Batches | None = None, *, augmented: bool = False, seed: int = 0
     ) -> list[Callback]:
         """The callbacks that harden your own finished model with these settings.
 
@@ -70,6 +84,7 @@ class CWRFConfig:
             vanilla: the weights from before its training, as for :class:`~lightning_cwrf.PrivacyScoringCallback`.
             members: its plain training data; needed where ``members="plain"`` and its training is augmented.
             augmented: whether it is.
+            seed: of fresh values.
 
         Raises:
             ValueError: such data are missing, or would have no effect.
@@ -80,18 +95,27 @@ class CWRFConfig:
             )
         if self.members == "training" and members is not None:
             raise ValueError('members= has no effect: CWRFConfig(members="training") scores on the training batches.')
-        return self._callbacks(PrivacyScoringCallback, vanilla, members)
+        return self._callbacks(PrivacyScoringCallback, vanilla, members, seed)
 
     def _callbacks(
-        self, scoring: type[PrivacyScoringCallback], vanilla: Any, members: Batches | None = None
+        self,
+        scoring: type[PrivacyScoringCallback],
+        vanilla: Any,
+        members: Batches | None = None,
+        seed: int | None = None,
     ) -> list[Callback]:
         names = ("lam", "steps", "lr", "kind", "batch_size")
         settings = {name: getattr(self, name) for name in names}
-        return [
-            scoring(self.nonmembers, vanilla, members=members, **settings),
-            CriticalRewindCallback(self.rate, per_layer=self.per_layer, to=self.to),
-            GradientMaskCallback(tune=self.tune),
-        ]
+        rewind = CriticalRewindCallback(
+            self.rate,
+            per_layer=self.per_layer,
+            values=self.values,
+            hold=self.hold,
+            batchnorm=self.batchnorm,
+            seed=seed if self.values == "fresh" else None,
+        )
+        found: list[Callback] = [scoring(self.nonmembers, vanilla, members=members, **settings), rewind]
+        return [*found, GradientMaskCallback(tune=self.tune)] if self.hold else found
 
     def callbacks_for(
         self, model: LightningModule, initial: Mapping[str, Tensor], members: Batches, seed: int
@@ -102,22 +126,24 @@ class CWRFConfig:
             with isolated_rng(), quiet():
                 seed_all(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
                 initial = redraw(model)
-        return self._callbacks(_ShadowScoring, dict(initial), members if self.members == "plain" else None)
+        return self._callbacks(_ShadowScoring, dict(initial), members if self.members == "plain" else None, seed)
 
 
 def rewound(
     model: LightningModule, loader: DataLoader[Any], callbacks: list[Callback], trainer_kwargs: Mapping[str, Any]
-) -> WeightMask:
+) -> WeightMask | None:
     """The mask of the weights to hold, after CWRF's callbacks have scored and rewound a model in a fit without steps.
+
+    None: they are not held.
 
     A stack then trains the models further as one, and holds the weights of all of them.
     """
     ends = {"min_epochs", "min_steps"}  # before which a Trainer does not stop
     fit(model, loader, [*callbacks, _Stop()], {k: v for k, v in trainer_kwargs.items() if k not in ends}, model)
-    (holder,) = (each for each in callbacks if isinstance(each, GradientMaskCallback))
-    if holder.mask is None:
+    chosen = [each.mask for each in callbacks if isinstance(each, (CriticalRewindCallback, GradientMaskCallback))]
+    if None in chosen:
         raise RuntimeError("the fit ended before its training started, so nothing was scored or rewound.")
-    return holder.mask
+    return chosen[1] if len(chosen) > 1 else None
 
 
 class _Stop(Callback):
@@ -137,11 +163,7 @@ def config_of(callbacks: Sequence[Callback], loader: Any, *, augmented: bool) ->
     ours = {kind: each for kind in CALLBACKS for each in callbacks if isinstance(each, kind)}
     if not ours:
         return None
-    if len(ours) < len(CALLBACKS):
-        raise ValueError(
-            "shadow models score, rewind and freeze their own weights: the Trainer needs PrivacyScoringCallback, "
-            "CriticalRewindCallback and GradientMaskCallback."
-        )
+    _check_wiring(ours)
     settings = {name: value for kind, each in ours.items() for name, value in _settings_of(kind, each).items()}
     scoring: Any = ours[PrivacyScoringCallback]
     redrawn = is_redraw(scoring.vanilla)
@@ -155,7 +177,27 @@ def config_of(callbacks: Sequence[Callback], loader: Any, *, augmented: bool) ->
     return CWRFConfig(**settings, vanilla="redraw" if redrawn else "own", members=members)
 
 
-_READ_APART = {(PrivacyScoringCallback, "vanilla"), (PrivacyScoringCallback, "members")}
+def _check_wiring(ours: Mapping[Any, Any]) -> None:
+    rewind = ours.get(CriticalRewindCallback)
+    hold = rewind is None or rewind.hold
+    lacking = [kind for kind in CALLBACKS if kind not in ours and (hold or kind is not GradientMaskCallback)]
+    if lacking:
+        raise ValueError(
+            "shadow models score, rewind and freeze their own weights: the Trainer needs PrivacyScoringCallback, "
+            "CriticalRewindCallback and, unless hold=False, GradientMaskCallback."
+        )
+    if not hold and GradientMaskCallback in ours:
+        raise ValueError(
+            "CriticalRewindCallback(hold=False) trains the rewound weights on, and GradientMaskCallback holds weights: "
+            "the Trainer must have one of them without the other."
+        )
+
+
+_READ_APART = {
+    (PrivacyScoringCallback, "vanilla"),
+    (PrivacyScoringCallback, "members"),
+    (CriticalRewindCallback, "seed"),  # each shadow model's own
+}
 
 _HELD_AS = {"mask": "given_mask"}
 """Parameters of callbacks whose attribute has another name."""

@@ -179,7 +179,8 @@ class ShadowRecipe:
             loader, callbacks = self._set_up(model, initial, Subset(pool, places), seed)
             orders.append(loader.sampler)
             if callbacks:
-                masks.append(rewound(model, loader, callbacks, self.trainer_kwargs))
+                mask = rewound(model, loader, callbacks, self.trainer_kwargs)
+                masks += [] if mask is None else [mask]
         batches = StackedBatches(pool, members, orders, self.batch_size, self.drop_last)
         return train_stack(models, seeds, batches, masks, self.trainer_kwargs)
 

@@ -98,7 +98,7 @@ def write_report(
         sections.measurements(audits, seconds),
         sections.rocs(audits),
         sections.losses(audits),
-        sections.layers(chosen) if chosen is not None else "",
+        sections.layers(chosen, settings or {}) if chosen is not None else "",
         sections.exposed(audits, exposed, names, images) if exposed else "",
         sections.limits(),
         sections.settings(settings or {}, _versions()),

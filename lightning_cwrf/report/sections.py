@@ -20,6 +20,7 @@ from lightning_cwrf.report.inputs import flat_settings, layers_of, thumbnail
 from lightning_cwrf.report.table import attacks_in, compared, comparison_notes, comparison_rows, missing
 from lightning_cwrf.report.verdict import blind_spots, reference_points, rule, verdict
 from lightning_cwrf.weights.masks import WeightMask
+from lightning_cwrf.weights.selection import how_rewound
 
 _NO_ORDER = (
     "This attack could not be told from guessing on this model, so the list means nothing: these members are no more "
@@ -172,8 +173,9 @@ def losses(audits: Mapping[str, AuditResult]) -> str:
     return section("Losses", key, grid(drawn), tag("p", caption, "quiet"))
 
 
-def layers(mask: WeightMask) -> str:
-    """Where the rewound weights lie."""
+def layers(mask: WeightMask, settings: Mapping[str, Any]) -> str:
+    """Where the rewound weights lie, and what the settings, where they are known, say was done to them."""
+    how, word = _rewinding(settings)
     found = layers_of(mask)
     kept = sorted(sorted(range(len(found)), key=lambda i: -found[i][1])[:_LAYERS])
     rows = []
@@ -184,16 +186,25 @@ def layers(mask: WeightMask) -> str:
             f'<tr><th scope="row">{escape(layer)}</th><td>{count:,} of {total:,}</td><td>{100 * share:.1f}%</td>'
             f"<td>{100 * part:.1f}%{bar}</td></tr>"
         )
-    table = table_of(("layer", "rewound", "of the layer", "of all rewound"), rows)
+    table = table_of(("layer", word, "of the layer", f"of all {word}"), rows)
     share = mask.count / max(mask.total, 1)
-    lead = f"{mask.count:,} of {mask.total:,} weights ({100 * share:.2f}%) were rewound and held."
+    lead = f"{mask.count:,} of {mask.total:,} weights ({100 * share:.2f}%) were {how}."
     rest = [layer for i, layer in enumerate(found) if i not in set(kept)]
     more = (
-        f"Not listed: {len(rest)} further layers with {sum(layer[1] for layer in rest):,} rewound weights."
+        f"Not listed: {len(rest)} further layers with {sum(layer[1] for layer in rest):,} {word} weights."
         if rest
         else ""
     )
-    return section("Rewound weights", tag("p", lead), scroll(table), tag("p", more, "quiet") if more else "")
+    title = f"{word.capitalize()} weights"
+    return section(title, tag("p", lead), scroll(table), tag("p", more, "quiet") if more else "")
+
+
+def _rewinding(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """What was done to the chosen weights, and a word for them; settings of a file or a command are texts."""
+    given = settings.get("rewind", settings)
+    known = given if isinstance(given, Mapping) else {}
+    values, hold = str(known.get("values", "initial")), str(known.get("hold", True)) != "False"
+    return how_rewound(values, hold), "held" if values == "trained" else "rewound"
 
 
 def exposed(audits: Mapping[str, AuditResult], count: int, classes: Sequence[str] | None, images: Any) -> str:

@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from lightning_cwrf.auditing import RecipeAudit, audit_recipe
-from lightning_cwrf.checks import check_flag, check_integer, check_number
+from lightning_cwrf.checks import check_flag
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.recipes import ShadowRecipe
 from lightning_cwrf.recipes.stacking import check_stackable
+from lightning_cwrf.searching.arguments import check_search
 from lightning_cwrf.searching.result import BASE, RecipeSearch, Trial
 from lightning_cwrf.searching.selection import ACCURACY, Standing, best, ranked, ruled_out
 from lightning_cwrf.shadows import ShadowOutputs, train_shadows
@@ -76,8 +77,8 @@ def search_recipes(
             an unknown measure; a pool that is too small.
         RuntimeError: trainings failed, or the time was over before the first round was.
     """
-    _check_recipes(base, candidates)
-    _check_numbers(floor, measure, models, budget, minutes, seed, stack, len(candidates))
+    numbers = {"models": models, "budget": budget, "minutes": minutes, "seed": seed, "stack": stack}
+    check_search(base, candidates, floor=floor, measure=measure, **numbers)
     check_flag("progress", progress)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     settings = {"population": population, "store": store, "seed": seed, "workers": workers}
@@ -246,41 +247,3 @@ def _stackable(recipe: ShadowRecipe) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _check_recipes(base: Any, candidates: Any) -> None:
-    if not isinstance(candidates, Mapping):
-        raise TypeError(f"candidates must be recipes by name, not a {type(candidates).__name__}.")
-    for name, recipe in {"base": base, **candidates}.items():
-        if not isinstance(recipe, ShadowRecipe):
-            raise TypeError(f"{name} must be a ShadowRecipe, not {type(recipe).__name__}.")
-    if base.defense is not None or base.cwrf is not None:
-        raise ValueError("base must be the training of the finished model, without defense and cwrf.")
-    if BASE in candidates or "base" in candidates:
-        raise ValueError(f"{BASE!r} and 'base' name the base models: give the candidate another name.")
-    if len(candidates) < 2:
-        raise ValueError(f"a search needs at least two candidates, not {len(candidates)}.")
-    if all(recipe.cwrf is not None for recipe in candidates.values()):
-        raise ValueError("one candidate at least must not rewind (cwrf=None): it shows what rewinding adds.")
-
-
-def _check_numbers(
-    floor: Any, measure: Any, models: Any, budget: Any, minutes: Any, seed: Any, stack: Any, candidates: int
-) -> None:
-    check_number("floor", floor, low=0, high=1, hint="It is a share: 0.02 is two points of test accuracy.")
-    check_integer("seed", seed, low=0)
-    check_integer("stack", stack, low=1)
-    if not isinstance(measure, str) or measure.count("/") != 1:
-        raise ValueError(f"measure must be '<attack>/<metric>', such as 'lira/auroc', not {measure!r}.")
-    numbers = list(models) if isinstance(models, Sequence) else []
-    for each in numbers:
-        check_integer("models", each, low=8)
-    if not numbers or any(each % 2 for each in numbers) or numbers != sorted(set(numbers)):
-        raise ValueError(f"models must be increasing even numbers of at least 8, such as (8, 16, 32), not {models!r}.")
-    if minutes is not None:
-        check_number("minutes", minutes, low=0, low_open=True)
-    if budget is not None:
-        check_integer("budget", budget, low=candidates * numbers[0], hint=_BUDGET)
-
-
-_BUDGET = "The first round alone needs that many models: pass fewer candidates, or a larger budget."

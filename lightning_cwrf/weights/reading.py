@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_cwrf.files import load_tensors
 
+_STATISTICS = ("running_mean", "running_var")
 # The first bytes of files that torch.save writes: a zip archive, or the pickle of old versions.
 _TORCH_FILES = (b"PK\x03\x04", b"\x80")
 
@@ -66,6 +68,33 @@ def state_dict_in(loaded: Any, where: str) -> Mapping[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{where} holds no state dict; save one with torch.save(model.state_dict(), path).")
     return state
+
+
+def check_values(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
+    """Raise for finished weights that no training gives, which would be copied without a word.
+
+    Parameters and running statistics must be finite. Other buffers may hold NaN or infinite values on purpose, as masks
+    of attention do.
+
+    Args:
+        model: whose weights they are, with these or other values.
+        state: the weights; names that the model does not have are not looked at.
+        file: where they were read, for messages.
+
+    Raises:
+        ValueError: whole numbers for weights that are none, or NaN or infinite values.
+    """
+    trained: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    trained |= {name: b for name, b in model.named_buffers() if name.rpartition(".")[2] in _STATISTICS}
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor) and name in state}
+    for name, value in own.items():
+        if not is_lazy(value) and value.is_floating_point() and not state[name].is_floating_point():
+            raise ValueError(
+                f"{file} has {name!r} as {state[name].dtype}, and the model has {value.dtype}: save its weights."
+            )
+    for name in own:
+        if name in trained and not torch.isfinite(state[name]).all():
+            raise ValueError(f"{file} has NaN or infinite values in {name!r}: the training diverged.")
 
 
 def _unpickled(path: Path, what: str) -> Any:

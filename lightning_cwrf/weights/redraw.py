@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+import random
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -17,7 +19,12 @@ from torch.nn.parameter import is_lazy
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.weights.copies import capture, copied
 
-_PASS = "pass the initial weights (VanillaSnapshotCallback saves them), or a factory of untrained modules."
+_REDRAW = "pass the initial weights (VanillaSnapshotCallback saves them), or a factory of untrained modules."
+_FRESH = "leave values at 'initial'."
+
+
+class _CannotDraw(Exception):
+    """Why weights cannot be drawn again; what to do instead depends on the setting that asked for it."""
 
 
 def redraw(model: nn.Module) -> dict[str, Tensor]:
@@ -39,20 +46,7 @@ def redraw(model: nn.Module) -> dict[str, Tensor]:
         ValueError: nothing sets a trainable parameter (no ``reset_parameters``, or one that does not set all of them,
             as with ``spectral_norm``), an initialisation fails, or it gives the model's own weights again.
     """
-    work = copied(model)
-    kept = _kept(work)
-    device = next((p.device for p in work.parameters()), None)
-    with isolated_rng(device), torch.no_grad():
-        for p in _trained(work):
-            p.fill_(math.nan)
-        for layer in work.modules():
-            reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
-            if callable(reset) and _draws(layer):
-                reset()
-        own = [_initialise(name, module, begin) for name, module, begin in _initialisations(work)]
-        _reset_adapters(work)
-    _check_drawn(work)
-    _check_new(work, model)
+    drawn, own = _draw(model, model.named_parameters(), "vanilla='redraw'", _REDRAW)
     warnings.warn(
         "vanilla='redraw': the initial weights are drawn again by each layer's reset_parameters"
         f"{''.join(f' and {each}' for each in own)}. They are not those that training started from, and your own "
@@ -60,11 +54,92 @@ def redraw(model: nn.Module) -> dict[str, Tensor]:
         UserWarning,
         stacklevel=2,
     )
-    return {**capture(work), **kept}
+    return drawn
+
+
+def fresh_weights(model: nn.Module, seed: int, initial: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Another draw of the initialisation, as :func:`redraw` draws, but from a seed.
+
+    It is drawn on the CPU, so it is the same on every device. It is not what building the model after
+    ``torch.manual_seed(seed)`` gives: the seed is mixed first. A warning names parameters that are spread unlike the
+    initial ones, where these are known: an initialisation in ``__init__``, for example, is not applied.
+
+    Args:
+        model: the finished model; it is not changed.
+        seed: of the draw, at least 0.
+        initial: the weights that training started from, where they are known.
+
+    Returns:
+        A state dict (parameters and buffers) on the CPU, with the model's names and shapes.
+
+    Raises:
+        ValueError: as :func:`redraw`; or the draw gives the initial weights again.
+
+    >>> model = nn.Linear(4, 2)
+    >>> first, again, other = (fresh_weights(model, seed)["weight"] for seed in (1, 1, 2))
+    >>> torch.equal(first, again), torch.equal(first, other)
+    (True, False)
+    """
+    parameters = dict(model.named_parameters())
+    drawn, _ = _draw(model, parameters.items(), "values='fresh'", _FRESH, seed)
+    if initial is not None:
+        fresh = {name: drawn[name] for name, p in parameters.items() if _is_drawn(p)}
+        with _told("values='fresh'", _FRESH):
+            _check_new(fresh, initial, "initial")
+        _warn_of_spread(fresh, initial)
+    return drawn
+
+
+def _draw(
+    model: nn.Module, own: Iterable[tuple[str, Tensor]], setting: str, instead: str, seed: int | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """A draw that differs from the model's ``own`` weights, and the initialisations that were applied.
+
+    With a seed it is drawn on the CPU, from that seed; else on the model's device, from the caller's random state.
+    """
+    work = copied(model)
+    work = work if seed is None else work.cpu()
+    kept = _kept(work)
+    device = next((p.device for p in work.parameters()), None)
+    with _told(setting, instead), isolated_rng(device), torch.no_grad():
+        if seed is not None:
+            _seed(seed)
+        for p in _trained(work):
+            p.fill_(math.nan)
+        for layer in work.modules():
+            reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+            if callable(reset) and _draws(layer):
+                reset()
+        applied = [_initialise(name, module, begin) for name, module, begin in _initialisations(work)]
+        _reset_adapters(work)
+        _check_drawn(work)
+        drawn = {name: p for name, p in work.named_parameters() if _is_drawn(p)}
+        _check_new(drawn, dict(own), "own current")
+    return {**capture(work), **kept}, applied
+
+
+@contextmanager
+def _told(setting: str, instead: str) -> Iterator[None]:
+    try:
+        yield
+    except _CannotDraw as error:
+        raise ValueError(f"{setting} {error} {instead}") from error.__cause__
+
+
+def _seed(seed: int) -> None:
+    """Seed Python, NumPy and torch's generator of the CPU; a seed gives other numbers than ``manual_seed`` with it."""
+    mixed = int(np.random.SeedSequence([seed, 2]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)  # noqa: NPY002 - an initialisation may draw from the global state
+    torch.default_generator.manual_seed(mixed)
+
+
+def _is_drawn(p: nn.Parameter) -> bool:
+    return p.requires_grad and not is_lazy(p)  # scoring reports lazy ones
 
 
 def _trained(module: nn.Module, *, recurse: bool = True) -> list[nn.Parameter]:
-    return [p for p in module.parameters(recurse) if p.requires_grad and not is_lazy(p)]  # scoring reports lazy ones
+    return [p for p in module.parameters(recurse) if _is_drawn(p)]
 
 
 def _draws(layer: nn.Module) -> bool:
@@ -119,8 +194,8 @@ def _initialise(name: str, module: nn.Module, begin: Callable[[], Any]) -> str:
     try:
         begin()
     except Exception as error:  # the user's code
-        where = f"vanilla='redraw' cannot draw the weights of {name or 'the model itself'}"
-        raise ValueError(f"{where}: {what} failed ({type(error).__name__}: {error}). Instead, {_PASS}") from error
+        where = f"cannot draw the weights of {name or 'the model itself'}"
+        raise _CannotDraw(f"{where}: {what} failed ({type(error).__name__}: {error}). Instead,") from error
     return what
 
 
@@ -149,9 +224,7 @@ def _reset_adapter(layer: nn.Module, method: str, adapter: str, ways: list[Any])
         getattr(layer, method)(adapter, *ways)
     except Exception as error:  # ways that depend on data or on the frozen weights
         how = f"{method}({', '.join(map(repr, [adapter, *ways]))})"
-        raise ValueError(
-            f"vanilla='redraw' cannot draw an adapter: {how} failed ({error}). Instead, {_PASS}"
-        ) from error
+        raise _CannotDraw(f"cannot draw an adapter: {how} failed ({error}). Instead,") from error
 
 
 def _adapters_of(layer: nn.Module) -> list[str]:
@@ -164,33 +237,44 @@ def _check_drawn(work: nn.Module) -> None:
     """Raise with the parameters that nothing has set."""
     stuck = []
     for path, module in work.named_modules():
-        left = [
-            name
-            for name, p in module.named_parameters(recurse=False)
-            if p.requires_grad and not is_lazy(p) and p.isnan().any()
-        ]
+        left = [name for name, p in module.named_parameters(recurse=False) if _is_drawn(p) and p.isnan().any()]
         if left:
             stuck.append(f"{path or 'the model itself'} ({type(module).__name__}: {', '.join(left)})")
     if stuck:
-        raise ValueError(
-            f"vanilla='redraw' cannot draw the parameters of {', '.join(stuck)}: no reset_parameters method, or one "
-            f"that does not set them. Add one, or {_PASS}"
+        raise _CannotDraw(
+            f"cannot draw the parameters of {', '.join(stuck)}: no reset_parameters method, or one that does not set "
+            "them. Add one, or"
         )
 
 
-def _check_new(work: nn.Module, model: nn.Module) -> None:
-    """Raise with the parameters that have the model's own values again; small or constant ones can by chance."""
-    own = dict(model.named_parameters())
-    drawn = [(name, p) for name, p in work.named_parameters() if p.requires_grad and not is_lazy(p)]
-    varied = [(name, p) for name, p in drawn if p.numel() > 1 and (p != p.flatten()[0]).any()]
-    same = [name for name, p in varied if torch.equal(p, own[name])]
-    large = [name for name, p in varied if name in same and p.numel() > _LARGE]
-    if large or (same and all(torch.equal(p, own[name]) for name, p in drawn)):
-        raise ValueError(
-            f"vanilla='redraw' drew the model's own current weights of {', '.join((large or same)[:5])}: does an "
-            f"init_weights load a saved state, or start from a fixed seed? Rewinding would change nothing there. {_FIX}"
+def _check_new(drawn: Mapping[str, Tensor], old: Mapping[str, Tensor], which: str) -> None:
+    """Raise with the parameters that have the old values again; small or constant ones can by chance."""
+    varied = [name for name, p in drawn.items() if p.numel() > 1 and (p != p.flatten()[0]).any()]
+    again = {name for name, p in drawn.items() if torch.equal(p, old[name].detach().to(p.device, p.dtype))}
+    same = [name for name in varied if name in again]
+    large = [name for name in same if drawn[name].numel() > _LARGE]
+    if large or (same and len(again) == len(drawn)):
+        raise _CannotDraw(
+            f"drew the model's {which} weights of {', '.join((large or same)[:5])}: does an init_weights load a saved "
+            "state, or start from a fixed seed? Rewinding would change nothing there. Instead,"
+        )
+
+
+def _warn_of_spread(fresh: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> None:
+    unlike = []
+    for name, p in fresh.items():
+        now, then = (float(values.float().std(correction=0)) for values in (p, initial[name]))
+        if p.numel() >= _LARGE and max(now, then) > _SPREAD * min(now, then):
+            unlike.append(f"{name} {now:.2g} instead of {then:.2g}")
+    if unlike:
+        warnings.warn(
+            f"values='fresh': the fresh values are spread unlike the initial ones (standard deviations: "
+            f"{', '.join(unlike[:3])}): your own initialisation (for example in __init__) is not applied. Put it into "
+            "init_weights(), or leave values at 'initial'.",
+            UserWarning,
+            stacklevel=3,
         )
 
 
 _LARGE = 100
-_FIX = f"Instead, {_PASS}"
+_SPREAD = 1.5  # of 100 normal values, standard deviations differ by this factor with a probability below 1e-4

@@ -119,3 +119,15 @@ def _count_high(keys: NDArray[np.uint32]) -> NDArray[np.int64]:
 
 def _chunks(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
     return (flat[begin : begin + _CHUNK] for begin in range(0, len(flat), _CHUNK))
+
+
+def how_rewound(values: str, hold: bool, tune: str = "rest") -> str:
+    """What was done to the chosen weights, in words, by the settings of the callbacks.
+
+    >>> how_rewound("initial", True), how_rewound("trained", True), how_rewound("fresh", False)
+    ('rewound and held', 'held at their trained values', 'rewound to fresh values and not held')
+    """
+    if values == "trained":
+        return "held at their trained values" if tune == "rest" else "not rewound, and tuned alone"
+    where = {"fresh": " to fresh values", "zero": " to zero"}.get(values, "")
+    return f"rewound{where} and {'not held' if not hold else 'held' if tune == 'rest' else 'tuned alone'}"

@@ -17,7 +17,7 @@ from lightning_cwrf.outputs import collect_outputs
 
 _MANY_CLASSES = 10
 _ENOUGH_WEIGHTS = 1000
-_GUESSES = "the model does no better on its training data than guessing"
+GUESSES = "the model does no better on its training data than guessing"
 LOOKS_UNTRAINED = "It looks untrained"
 _LOAD = (
     'Load its finished weights first: load_from_checkpoint, or FinishedWeightsCallback("finished.ckpt") before the '
@@ -63,14 +63,14 @@ def check_trained(
         outputs = collect_outputs(model, some_batches(members, 1024), name="members", transfer=transfer)
     found = outcome(outputs.logits, outputs.targets)
     if found.looks_untrained or (found.guesses and descends is False):
-        raise ValueError(f"{_GUESSES}: {found}. {LOOKS_UNTRAINED}. {_LOAD}.")
+        raise ValueError(f"{GUESSES}: {found}. {LOOKS_UNTRAINED}. {_LOAD}.")
     if descends is False and found.loss > 0.5 * found.guessing:
         raise ValueError(
             f"the model's weights do not correlate with the vanilla weights, and {found}: either it is untrained, or "
             f'the vanilla weights are not those that it was trained from. {_LOAD}; or pass vanilla="redraw".'
         )
     if found.guesses and descends is None:
-        warnings.warn(f"{_GUESSES}: {found}. If it is untrained: {_LOAD}.", stacklevel=2)
+        warnings.warn(f"{GUESSES}: {found}. If it is untrained: {_LOAD}.", stacklevel=2)
     elif descends is False:
         warnings.warn(
             "the model's weights do not correlate with the vanilla weights: it was not trained from those. To rewind "
@@ -128,7 +128,7 @@ class Outcome(NamedTuple):
         if not self.guesses:
             return None
         looks = f"{LOOKS_UNTRAINED}: are" if self.looks_untrained else "Was it trained, and are"
-        return f"{_GUESSES}: {self}. {looks} its finished weights loaded? Attacks find nothing in an untrained model."
+        return f"{GUESSES}: {self}. {looks} its finished weights loaded? Attacks find nothing in an untrained model."
 
     def __str__(self) -> str:
         return f"its loss is {self.loss:.3g}, and guessing by the frequencies of the classes gives {self.guessing:.3g}"

@@ -44,7 +44,7 @@ def test_a_failing_attack_does_not_stop_the_others(raising, error, reason, tmp_p
     result = audit_outputs(outputs(0), outputs(1), attacks=["own", "loss"])
     assert list(result.estimates) == list(result.scores) == ["loss"]
     assert result.failures == {"own": reason}
-    assert f"the own attack failed: {reason}" in str(result)
+    assert f"own failed: {reason}" in str(result)
     assert AuditResult.load(result.save(tmp_path / "a.json")).failures == result.failures
     scores, failures = attack_scores(outputs(0), outputs(1), attacks=["own", "loss"])
     assert (list(scores), failures) == (["loss"], {"own": reason})

@@ -29,7 +29,8 @@ def main(out: Path) -> None:
     torch.manual_seed(100 + int(os.environ.get("LOCAL_RANK", "0")))
     audit = MIAAuditCallback(loader(100, 140), every_n_epochs=0)
     rewind = CriticalRewindCallback(rate=0.1)
-    scoring = PrivacyScoringCallback(loader(140, 180, shuffle=True), out / "vanilla.safetensors", steps=3)
+    reference = loader(140, 180, shuffle=True)
+    scoring = PrivacyScoringCallback(reference, out / "vanilla.safetensors", steps=3, keep_scores=True)
     run = trainer(callbacks=[scoring, rewind, GradientMaskCallback(), audit], **settings)
     run.fit(RelaxLossMixin.attach(first, alpha=0.5), loader(0, 64, shuffle=True))
     state = {f"weight/{n}": p.detach().clone() for n, p in first.named_parameters()}

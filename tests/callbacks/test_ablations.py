@@ -22,7 +22,7 @@ def run(rewind=None, mask=None, scoring=None, seed=0, epochs=2, **trainer_settin
 
 
 def test_a1_removes_instead_of_rewinding():
-    model, callbacks, *_ = run(rewind={"to": "zero"})
+    model, callbacks, *_ = run(rewind={"values": "zero"})
     for name, p in model.named_parameters():
         assert (p[callbacks[1].mask.masks[name]] == 0).all()
 
@@ -61,7 +61,9 @@ def test_the_ends_of_the_rate(rate):
 
 
 def test_learnability_and_random_scores():
-    _, learn, _, _ = run(scoring={"kind": "learnability", "lr": 0.0, "members": list(loader(0, 64))})
+    _, learn, _, _ = run(
+        scoring={"kind": "learnability", "lr": 0.0, "members": list(loader(0, 64)), "keep_scores": True}
+    )
     expected = learnability_scores(finished()[0], list(loader(0, 64)), steps=2, lr=0.0)
     assert all(torch.equal(learn[0].scores[n], s) for n, s in expected.items())
     _, first, _, _ = run(scoring={"kind": "random"})
@@ -82,8 +84,8 @@ def test_per_layer_shares():
 
 
 def test_unknown_words():
-    with pytest.raises(ValueError, match="to must be"):
-        CriticalRewindCallback(to="init")
+    with pytest.raises(ValueError, match="values must be 'initial' or 'fresh' or 'trained' or 'zero', not 'init'"):
+        CriticalRewindCallback(values="init")
     with pytest.raises(ValueError, match="tune must be"):
         GradientMaskCallback(tune="all")
     with pytest.raises(ValueError, match="kind must be"):

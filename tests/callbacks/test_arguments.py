@@ -103,7 +103,8 @@ def test_defaults_are_the_published_settings():
         "kind": "privacy", "lam": 0.7, "steps": 30, "lr": 1e-3, "batch_size": 256, "vanilla": "redraw"
     }  # fmt: skip
     assert CriticalRewindCallback().settings() == {
-        "rate": 0.03, "per_layer": False, "scores": None, "to": "vanilla", "vanilla": None
+        "rate": 0.03, "per_layer": False, "scores": None, "values": "initial", "hold": True, "batchnorm": "keep",
+        "seed": None, "vanilla": None
     }  # fmt: skip
     assert GradientMaskCallback().settings() == {"tune": "rest", "mask": None}
     assert VanillaSnapshotCallback().overwrite is False
@@ -111,4 +112,5 @@ def test_defaults_are_the_published_settings():
 
 def test_vanilla_weights_are_a_setting_of_the_rewind_where_it_uses_them():
     assert CriticalRewindCallback(vanilla="redraw").settings()["vanilla"] == "redraw"
-    assert CriticalRewindCallback(vanilla="redraw", to="zero").settings()["vanilla"] is None
+    with pytest.raises(ValueError, match="vanilla has the initial values, and values is 'zero': leave it out here"):
+        CriticalRewindCallback(vanilla="redraw", values="zero")

@@ -141,7 +141,7 @@ def test_weights_that_do_not_fit_are_an_error_that_names_them(first_files, tmp_p
         fit(Classifier(), {**state, "more": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"'net\.0\.weight' of shape \(8, 1, 3, 3\) instead of \(4, 1, 3, 3\)"):
         fit(Classifier(width=4), state)
-    with pytest.raises(ValueError, match=r"have 'net\.0\.weight' as torch\.int8"):
+    with pytest.raises(ValueError, match=r"has 'net\.0\.weight' as torch\.int8"):
         fit(Classifier(), {name: (100 * value).to(torch.int8) for name, value in state.items()})
     with pytest.raises(ValueError, match=r"NaN or infinite values in 'net\.5\.bias'"):
         fit(Classifier(), {**state, "net.5.bias": torch.full((10,), torch.nan)})

@@ -81,7 +81,7 @@ def test_the_same_callbacks_continue_with_the_same_module_and_start_over_with_an
 
 def test_each_callback_alone_from_files(tmp_path):
     model, vanilla = finished()
-    callbacks = cwrf(vanilla)
+    callbacks = cwrf(vanilla, keep_scores=True)
     trainer(callbacks=callbacks, max_epochs=1).fit(model, loader(0, 32))
     callbacks[0].save_scores(tmp_path / "scores.safetensors")
     mask_file = callbacks[1].mask.save(tmp_path / "mask.safetensors")
@@ -169,6 +169,41 @@ def test_a_checkpoint_of_a_hardening_is_little_larger_than_that_of_a_plain_run(t
         sizes.append((tmp_path / "run.ckpt").stat().st_size)
     weights = 4 * sum(p.numel() for p in model.parameters())
     assert sizes[1] - sizes[0] < 0.1 * weights + 15_000
+
+
+class Holds(Callback):
+    """What the scoring holds when the first step begins."""
+
+    def on_train_batch_start(self, trainer, *_):
+        scoring = trainer.callbacks[0]
+        self.held = [scoring.scores is not None, scoring.vanilla_weights is not None]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("rewinds", [False, True])
+def test_scores_are_dropped_when_a_mask_was_made_of_them_unless_they_are_to_be_kept(keep, rewinds, tmp_path):
+    model, vanilla = finished()
+    holds = Holds()
+    callbacks = cwrf(save_vanilla(vanilla, tmp_path / "vanilla.safetensors"), keep_scores=keep)
+    trainer(callbacks=[*callbacks[: 3 if rewinds else 1], holds], max_epochs=1).fit(model, loader(0, 32))
+    kept = keep or not rewinds
+    assert holds.held == [kept, True]
+    if kept:
+        callbacks[0].save_scores(tmp_path / "scores.safetensors")
+        return
+    with pytest.raises(RuntimeError, match=r"dropped where a CriticalRewindCallback.*keep_scores=True"):
+        callbacks[0].save_scores(tmp_path / "scores.safetensors")
+
+
+def test_a_file_of_vanilla_weights_is_read_when_the_scores_are_dropped(tmp_path, monkeypatch):
+    """Both are as large as the model: they must not be held at the same time."""
+    model, vanilla = finished()
+    callbacks = cwrf(save_vanilla(vanilla, tmp_path / "vanilla.safetensors"))
+    held, load = [], scoring.load_vanilla
+    monkeypatch.setattr(scoring, "load_vanilla", lambda *given: held.append(callbacks[0].scores) or load(*given))
+    trainer(callbacks=callbacks, max_epochs=1).fit(model, loader(0, 32))
+    assert held == [None, None]
+    assert_frozen(model, callbacks[1].mask, vanilla)
 
 
 def test_vanilla_weights_are_kept_until_the_fit_ends_and_loaded_once_unless_from_a_file(tmp_path, monkeypatch):

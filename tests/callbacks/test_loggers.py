@@ -57,7 +57,8 @@ def test_settings_are_hyper_parameters_of_the_loggers_alone(tmp_path):
         1,
         "privacy",
     )
-    assert (logged["cwrf/rewind/rate"], logged["cwrf/rewind/to"]) == (0.05, "vanilla")
+    assert (logged["cwrf/rewind/rate"], logged["cwrf/rewind/values"]) == (0.05, "initial")
+    assert (logged["cwrf/rewind/hold"], logged["cwrf/rewind/batchnorm"]) == (True, "keep")
     assert (logged["cwrf/rewind/weights"], logged["cwrf/rewind/of_weights"]) == (mask.count, mask.total)
     assert logged["width"] == 8  # the module's own are kept
     assert not [name for name in run.lightning_module.hparams if "cwrf" in name]

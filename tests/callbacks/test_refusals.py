@@ -72,7 +72,7 @@ def test_wiring_mistakes(callbacks, message):
 
 def test_a_rewind_that_nothing_holds_or_that_chooses_nothing_is_reported():
     model, vanilla = finished()
-    with pytest.warns(UserWarning, match="nothing holds the rewound weights"):
+    with pytest.raises(MisconfigurationException, match=r"nothing would hold .* CriticalRewindCallback\(hold=False\)"):
         trainer(callbacks=cwrf(vanilla)[:2], max_epochs=1).fit(model, loader(0, 32))
     model, vanilla = finished()
     with pytest.warns(UserWarning, match="nothing is rewound"):

@@ -54,7 +54,8 @@ def go_on(half, callbacks, attach=True):
     [
         ({"rewind": {"rate": 0.4}}, r"CriticalRewindCallback did its work with rate=0\.2, and now it has rate=0\.4: "),
         ({"rewind": {"per_layer": True}}, "per_layer=False, and now it has per_layer=True"),
-        ({"rewind": {"to": "zero"}}, "to='vanilla', and now it has to='zero'"),
+        ({"rewind": {"values": "zero"}}, "values='initial', and now it has values='zero'"),
+        ({"rewind": {"batchnorm": "reset"}}, "batchnorm='keep', and now it has batchnorm='reset'"),
         ({"scoring": {"lam": 0.9}}, r"PrivacyScoringCallback did its work with lam=0\.7, and now it has lam=0\.9"),
         ({"scoring": {"kind": "learnability"}}, "kind='privacy', and now it has kind='learnability'"),
         ({"scoring": {"steps": 3}}, "steps=2, and now it has steps=3"),
@@ -183,7 +184,7 @@ def test_checkpoints_of_earlier_versions_can_be_resumed(half, tmp_path):
 def test_a_resumed_run_knows_that_scores_are_not_kept(half, tmp_path):
     callbacks = cwrf(half[0] / "vanilla.safetensors")
     go_on(half, callbacks)
-    with pytest.raises(RuntimeError, match="Save them in the run that scores"):
+    with pytest.raises(RuntimeError, match=r"keep_scores=True\) in the run that scores"):
         callbacks[0].save_scores(tmp_path / "scores.safetensors")
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, random_split
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, random_split
 
 from lightning_cwrf import MIAAuditCallback
+from lightning_cwrf.trainers import datamodule_loader
 from tests.callbacks.helpers import Splits, hardening
 from tests.helpers import Classifier, loader, part, trainer
 
@@ -88,3 +90,63 @@ def test_splits_that_are_not_there_are_an_error():
         MIAAuditCallback(nonmembers="tset")
     with pytest.raises(TypeError, match="members: expected a DataLoader"):
         MIAAuditCallback(nonmembers="test", members=3)
+
+
+class Wrapped(Dataset):
+    """A data set of one's own over another, with noise from the global random state."""
+
+    def __init__(self, data, noise=0.0):
+        self.data, self.noise = data, noise
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        x, y = self.data[i]
+        return x + self.noise * torch.randn(()), y
+
+
+HIDDEN = {
+    "a Subset of a Subset": lambda split: Subset(split, range(100)),
+    "another class": Wrapped,
+    "in a list": Wrapped,
+    "augmented": lambda split: Wrapped(split, noise=0.1),
+    "copied": lambda split: TensorDataset(*map(torch.stack, zip(*split, strict=True))),
+    "joined": lambda split: ConcatDataset([split, TensorDataset(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))]),
+}
+
+
+@pytest.mark.parametrize("how", HIDDEN)
+@pytest.mark.parametrize("seeded", [False, True])
+def test_a_random_split_is_found_in_every_kind_of_data_set(how, seeded):
+    whole = TensorDataset(torch.arange(200.0).view(200, 1), torch.arange(200) % 2)  # labels alone cannot tell
+
+    class Hiding(LightningDataModule):
+        def setup(self, stage):
+            torch.rand(1)  # so that it is set up twice
+            generator = torch.Generator().manual_seed(3) if seeded else None
+            order = torch.randperm(100, generator=generator)[:50].tolist()
+            pairs = Subset(whole, [place for i in order for place in (2 * i, 2 * i + 1)])  # one of each class
+            self.part = HIDDEN[how](pairs)
+
+        def test_dataloader(self):
+            found = DataLoader(self.part, batch_size=16)
+            return [found] if how == "in a list" else found
+
+    if seeded:
+        assert isinstance(datamodule_loader(Hiding(), "test"), DataLoader)
+        return
+    with pytest.raises(MisconfigurationException, match="Hiding splits its data at random"):
+        datamodule_loader(Hiding(), "test")
+
+
+def test_several_loaders_of_a_random_setup_are_refused_by_name():
+    class Two(Splits):
+        def setup(self, stage):
+            torch.rand(1)
+
+        def test_dataloader(self):
+            return [loader(0, 8), loader(8, 16)]
+
+    with pytest.raises(MisconfigurationException, match=r"Two\.test_dataloader cannot be used as one split"):
+        datamodule_loader(Two(), "test")

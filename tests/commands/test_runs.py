@@ -1,5 +1,6 @@
 """The commands on a user's real model and data, from the first check to the report."""
 
+import json
 import logging
 import os
 import re
@@ -126,6 +127,22 @@ def test_the_same_seed_gives_the_same_model(user):
         assert main(harden(out=out, steps="2")) == 0
     a, b = (torch.load(f"{out}/hardened.ckpt", weights_only=True)["state_dict"] for out in ("a", "b"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_hardening_with_other_values_that_are_not_held(user, capsys):
+    levers = {"values": "fresh", "hold": "false", "seed": 3}
+    assert main(harden("--dry-run", rate="0.1", **levers)) == 0
+    assert "10.00% of them are then rewound to fresh values and not held" in capsys.readouterr().out
+    assert main(harden(rate="0.1", steps="2", **levers)) == 0
+    assert "hardened, r = 0.1, rewound to fresh values and not held" in capsys.readouterr().out
+    page = Path("hardened/report.html").read_text(encoding="utf-8")
+    assert "were rewound to fresh values and not held" in page
+    settings = json.loads(Path("hardened/settings.json").read_text())["settings"]
+    assert {name: settings[name] for name in ("values", "hold", "batchnorm")} == {
+        "values": "fresh", "hold": "False", "batchnorm": "keep"
+    }  # fmt: skip
+    rewind = torch.load("hardened/hardened.ckpt", weights_only=True)["callbacks"]["CriticalRewindCallback"]["settings"]
+    assert (rewind["values"], rewind["seed"], rewind["hold"]) == ("fresh", 3, False)
 
 
 def test_a_hardening_with_shadow_models(user, capsys):

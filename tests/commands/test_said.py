@@ -5,11 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from torch.nn import functional as F
 
 from lightning_cwrf import AuditResult, WeightMask
+from lightning_cwrf.auditing.saved import read_json, write_json
 from lightning_cwrf.commands import main
+from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.report.changes import conclusion
 from tests.commands.conftest import NAME as M
+from tests.commands.test_runs import mine
 from tests.commands.test_wrong_use import audit as audit_words
 from tests.commands.test_wrong_use import export, harden
 from tests.report.cases import Page
@@ -29,8 +33,13 @@ def page_of(path):
 
 
 def test_a_hardening_says_what_it_used_and_what_came_of_it(hardened):
-    tuning = "fine-tuning: 2 epochs with relaxloss, alpha = 1.0 (default), upper = 1.0 (default); change it with "
-    assert hardened.out.count(f"{tuning}--max_epochs, --defense.alpha") == 2  # before it, and in the summary
+    (loss,) = set(re.findall(r"alpha = (\S+) \(the finished model's loss on the reference data\)", hardened.out))
+    tuning = f"fine-tuning: 2 epochs with relaxloss, alpha = {loss} (the finished model's loss on the reference data), "
+    tuning += "upper = 1.0 (default); change it with --max_epochs, --defense.alpha"
+    assert hardened.out.count(tuning) == 2  # before it, and in the summary
+    model = mine().Net.load_from_checkpoint("finished.ckpt")
+    outputs = collect_outputs(model, mine().Data().val_dataloader())
+    assert loss == str(float(f"{F.cross_entropy(outputs.logits, outputs.targets):.2g}"))
     files = {"finished": "finished", "control, r = 0": "control", "hardened, r = 0.03": "hardened"}
     said = conclusion({name: AuditResult.load(f"hardened/{file}.json") for name, file in files.items()})
     assert hardened.out.endswith("\n".join(["What this shows:", *(f"  {line}" for line in said)]) + "\n")
@@ -43,6 +52,24 @@ def test_a_hardening_says_what_it_used_and_what_came_of_it(hardened):
 def test_the_plan_says_how_strong_the_defense_is(user, capsys):
     assert main(harden("--dry-run", "--defense.alpha", "0.5", "--defense.upper", "0.9", max_epochs="7")) == 0
     assert "fine-tune 7 epochs with relaxloss, alpha = 0.5, upper = 0.9; change" in capsys.readouterr().out
+    assert main(harden("--dry-run")) == 0
+    assert "relaxloss, alpha = the finished model's loss on the reference data, upper" in capsys.readouterr().out
+
+
+def test_a_given_strength_is_used(user, capsys):
+    assert main(harden("--defense.alpha", "0.7", steps="2", max_epochs="1")) == 0
+    out = capsys.readouterr().out
+    assert out.count("relaxloss, alpha = 0.7, upper = 1.0 (default)") == 2
+    assert "loss on the reference data" not in out
+
+
+def test_reference_data_without_true_labels_give_no_strength(user, capsys):
+    unlabelled = ("--reference", f"{M}.unlabelled")
+    assert main(harden(*unlabelled, steps="2", max_epochs="1")) == 2
+    said = capsys.readouterr().err
+    assert "--defense.alpha is the finished model's loss on the reference data where it is not given" in said
+    assert not Path("hardened").exists()
+    assert main(harden(*unlabelled, "--defense.alpha", "0.5", steps="2", max_epochs="1")) == 0
 
 
 def test_an_audit_ends_with_its_verdict(user, capsys):
@@ -117,6 +144,59 @@ def test_a_model_is_exported_with_its_card(user, capsys):
     assert main(given) == 2
     assert main([*given, "--overwrite"]) == 0
     assert main(export(out="model.safetensors", model=f"{M}.HookedNet")) == 0
+
+
+def card_of(path):
+    return Path(path).with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_the_card_of_a_hardened_model_says_how_it_was_hardened(hardened, capsys):
+    given = export(out="given/model.ckpt", checkpoint="hardened/hardened.ckpt", audit="hardened/hardened.json")
+    assert main(given) == 0
+    card = card_of("given/model")
+    count = WeightMask.load("hardened/mask.safetensors").count
+    for line in (
+        "defense: name | RelaxLossMixin",
+        "defense: alpha taken from | the finished model's loss on the reference data",
+        "rewinding: rate | 0.03",
+        "rewinding: vanilla | init.safetensors",
+        "fine-tuning: max_epochs | 2",
+        "scoring: steps | 2",
+    ):
+        assert f"| {line} |" in card, card
+    assert f"| rewinding: chosen | {count:,} of " in card
+    assert "not known" not in card
+    # Elsewhere, the settings are named.
+    shutil.copy("hardened/hardened.ckpt", "elsewhere.ckpt")
+    assert main(export(out="b.ckpt", checkpoint="elsewhere.ckpt")) == 0
+    assert "Nothing is known" in card_of("b")
+    assert main(export(out="c.ckpt", checkpoint="elsewhere.ckpt", settings="hardened/settings.json")) == 0
+    assert "| defense: alpha | " in card_of("c")
+
+
+def test_the_card_has_no_settings_of_another_hardening(hardened, capsys):
+    own = "hardened/settings.json"
+    assert main(export(out="a.ckpt", settings=own)) == 2  # of the model before the hardening
+    assert f"{own} is of a hardening that gave other weights than those of finished.ckpt" in capsys.readouterr().err
+    assert not Path("a.ckpt").exists()
+    shutil.copy("finished.ckpt", "hardened/finished.ckpt")
+    assert main(export(out="a.ckpt", checkpoint="hardened/finished.ckpt")) == 0
+    assert "gave other weights than those of hardened/finished.ckpt: the card has no" in capsys.readouterr().out
+    assert "Nothing is known" in card_of("a")
+    shutil.copy("hardened/hardened.json", own)
+    assert main(export(out="b.ckpt", checkpoint="hardened/hardened.ckpt")) == 2
+    assert f"{own} is not a record of a hardening" in capsys.readouterr().err
+    assert main(export("--overwrite", out="a.ckpt", checkpoint="hardened/finished.ckpt")) == 0
+    assert f"{own} is no record of a hardening: the card has no settings" in capsys.readouterr().out
+
+
+def test_the_card_says_where_it_is_not_known_whose_settings_they_are(hardened):
+    record = read_json("hardened/settings.json", "lightning_cwrf.Hardening/1")
+    del record["weights"]  # as an early version wrote it
+    write_json(record, "hardened/settings.json")
+    assert main(export(out="a.ckpt", checkpoint="hardened/hardened.ckpt")) == 0
+    assert "| of these weights | not known |" in card_of("a")
+    assert "| defense: alpha | " in card_of("a")
 
 
 def test_shadow_models_are_trained_on_a_pool_that_holds_all_and_more(user):

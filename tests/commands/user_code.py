@@ -139,6 +139,11 @@ def members(count: int = 200):
     return examples(0, count)
 
 
+def unlabelled():
+    images = torch.stack([image for image, _ in examples(1000, 1200)])
+    return TensorDataset(images, torch.zeros(200, dtype=torch.long))
+
+
 def population():
     return examples(1000, 1500)
 

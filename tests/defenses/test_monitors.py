@@ -147,3 +147,44 @@ def test_dp_sgd_checks_before_it_hooks_the_layers():
     settings = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "target_delta": 1e-2}
     with pytest.raises(MisconfigurationException, match="DPSGDMixin replaces"):
         fit(DPSGDMixin.attach(Linear(), **settings), EarlyStopping("train/acc"))
+
+
+class Metrics(Classifier):
+    """Metrics of the training step, computed by a hook or given to Lightning as objects, and one of the validation."""
+
+    def __init__(self, objects=False):
+        super().__init__()
+        self.objects = objects
+        self.accuracy, self.val_accuracy = (Accuracy("multiclass", num_classes=10) for _ in range(2))
+
+    def training_step(self, batch, batch_idx):
+        logits = self(batch[0])
+        self.accuracy.update(logits, batch[1])
+        return F.cross_entropy(logits, batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.val_accuracy.update(self(batch[0]), batch[1])
+
+    def on_train_epoch_end(self):
+        for name in ("accuracy", "val_accuracy"):
+            metric = getattr(self, name)
+            self.log(name, metric if self.objects else metric.compute())
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_a_metric_of_the_replaced_step_is_a_warning_and_others_are_not(objects, recwarn):
+    model = RelaxLossMixin.attach(Metrics(objects))
+    run = fit(model, validation=True, max_epochs=2)
+    said = [str(each.message) for each in recwarn if "nothing has updated it" in str(each.message)]
+    assert len(said) == 1  # in two epochs
+    assert said[0].startswith("the metric 'accuracy' is computed")
+    assert run.callback_metrics["accuracy"] == 0
+    assert run.callback_metrics["val_accuracy"] > 0
+    copied = copy.deepcopy(model)
+    copied.accuracy.update(torch.eye(10), torch.arange(10))
+    assert copied.accuracy.compute() == 1
+
+
+def test_without_a_defense_metrics_are_left_alone(recwarn):
+    fit(Metrics(), validation=True)
+    assert not [each for each in recwarn if "nothing has updated it" in str(each.message)]

@@ -35,7 +35,7 @@ CARRIED = {
         "kind": "random",
         "batch_size": 9,
     },
-    CriticalRewindCallback: {"rate": 0.2, "per_layer": True, "to": "zero"},
+    CriticalRewindCallback: {"rate": 0.2, "per_layer": True, "values": "zero", "batchnorm": "estimate"},
     GradientMaskCallback: {"tune": "masked"},
 }
 REFUSED = {
@@ -61,7 +61,7 @@ def hardened(**changed):
 @pytest.mark.parametrize("kind", CALLBACKS)
 def test_every_setting_of_a_callback_is_listed(kind):
     """Add a new parameter to one of the lists above, and to CWRFConfig."""
-    mine = {"vanilla", "members"} if kind is PrivacyScoringCallback else set()
+    mine = {PrivacyScoringCallback: {"vanilla", "members"}, CriticalRewindCallback: {"hold", "seed"}}.get(kind, set())
     assert parameters(kind) <= set(CARRIED[kind]) | set(REFUSED.get(kind, ())) | mine
 
 
@@ -82,6 +82,32 @@ def test_a_setting_of_one_model_raises_by_name(kind, name):
     run = hardened(**{kind.__name__: {name: REFUSED[kind][name]}})
     with pytest.raises(ValueError, match=rf"{kind.__name__}\({name}=\.\.\.\) cannot be carried .* Leave it out"):
         SET_UP(run, Classifier(width=4))
+
+
+def test_weights_that_are_not_held_are_carried():
+    scoring = PrivacyScoringCallback(part(200, 232), capture(Classifier(width=4)))
+    run = trainer(callbacks=[scoring, CriticalRewindCallback(0.2, hold=False)])
+    cwrf = SET_UP(run, Classifier(width=4)).cwrf
+    assert cwrf.hold is False
+    assert [type(each).__name__ for each in cwrf.callbacks({})] == ["_ShadowScoring", "CriticalRewindCallback"]
+    with pytest.raises(ValueError, match="one of them without the other"):
+        SET_UP(hardened(CriticalRewindCallback={"hold": False}), Classifier(width=4))
+    with pytest.raises(ValueError, match=r"and, unless hold=False, GradientMaskCallback"):
+        SET_UP(trainer(callbacks=[scoring, CriticalRewindCallback(0.2)]), Classifier(width=4))
+    with pytest.raises(ValueError, match="tune says which weights are held, and hold=False holds none"):
+        CWRFConfig(part(0, 5), hold=False, tune="masked")
+
+
+def test_fresh_values_are_of_each_models_own_seed():
+    recipe = SET_UP(hardened(CriticalRewindCallback={"values": "fresh", "seed": 7, "rate": 1.0}), Classifier(width=4))
+    recipe = replace(recipe, trainer_kwargs={**recipe.trainer_kwargs, "accelerator": "cpu"})
+    start = capture(Classifier(width=4))
+    first, again, other = (capture(recipe(part(0, 32), seed, start))["net.5.weight"] for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.isclose(first, other).any()
+    torch.manual_seed(5)
+    assert not torch.isclose(first, Classifier(width=4).net[5].weight).any()
+    assert first.abs().max() <= start["net.5.weight"].abs().max() * 1.5
 
 
 def test_an_unknown_setting_raises(monkeypatch):
@@ -187,6 +213,9 @@ def test_a_redrawn_model_has_redrawn_shadow_models(tmp_path):
         ({"vanilla": "zero"}, ValueError, "vanilla must be 'own' or 'redraw'"),
         ({"members": part(0, 2)}, ValueError, "members must be 'training' or 'plain'"),
         ({"batch_size": 3.0}, TypeError, "batch_size must be an integer"),
+        ({"values": "trained", "hold": False}, ValueError, "changes nothing and holds nothing"),
+        ({"hold": "no"}, TypeError, "hold must be True or False"),
+        ({"batchnorm": "new"}, ValueError, "batchnorm must be 'keep' or 'reset' or 'estimate'"),
     ],
 )
 def test_invalid_settings_raise(settings, error, message):

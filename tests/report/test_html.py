@@ -43,7 +43,7 @@ def test_every_attack_measure_p_value_note_and_failure_is_shown(tmp_path):
         for each in found.values():
             assert str(each).split(" [")[0] in page.text
             assert each.p_value is None or f"p = {each.p_value:.2g}" in page.text
-    for note in [*result.notes(), "odd data", "the rmia attack failed: no population"]:
+    for note in [*result.notes(), "odd data", "RMIA failed: no population"]:
         assert note in page.text
     assert "Attacks that failed, at least on one model: RMIA." in page.text
 
@@ -185,9 +185,9 @@ def test_a_page_of_many_examples_stays_small(tmp_path):
 
 def test_settings_and_versions_are_shown(tmp_path):
     page, _ = page_of(
-        audited(), tmp_path, settings={"rewind": {"rate": 0.03, "to": "vanilla"}, "seed": 0, "none": None}
+        audited(), tmp_path, settings={"rewind": {"rate": 0.03, "values": "initial"}, "seed": 0, "none": None}
     )
-    for row in (["rewind.rate", "0.03"], ["rewind.to", "vanilla"], ["seed", "0"], ["none", "None"]):
+    for row in (["rewind.rate", "0.03"], ["rewind.values", "initial"], ["seed", "0"], ["none", "None"]):
         assert row in page.cells
     assert f"torch {torch.__version__.partition('+')[0]}" in page.text
     assert "No settings were given" in page_of(audited(), tmp_path, overwrite=True)[0].text

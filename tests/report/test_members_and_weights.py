@@ -39,6 +39,25 @@ def test_the_layers_of_the_rewound_weights(tmp_path):
     assert "Rewound weights" not in page_of(audited(), tmp_path, overwrite=True)[0].text
 
 
+@pytest.mark.parametrize(
+    ("settings", "title", "said"),
+    [
+        ({"rewind": {"values": "fresh", "hold": False}}, "Rewound weights", "rewound to fresh values and not held"),
+        ({"values": "initial", "hold": "False"}, "Rewound weights", "were rewound and not held"),  # of cwrf harden
+        ({"values": "zero", "hold": "True"}, "Rewound weights", "were rewound to zero and held"),
+        ({"values": "trained", "hold": "True"}, "Held weights", "were held at their trained values"),
+        ({"rewind": "CWRF"}, "Rewound weights", "were rewound and held"),
+        ({"values": 3}, "Rewound weights", "were rewound and held"),
+    ],
+    ids=str,
+)
+def test_the_page_says_what_was_done_to_the_chosen_weights(settings, title, said, tmp_path):
+    mask = WeightMask({"net.0.weight": torch.tensor([True, False])})
+    page, _ = page_of(audited(), tmp_path, mask=mask, settings=settings)
+    assert f"1 of 2 weights (50.00%) {said}." in page.text
+    assert title in page.text
+
+
 def test_the_most_exposed_members_by_the_strongest_attack(tmp_path):
     result = random_audit(shift=2.0, attacks=["loss", "entropy"])
     aucs = {attack: found["auroc"].value for attack, found in result.estimates.items()}

@@ -121,7 +121,7 @@ def test_the_comparison_has_a_column_per_model_and_a_row_per_measure():
     assert table.splitlines()[10:13] == [
         "",
         "In brackets: 95% confidence interval.",
-        "the rmia attack failed: no population",
+        "RMIA failed: no population",
     ]
     assert table.count("TPR at 0.1% FPR: too few") == 1
 

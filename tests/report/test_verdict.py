@@ -159,5 +159,5 @@ def test_an_attack_that_failed_on_one_model_is_not_compared(tmp_path):
 def test_an_audit_in_which_every_attack_failed_says_nothing(tmp_path):
     page, text = page_of(audited(attacks=[]), tmp_path)
     assert "No attack could run: this audit says nothing about the model." in page.text
-    assert "the rmia attack failed: no population" in page.text
+    assert "RMIA failed: no population" in page.text
     assert "ROC of" not in text

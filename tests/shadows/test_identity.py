@@ -221,6 +221,18 @@ def test_the_keys_of_stores_do_not_change():
     assert identity([{"a": (i for i in range(3))}], version="1")[:32] == "76f6cf110475cfeef685fc192b6af0af"
 
 
+def test_every_setting_of_cwrf_has_its_part_in_a_key():
+    """A field that came later has none at its default, so that stores from before are found."""
+    data = part(0, 5)
+    changed = [
+        {}, {"values": "fresh"}, {"values": "zero"}, {"values": "trained"}, {"hold": False}, {"batchnorm": "reset"},
+        {"batchnorm": "estimate"}, {"values": "fresh", "hold": False}, {"rate": 0.1}, {"tune": "masked"},
+    ]  # fmt: skip
+    found = [identity(CWRFConfig(data, **settings)) for settings in changed]
+    assert len(set(found)) == len(changed)
+    assert identity(CWRFConfig(data, values="initial", hold=True, batchnorm="keep")) == found[0]
+
+
 def test_recipes_are_identified_by_their_arguments():
     assert identity(Memorise(3)) != identity(Memorise(4))
 

@@ -1,13 +1,14 @@
 """Initial weights drawn again as a library's own classes draw them: Hugging Face, timm, PEFT, and stand-ins of them."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
-from lightning_cwrf.weights.redraw import redraw
+from lightning_cwrf.weights.redraw import fresh_weights, redraw
 from lightning_cwrf.weights.vanilla import capture, load_vanilla
 from tests.helpers import Classifier, loader, trainer
 
@@ -288,3 +289,54 @@ def test_an_initialisation_that_gives_the_models_own_weights_is_an_error(sizes, 
         redraw(model)
     moved(model)
     redraw(model)  # of the saved state, but trained since
+
+
+# --- Fresh values, from a seed.
+
+
+def test_fresh_weights_are_a_function_of_the_seed():
+    model = Classifier()
+    state = torch.get_rng_state()
+    first, again, other = (fresh_weights(model, seed) for seed in (3, 3, 4))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not torch.isclose(first["net.0.weight"], other["net.0.weight"]).any()
+    torch.manual_seed(3)
+    assert not torch.isclose(first["net.0.weight"], Classifier().net[0].weight).any()
+    assert first["net.0.weight"].abs().max() <= 1 / 3  # the bound of a convolution over nine pixels
+
+
+def test_fresh_weights_that_are_the_initial_ones_are_an_error():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(20, 20)
+            self.init_weights()
+
+        def init_weights(self):
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                self.head.weight.normal_(generator=generator)
+
+    initial = capture(Fixed())
+    with pytest.raises(ValueError, match=r"values='fresh' drew the model's initial weights of head\.weight.*'initial'"):
+        fresh_weights(moved(Fixed()), 0, initial)
+
+
+def test_fresh_weights_of_another_spread_are_told():
+    model = nn.Sequential(nn.Linear(20, 20))
+    with pytest.warns(UserWarning, match=r"spread unlike the initial ones .*0\.weight 0\.13 instead of 1\."):
+        fresh_weights(model, 0, {"0.weight": torch.randn(20, 20), "0.bias": torch.zeros(20)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh_weights(model, 0, capture(nn.Sequential(nn.Linear(20, 20))))
+
+
+def test_fresh_weights_keep_what_is_frozen_and_need_a_way_to_be_drawn():
+    model = moved(Adapted())
+    drawn, before = fresh_weights(model, 0), capture(model)
+    assert torch.equal(drawn["net.1.base_layer.weight"], before["net.1.base_layer.weight"])
+    bare = nn.Linear(3, 3)
+    bare.extra = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=r"values='fresh' cannot draw .*\(Linear: extra\).* leave values at 'initial'"):
+        fresh_weights(bare, 0)

@@ -22,7 +22,8 @@ def identity(value: Any, version: str | None = None) -> str:
 
     A recipe itself must be neither a closure nor a lambda. Use a :func:`functools.partial` or a dataclass with
     ``__call__`` for one with arguments. A dataclass field is identified by its name, or by ``metadata["identity"]``,
-    which keeps the identity of a field that was renamed.
+    which keeps the identity of a field that was renamed; ``metadata["identity_values"]`` has the old words of values
+    that were, and ``metadata["identity_without_default"]`` leaves a field that came later out at its default.
 
     Args:
         value: what to identify.

@@ -29,6 +29,7 @@ from lightning_cwrf.shadows.identity.values import (
     descriptor,
     is_argument,
     is_redundant,
+    known_fields,
     loader_settings,
     reduced,
     simple,
@@ -149,11 +150,11 @@ class Describer:
 
     def _fields(self, value: Any, read: bool) -> Any:
         """A dataclass's fields, and other attributes that were set on the object."""
-        names = {field.name: field.metadata.get("identity", field.name) for field in dataclasses.fields(value)}
+        named = known_fields(value)
         cached = {n for n in vars(type(value)) if isinstance(vars(type(value))[n], functools.cached_property)}
-        names |= {name: name for name in set(getattr(value, "__dict__", ())) - cached - set(names)}
-        present = sorted((known_as, name) for name, known_as in names.items() if hasattr(value, name))
-        return ["map", [[known_as, self.describe(getattr(value, name), read=read)] for known_as, name in present]]
+        others = set(getattr(value, "__dict__", ())) - cached - {field.name for field in dataclasses.fields(value)}
+        named += [(name, getattr(value, name)) for name in others]
+        return ["map", [[name, self.describe(each, read=read)] for name, each in sorted(named, key=lambda n: n[0])]]
 
     def _examples(self, data: Dataset[Any]) -> list[Any]:
         """Every example of a data set, in order."""

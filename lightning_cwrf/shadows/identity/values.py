@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import dataclasses
 import functools
 import hashlib
 import types
@@ -47,6 +48,19 @@ def simple(value: Any) -> tuple[Any] | None:
     if isinstance(value, np.generic) and not value.dtype.hasobject:
         return (["array", value.dtype.str, [], hashlib.sha256(value.tobytes()).hexdigest()],)
     return None
+
+
+def known_fields(value: Any) -> list[tuple[str, Any]]:
+    """A dataclass's fields by the names, and with the words, that keys know them by (:func:`identity`)."""
+    named = []
+    for field in dataclasses.fields(value):
+        told, now = field.metadata, getattr(value, field.name, dataclasses.MISSING)
+        came_later = told.get("identity_without_default", False)
+        if now is dataclasses.MISSING or (came_later and now == field.default):
+            continue
+        words = told.get("identity_values")
+        named.append((told.get("identity", field.name), words.get(now, now) if words else now))
+    return named
 
 
 def is_redundant(attribute: str) -> bool:

@@ -1,0 +1,57 @@
+"""The settings of a rewind: their checks, and by what a resumed run compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from torch import Tensor
+
+from lightning_cwrf.checks import check_choice, check_flag, check_integer
+from lightning_cwrf.files import digest
+from lightning_cwrf.weights.masks import WeightMask
+from lightning_cwrf.weights.score_files import load_scores
+
+VALUES = ("initial", "fresh", "trained", "zero")
+OLD_WORDS = {"vanilla": "initial"}  # by the old name, to=
+
+
+def check_rewinding(values: Any, hold: Any, batchnorm: Any, seed: Any, vanilla: Any) -> None:
+    """Raise for settings of a rewind of the wrong type, out of range, or without an effect beside the others."""
+    check_choice("values", values, VALUES)
+    check_flag("hold", hold)
+    check_choice("batchnorm", batchnorm, ("keep", "reset", "estimate"))
+    if values == "trained" and not hold:
+        raise ValueError("values='trained' with hold=False changes nothing and holds nothing: for that, pass rate=0.")
+    if seed is not None:
+        check_integer("seed", seed, low=0)
+        if values != "fresh":
+            raise ValueError(f"seed draws fresh values, and values is {values!r}: leave it out, or pass 'fresh'.")
+    if vanilla is not None and values != "initial":
+        raise ValueError(
+            f"vanilla has the initial values, and values is {values!r}: leave it out here. PrivacyScoringCallback, "
+            "which scores with it, takes its own."
+        )
+
+
+def check_mask(mask: Any) -> None:
+    """Raise a TypeError unless ``mask`` is one, a file of one, or None."""
+    if mask is not None and not isinstance(mask, (str, PathLike, WeightMask)):
+        raise TypeError(f"mask must be a WeightMask or a file of one, not a {type(mask).__name__}.")
+
+
+def mask_identity(mask: str | PathLike[str] | WeightMask) -> str | None:
+    """A digest of a given mask, by which a resumed run compares it; None where its file is gone."""
+    try:
+        return digest((mask if isinstance(mask, WeightMask) else WeightMask.load(mask)).masks)
+    except FileNotFoundError:
+        return None
+
+
+def scores_identity(scores: str | PathLike[str] | Mapping[str, Tensor] | None) -> str | None:
+    """As :func:`mask_identity`, of scores."""
+    try:
+        return None if scores is None else digest(scores if isinstance(scores, Mapping) else load_scores(scores))
+    except FileNotFoundError:
+        return None
