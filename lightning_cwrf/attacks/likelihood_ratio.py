@@ -137,7 +137,7 @@ def tune_rmia(
                 for i, ((_, kept, _), whole) in enumerate(zip(cases, wholes, strict=True))
             ]
             auc = float(torch.stack(aucs).mean())
-            if auc > best_auc:
+            if auc > best_auc + 1e-12:  # not by rounding alone
                 best, best_auc = (temperature, a), auc
     if best is None:
         raise ValueError(
