@@ -18,7 +18,7 @@ class Standing:
     Attributes:
         audit: of its models, on the examples that choose.
         lost: its test accuracy minus that of the base models, in pairs.
-        within: whether it loses no more than the floor allows, by the estimate alone.
+        within: whether it loses no more than the floor allows, by the estimate alone, and its models learned something.
         rewinds: whether its recipe rewinds weights.
     """
 
@@ -31,7 +31,7 @@ class Standing:
     @classmethod
     def of(cls, audit: RecipeAudit, base: RecipeAudit, floor: float, measure: str, *, rewinds: bool) -> Standing:
         lost = audit.minus(base, ACCURACY)
-        return cls(audit, lost, lost.value >= -floor, rewinds, measure)
+        return cls(audit, lost, lost.value >= -floor and not audit.remarks, rewinds, measure)
 
     @property
     def accuracy(self) -> float:
@@ -59,7 +59,9 @@ def ruled_out(standings: Mapping[str, Standing], floor: float) -> dict[str, str]
     for name, each in standings.items():
         if name in stays:
             continue
-        if each.lost.interval.high < -floor:
+        if each.audit.remarks:
+            found[name] = each.audit.remarks[0]
+        elif each.lost.interval.high < -floor:
             found[name] = f"loses too much test accuracy: {each.lost}"
         elif (better := next((n for n, other in standings.items() if other.beats(each)), None)) is not None:
             found[name] = f"{better} is better in one of privacy and accuracy, and no worse in the other"
