@@ -62,7 +62,7 @@ def test_the_best_of_each_kind_is_never_ruled_out(standings):
 
 
 @given(candidates)
-def test_what_is_ruled_out_is_below_the_floor_or_clearly_worse_than_another(standings):
+def test_what_is_ruled_out_is_below_the_floor_or_clearly_worse_than_another_or_the_base(standings):
     for name in ruled_out(standings, FLOOR):
         each = standings[name]
         below = each.accuracy - 0.9 + ERROR < -FLOOR
@@ -71,7 +71,7 @@ def test_what_is_ruled_out_is_below_the_floor_or_clearly_worse_than_another(stan
             or (other.leak.value <= each.leak.value and other.accuracy > each.accuracy + ERROR)
             for other in standings.values()
         )
-        assert below or worse
+        assert below or worse or each.leak.value - ERROR > 0.8
 
 
 @given(candidates)
