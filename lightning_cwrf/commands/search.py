@@ -128,7 +128,9 @@ class SearchCommand(Command):
                 steps=options.steps,
             )
             names = ("floor", "measure", "models", "budget", "minutes", "seed", "stack")
-            check_search(plan.recipe, candidates, **{name: getattr(options, name) for name in names})
+            check_search(
+                plan.recipe, candidates, population=plan.population, **{name: getattr(options, name) for name in names}
+            )
         except (TypeError, ValueError) as error:
             raise UsageError(one_line(error)) from error
         return SearchJob(plan, candidates, out, options)

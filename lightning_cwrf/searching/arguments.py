@@ -16,6 +16,7 @@ def check_search(
     base: Any,
     candidates: Any,
     *,
+    population: Any,
     floor: Any,
     measure: Any,
     models: Any,
@@ -32,7 +33,9 @@ def check_search(
     if not isinstance(measure, str) or measure.count("/") != 1:
         raise ValueError(f"measure must be '<attack>/<metric>', such as 'lira/auroc', not {measure!r}.")
     attack, _, metric = measure.partition("/")
-    create_attacks([attack])  # an error names the known ones
+    (needed,) = (each.needs for each in create_attacks([attack]))  # an error names the known ones
+    if population is None and any("population" in need for need in needed):
+        raise ValueError(f"measure {measure!r} needs a population: pass population=.")
     if metric not in leak_metrics():
         raise ValueError(
             f"{measure!r} is no measure that is lower the less a model leaks; of every attack these are "

@@ -79,7 +79,7 @@ def search_recipes(
         RuntimeError: trainings failed, or the time was over before the first round was.
     """
     numbers = {"models": models, "budget": budget, "minutes": minutes, "seed": seed, "stack": stack}
-    check_search(base, candidates, floor=floor, measure=measure, **numbers)
+    check_search(base, candidates, population=population, floor=floor, measure=measure, **numbers)
     check_flag("progress", progress)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     settings = {"population": population, "store": store, "seed": seed, "workers": workers}

@@ -174,6 +174,11 @@ def test_copies_are_in_the_same_half():
         ({"measure": "auroc"}, ValueError, "'<attack>/<metric>'"),
         ({"measure": "lira/nothing"}, ValueError, "'lira/nothing' is no measure that is lower the less a model leaks"),
         ({"measure": "lira/p1"}, ValueError, "'lira/p1' is no measure that is lower the less a model leaks"),
+        (
+            {"measure": "rmia/auroc", "population": None},
+            ValueError,
+            "'rmia/auroc' needs a population: pass population=",
+        ),
         ({"measure": "nothing/auroc"}, ValueError, "nothing"),
         ({"models": (4, 8)}, ValueError, "models must be an integer of at least 8"),
         ({"models": (8, 8)}, ValueError, "increasing even numbers"),
