@@ -99,9 +99,9 @@ def audit_recipe(
     return result
 
 
-def recipe_metrics() -> list[str]:
-    """The metrics that an audit of a recipe has for each attack."""
-    return list(_metrics(0.5, 0))
+def leak_metrics() -> list[str]:
+    """The metrics that an audit of a recipe has for each attack, and that are lower the less a model leaks."""
+    return [name for name, metric in _metrics(0.5, 0).items() if not metric.higher_is_better]
 
 
 def _attacked(

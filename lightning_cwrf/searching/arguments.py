@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_cwrf.attacks import create_attacks
-from lightning_cwrf.auditing.recipe_audit import recipe_metrics
+from lightning_cwrf.auditing.recipe_audit import leak_metrics
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.recipes import ShadowRecipe
 from lightning_cwrf.searching.result import BASE
@@ -33,8 +33,11 @@ def check_search(
         raise ValueError(f"measure must be '<attack>/<metric>', such as 'lira/auroc', not {measure!r}.")
     attack, _, metric = measure.partition("/")
     create_attacks([attack])  # an error names the known ones
-    if metric not in recipe_metrics():
-        raise ValueError(f"there is no measure {measure!r}; of every attack there are {', '.join(recipe_metrics())}.")
+    if metric not in leak_metrics():
+        raise ValueError(
+            f"{measure!r} is no measure that is lower the less a model leaks; of every attack these are "
+            f"{', '.join(leak_metrics())}."
+        )
     rounds = list(models) if isinstance(models, Sequence) else []
     for each in rounds:
         check_integer("models", each, low=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -197,7 +198,9 @@ class _Search:
         attack = self.measure.partition("/")[0]
         attacks = list(dict.fromkeys(["loss", "lira", attack])) if held_out else [attack]
         part = outputs.part(*(show if held_out else choose))
-        return audit_recipe(part, attacks=attacks, seed=self.settings["seed"], progress=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on one candidate, which its trial has
+            return audit_recipe(part, attacks=attacks, seed=self.settings["seed"], progress=False)
 
     def _outputs(self, name: str, models: int) -> ShadowOutputs:
         """The outputs of a recipe's models, from the store or trained now."""

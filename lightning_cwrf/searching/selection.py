@@ -18,12 +18,14 @@ class Standing:
     Attributes:
         audit: of its models, on the examples that choose.
         lost: its test accuracy minus that of the base models, in pairs.
-        within: whether it loses no more than the floor allows, by the estimate alone.
+        leaks_more: likewise of the measure.
+        within: whether it loses no more than the floor allows, by the estimate alone, and its models learned something.
         rewinds: whether its recipe rewinds weights.
     """
 
     audit: RecipeAudit
     lost: Difference
+    leaks_more: Difference
     within: bool
     rewinds: bool
     measure: str
@@ -31,7 +33,8 @@ class Standing:
     @classmethod
     def of(cls, audit: RecipeAudit, base: RecipeAudit, floor: float, measure: str, *, rewinds: bool) -> Standing:
         lost = audit.minus(base, ACCURACY)
-        return cls(audit, lost, lost.value >= -floor, rewinds, measure)
+        within = lost.value >= -floor and not audit.remarks
+        return cls(audit, lost, audit.minus(base, measure), within, rewinds, measure)
 
     @property
     def accuracy(self) -> float:
@@ -59,8 +62,12 @@ def ruled_out(standings: Mapping[str, Standing], floor: float) -> dict[str, str]
     for name, each in standings.items():
         if name in stays:
             continue
-        if each.lost.interval.high < -floor:
+        if each.audit.remarks:
+            found[name] = each.audit.remarks[0]
+        elif each.lost.interval.high < -floor:
             found[name] = f"loses too much test accuracy: {each.lost}"
+        elif each.leaks_more.interval.low > 0:
+            found[name] = f"leaks more than no defense: {each.leaks_more}"
         elif (better := next((n for n, other in standings.items() if other.beats(each)), None)) is not None:
             found[name] = f"{better} is better in one of privacy and accuracy, and no worse in the other"
     return found
