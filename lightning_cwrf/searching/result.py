@@ -132,6 +132,7 @@ class RecipeSearch:
                 f"The loss of accuracy may exceed the floor of {_points(self.floor)}: its interval reaches "
                 f"{_points(-lost.interval.low)}."
             )
+        lines += [f"{self.best}: {remark}" for remark in found.remarks]
         rival = self._rival()
         if rival is not None:
             lines.append(self._compared(self.best, rival))

@@ -126,6 +126,14 @@ def test_conclusions_name_the_best_with_its_uncertainty_and_its_rival(found):
         _ = none.recipe
 
 
+def test_conclusions_say_what_the_audit_of_the_best_remarks(found):
+    remark = "model 0: it does no better than guessing"
+    audits = {**found.audits, found.best: replace(found.audits[found.best], remarks=[remark])}
+    told = f"{found.best}: {remark}"
+    assert told in replace(found, audits=audits).conclusions()
+    assert told not in replace(found, audits={**found.audits, "no defense": audits[found.best]}).conclusions()
+
+
 def test_a_floor_that_nothing_keeps_has_no_best(store):
     found = search(store, {"strong": tuned(2.5), "stronger": tuned(2.4)}, floor=0.0, models=(8,))
     assert found.best is None
