@@ -141,11 +141,13 @@ def _next(found: RecipeSearch) -> str:
     if found.best is None:
         return ""
     recipe = found.recipe
-    words = [] if recipe.defense is None else [f"--defense {_registered(recipe.defense)}"]
-    words += [] if recipe.defense is None else [f"--defense.{k} {v}" for k, v in recipe.defense.plain().items()]
-    rate = 0 if recipe.cwrf is None else recipe.cwrf.rate
+    words, defense, cwrf = [], recipe.defense, recipe.cwrf
+    if defense is not None:
+        words.append(f"--defense {_registered(defense)}")
+        words += [f"--defense.{name} {defense.settings[name]:g}" for name in type(defense).strengths[0]]
+    words += ["--rate 0"] if cwrf is None else [f"--rate {cwrf.rate:g} --lam {cwrf.lam:g} --steps {cwrf.steps}"]
     epochs = recipe.trainer_kwargs["max_epochs"]
-    return f"\n\nnext: cwrf harden {' '.join(words)} --rate {rate:g} --max_epochs {epochs}, with your model's options"
+    return f"\n\nnext: cwrf harden {' '.join(words)} --max_epochs {epochs}, with your model's options"
 
 
 def _registered(defense: Defense) -> str:

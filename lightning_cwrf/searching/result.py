@@ -127,6 +127,14 @@ class RecipeSearch:
             f"{found.estimate(name)} instead of {base.estimate(name)}" for name in (self.measure, ACCURACY)
         )
         lines = [f"Best: {self.best}. {attack} {leak}, test accuracy {accuracy}: {lost}."]
+        gained = found.minus(base, self.measure)
+        if gained.interval.high >= 0:
+            lines.append(f"It was not shown to leak less than {BASE}: {attack} differs by {gained}.")
+        if lost.interval.low > 0:
+            lines.append(
+                "The fine-tuning made the test accuracy higher: the base models may not be trained as yours was. Are "
+                "the arguments of the first training right?"
+            )
         if lost.interval.low < -self.floor:
             lines.append(
                 f"The loss of accuracy may exceed the floor of {_points(self.floor)}: its interval reaches "
@@ -193,7 +201,7 @@ class RecipeSearch:
 
     def _held_out_rows(self) -> list[list[str]]:
         """A row per finalist, on the half of the examples that took no part in the choice."""
-        rows = [["held-out half", "test accuracy", self._leak_name(), "lost accuracy"]]
+        rows = [["held-out half", "test accuracy", self._leak_name(), "change of accuracy"]]
         for name, audit in self.audits.items():
             lost = "" if name == BASE else str(audit.minus(self.audits[BASE], ACCURACY))
             mark = f"{name} (best)" if name == self.best else name

@@ -207,16 +207,19 @@ class _Search:
         before = max((n for n in self.models if n < models), default=0)
         stack = min(self.stack, math.ceil((models - before) / _processes(self.settings["workers"])))
         recipe = self.base if name == BASE else self.candidates[name]
-        found = train_shadows(
-            recipe,
-            self.pool,
-            models,
-            base=None if name == BASE else self.bases,
-            keep_weights=name == BASE,
-            stack=stack if stack == 1 or _stackable(recipe) else 1,
-            progress=False,
-            **self.settings,
-        )
+        try:
+            found = train_shadows(
+                recipe,
+                self.pool,
+                models,
+                base=None if name == BASE else self.bases,
+                keep_weights=name == BASE,
+                stack=stack if stack == 1 or _stackable(recipe) else 1,
+                progress=False,
+                **self.settings,
+            )
+        except RuntimeError as error:
+            raise RuntimeError(f"the search ends at {name!r}, whose training failed: {error}") from error
         if name == BASE:
             self.bases = found
         self.bar.update(max(0, models - self.trained.get(name, 0)))

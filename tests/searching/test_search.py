@@ -134,6 +134,28 @@ def test_conclusions_say_what_the_audit_of_the_best_remarks(found):
     assert told not in replace(found, audits={**found.audits, "no defense": audits[found.best]}).conclusions()
 
 
+def test_a_candidate_that_fails_is_named(store):
+    candidates = {"fine": tuned(0.1), "fails": tuned(0.1, build_module=Fails)}
+    with pytest.raises(RuntimeError, match=r"(?s)the search ends at 'fails', whose training failed: .*no more"):
+        search(store, candidates)
+
+
+class Fails(Plain):
+    def configure_optimizers(self):
+        raise ArithmeticError("no more")
+
+
+def test_conclusions_say_what_was_not_shown(found):
+    nothing = replace(found, audits=dict.fromkeys(found.audits, found.audits["no defense"]))
+    assert any("was not shown to leak less than no defense" in line for line in nothing.conclusions())
+    swapped = dict.fromkeys(found.audits, found.audits["no defense"])
+    worse = found.best
+    swapped["no defense"] = found.audits[worse]
+    better = replace(found, audits=swapped, floor=1.0)
+    shown = better.audits[worse].minus(better.audits["no defense"], "test_accuracy").interval.low > 0
+    assert shown == any("made the test accuracy higher" in line for line in better.conclusions())
+
+
 def test_a_floor_that_nothing_keeps_has_no_best(store):
     found = search(store, {"strong": tuned(2.5), "stronger": tuned(2.4)}, floor=0.0, models=(8,))
     assert found.best is None
