@@ -84,7 +84,7 @@ def test_a_failed_save_leaves_the_old_result_and_no_other_file(tmp_path):
     old = made()
     path = old.save(tmp_path / "audit.json")
     with pytest.raises(TypeError):
-        made(failures={"x": object()}).save(path)
+        made(weights=object()).save(path)
     assert same(AuditResult.load(path), old)
     assert [p.name for p in tmp_path.iterdir()] == ["audit.json"]
 
