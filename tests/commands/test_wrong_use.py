@@ -39,7 +39,7 @@ def without(command, settings, name):
 
 # What is written on the command line, and what is said about it.
 WRONG = {
-    "unknown command": (["hardn"], "there is no command 'hardn'; there are check, harden, audit, search, report, export"),
+    "unknown command": (["hardn"], "no command 'hardn'; there are check, harden, audit, search, report, export"),
     "unknown option": (audit("--attack", "loss"), "--attack"),
     "unknown option of report": (["report", "a.json", "--output", "x.html"], "--output"),
     "seed is no number": (audit(seed="one"), "seed: Expected an int. Got value: one"),
