@@ -2,6 +2,7 @@
 
 from lightning_cwrf.auditing.canaries import Canaries, insert_canaries
 from lightning_cwrf.auditing.estimates import FPRS, attack_metrics
+from lightning_cwrf.auditing.logits import audit_logits
 from lightning_cwrf.auditing.recipe_audit import audit_recipe
 from lightning_cwrf.auditing.recipe_result import Difference, RecipeAudit
 from lightning_cwrf.auditing.result import AuditResult
@@ -22,6 +23,7 @@ __all__ = [
     "attack_metrics",
     "attack_scores",
     "audit",
+    "audit_logits",
     "audit_outputs",
     "audit_recipe",
     "insert_canaries",
