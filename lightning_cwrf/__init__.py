@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_cwrf.auditing import audit as audit
     from lightning_cwrf.auditing import audit_logits as audit_logits
     from lightning_cwrf.auditing import audit_recipe as audit_recipe
+    from lightning_cwrf.auditing import example_risk as example_risk
     from lightning_cwrf.auditing import insert_canaries as insert_canaries
     from lightning_cwrf.callbacks import CriticalRewindCallback as CriticalRewindCallback
     from lightning_cwrf.callbacks import DefenseCallback as DefenseCallback
@@ -63,7 +64,15 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "arrays": ("probabilities_to_logits",),
     "attacks": ("create_attack",),
-    "auditing": ("AuditResult", "RecipeAudit", "audit", "audit_logits", "audit_recipe", "insert_canaries"),
+    "auditing": (
+        "AuditResult",
+        "RecipeAudit",
+        "audit",
+        "audit_logits",
+        "audit_recipe",
+        "example_risk",
+        "insert_canaries",
+    ),
     "callbacks": (
         "CriticalRewindCallback",
         "DefenseCallback",

@@ -74,7 +74,7 @@ class ShadowOutputs:
         Raises:
             TypeError: no numbers; a membership that is not bool; a population that is no pair.
             ValueError: shapes that do not fit; logits that are not finite, or are probabilities; multi-label targets; a
-                model that was trained on the whole pool or on none of it.
+                membership that is the same everywhere.
 
         >>> from lightning_cwrf.shadows import balanced_membership
         >>> ShadowOutputs.from_arrays(torch.randn(4, 6, 3), balanced_membership(4, 6), [0, 1, 2, 0, 1, 2])
@@ -90,11 +90,10 @@ class ShadowOutputs:
                 f"membership must have shape {tuple(z.shape[:2])}, as the logits of {len(z)} models on {z.shape[1]} "
                 f"examples have, not {tuple(members.shape)}."
             )
-        one_sided = (members.all(1) | ~members.any(1)).nonzero().flatten().tolist()
-        if one_sided:
+        if members.all() or not members.any():
             raise ValueError(
-                f"the shadow models {one_sided[:10]} were trained on all examples of the pool, or on none of them: "
-                "train each on a half that is drawn at random (balanced_membership)."
+                "all models were trained on the whole pool, or all on none of it: shadow models are trained on halves "
+                "that are drawn at random (balanced_membership)."
             )
         outside, outside_logits = None, None
         if population is not None:
