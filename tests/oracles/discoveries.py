@@ -1,5 +1,6 @@
 """P-values by rank and their corrections, from their definitions, with loops."""
 
+import itertools
 import math
 
 
@@ -33,3 +34,11 @@ def rejected_by_holm(p_values, level):
             break
         rejected.add(i)
     return [i in rejected for i in range(len(p_values))]
+
+
+def rank_sum(scores, is_member):
+    """Over all ways to choose as many members: the share with as many pairs won or more; ties are lost."""
+    indices = range(len(scores))
+    won = sum(scores[i] > scores[j] for i in indices if is_member[i] for j in indices if not is_member[j])
+    ways = list(itertools.combinations(indices, sum(is_member)))  # of ranks without ties
+    return sum(sum(i > j for i in way for j in indices if j not in way) >= won for way in ways) / len(ways)

@@ -120,8 +120,8 @@ def rank_sum_p_values(scores: Tensor, is_member: Tensor) -> Tensor:
 def _rank_sum_tail(members: int, others: int) -> NDArray[np.float64]:
     """P(U ≥ u) for u = 0, ..., members · others; U is the number of pairs in which the member is higher.
 
-    The highest of all is a member with probability m / (m + n), and then wins n pairs: only positive terms are added, so
-    small probabilities are as exact as large ones.
+    The highest of all is a member with probability m / (m + n), and then wins n pairs. Only positive terms are added,
+    so small probabilities are as exact as large ones.
     """
     rows = [np.ones(1) for _ in range(others + 1)]  # of no members: U = 0
     for m in range(1, members + 1):
@@ -132,7 +132,7 @@ def _rank_sum_tail(members: int, others: int) -> NDArray[np.float64]:
             chances[: m * (n - 1) + 1] += n / (m + n) * following[n - 1]
             following.append(chances)
         rows = following
-    return np.minimum(1.0, rows[others][::-1].cumsum()[::-1])
+    return np.asarray(np.minimum(1.0, rows[others][::-1].cumsum()[::-1]))
 
 
 def fewest_nulls(fdr: float) -> int:
