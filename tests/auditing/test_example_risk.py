@@ -12,7 +12,10 @@ from lightning_cwrf import example_risk
 from lightning_cwrf.metrics.functional import membership_auroc, tpr_at_fpr
 from lightning_cwrf.metrics.functional.discoveries import rank_sum_p_values
 from lightning_cwrf.shadows import ShadowOutputs, balanced_membership
+from tests.helpers import load_benchmark
 from tests.oracles.discoveries import rank_sum
+
+benchmark = load_benchmark("single_examples")
 
 
 def models(separation, k, n, seed=0, step=0.0):
@@ -133,3 +136,22 @@ def test_bad_input_raises(given, settings, error, message):
 def test_a_rate_of_false_discoveries_is_checked():
     with pytest.raises(ValueError, match="fdr"):
         example_risk(models(0.0, 4, 4)).at_risk(1.0)
+
+
+def test_left_out_models_bias_lira_of_one_example_and_not_this():
+    """Without a signal, LiRA's AUC over models of one example is below 1/2; docs/numbers.md has more."""
+    of_targets, of_examples, of_signals = torch.tensor(
+        [benchmark.attacked(16, "the pair left out", seed) for seed in range(8)]
+    ).T
+    assert float(of_targets.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(of_examples.mean()) < 0.48
+    assert float(of_signals.mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_pool_halves_the_variance_of_what_is_drawn_from_it():
+    spread = {}
+    for factor in (2, None):
+        drawn = [benchmark.draw(factor, torch.Generator().manual_seed(run)) for run in range(5)]
+        spread[factor] = sum(float(s[:, j][~m[:, j]].var()) for s, m in drawn for j in range(benchmark.AUDITED))
+    # 90 others, corrected by a half, and 19 audited examples, each in by the toss of a coin.
+    assert spread[2] / spread[None] == pytest.approx((45 + 19 / 4) / (90 + 19 / 4), rel=0.1)
