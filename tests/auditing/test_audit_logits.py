@@ -92,7 +92,7 @@ def test_copies_in_the_pool_are_told_apart_by_their_place():
 
 
 def test_a_recipe_is_audited_from_arrays(shadows):
-    found, whole = (audit_recipe(each, attacks=["loss", "lira"], progress=False) for each in (arrays(shadows), shadows))
+    found, whole = (audit_recipe(each, attacks=["lira"], progress=False) for each in (arrays(shadows), shadows))
     assert found.values() == whole.values()
 
 
@@ -142,9 +142,9 @@ def test_a_forest_is_found_to_memorise():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the model does")  # it guesses
 def test_without_a_signal_the_auc_covers_one_half():
-    """Outputs that know nothing of membership, of the target and of 8 shadow models, in 50 audits."""
+    """Outputs that know nothing of membership, of the target and of 8 shadow models, in 25 audits."""
     held = {"loss": 0, "lira": 0}
-    for run in range(50):
+    for run in range(25):
         generator = torch.Generator().manual_seed(run)
         z, y = torch.randn(9, 120, 3, generator=generator), torch.randint(3, (120,), generator=generator)
         found = audit_logits(
@@ -156,7 +156,7 @@ def test_without_a_signal_the_auc_covers_one_half():
         for name, estimates in found.estimates.items():
             low, high = estimates["auroc"].interval
             held[name] += low <= 0.5 <= high
-    assert min(held.values()) >= stats.binom.ppf(0.001, 50, 0.95)
+    assert min(held.values()) >= stats.binom.ppf(0.001, 25, 0.95)
 
 
 Z, Y = torch.tensor([[1.0, -2.0], [0.5, 3.0], [2.0, 2.5], [-1.0, 0.5]]), torch.tensor([0, 1, 0, 1])

@@ -177,14 +177,14 @@ def test_persons_of_several_classes_are_saved_and_reported(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the model")
 def test_examples_of_one_person_are_too_sure_and_persons_are_not():
-    """Without a signal, 60 audits: intervals over persons hold 1/2; those over examples often do not."""
+    """Without a signal, 30 audits: intervals over persons hold 1/2; those over examples often do not."""
     held = {"examples": 0, "persons": 0}
-    for seed in range(60):
+    for seed in range(30):
         result, who = persons(seed)
         for name, each in (("examples", result), ("persons", result.user_level(who))):
             low, high = each.estimates["loss"]["auroc"].interval
             held[name] += low <= 0.5 <= high
-    assert held["persons"] >= stats.binom.ppf(0.001, 60, 0.95)
+    assert held["persons"] >= stats.binom.ppf(0.001, 30, 0.95)
     assert held["examples"] < held["persons"]
 
 
