@@ -57,7 +57,7 @@ def draw(factor: int | None, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def of_discoveries(runs: int) -> Iterator[str]:
-    yield "| examples per side | at risk | `fdr` | false among the listed | its standard error | found of those at risk |"
+    yield "| examples per side | at risk | `fdr` | false of the listed | its standard error | found at risk |"
     yield "|---|---|---|---|---|---|"
     for size in (200, 1000):
         for share in (0.0, 0.05, 0.3):
