@@ -166,7 +166,7 @@ class AuditResult(Findings):
         Returns:
             An audit of as many members and non-members as there are persons on each side, in the order in which they
             first appear. Its losses are means, its targets a person's class, or −1 where that is not one. Metrics of
-            the model itself are of examples still.
+            the model itself are of examples still; P1 takes their accuracy as measured on the non-members alone.
 
         Raises:
             ValueError: a person on both sides; groups of another length, or missing; a way to combine or an attack that
