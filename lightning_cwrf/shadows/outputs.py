@@ -32,6 +32,7 @@ class ShadowOutputs:
         views: functions of a batch of inputs, for the audited model's outputs on these views; or empty.
         view_logits: on q augmented views of the pool, ``(k, q, n, K)``, or None.
         recipe: how the models were trained, or None.
+        population_read: what :meth:`read_population` gives, where the population has been read before; or None.
     """
 
     logits: Tensor = field(repr=False)
@@ -44,6 +45,7 @@ class ShadowOutputs:
     views: tuple[View, ...] = field(default=(), repr=False)
     view_logits: Tensor | None = field(default=None, repr=False)
     recipe: Recipe | None = field(default=None, repr=False)
+    population_read: tuple[Tensor, list[bytes]] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -127,12 +129,14 @@ class ShadowOutputs:
             ValueError: an index that is out of range or given twice.
         """
         examples = _check_places("examples", examples, len(self.targets))
-        given, outside = self.population, self.population_logits
+        given, outside, read = self.population, self.population_logits, self.population_read
         if population is not None:
             if given is None or outside is None:
                 raise ValueError("these shadow models have no population; leave population out.")
             population = _check_places("population", population, outside.shape[1])
-            given, outside = Subset(given, population.tolist()), outside[:, population]
+            places = population.tolist()
+            given, outside = Subset(given, places), outside[:, population]
+            read = None if read is None else (read[0][population], [read[1][i] for i in places])
         return replace(
             self,
             logits=self.logits[:, examples],
@@ -141,11 +145,14 @@ class ShadowOutputs:
             digests=[self.digests[i] for i in examples.tolist()],
             population=given,
             population_logits=outside,
+            population_read=read,
             view_logits=None if self.view_logits is None else self.view_logits[:, :, examples],
         )
 
     def read_population(self) -> tuple[Tensor, list[bytes]]:
         """The class indices ``(m,)`` and the digests of the population's examples; empty if there is none."""
+        if self.population_read is not None:
+            return self.population_read
         if self.population is None:
             return torch.empty(0, dtype=torch.long), []
         with isolated_rng():

@@ -265,6 +265,7 @@ def _load(jobs: list[Job], data: PoolData, membership: Tensor) -> ShadowOutputs:
         digests=data.digests,
         population=shared.population,
         population_logits=None if shared.population is None else stacked("population_logits"),
+        population_read=(data.population_targets, data.population),
         store=shared.store,
         views=shared.views,
         view_logits=stacked("view_logits") if shared.views else None,
