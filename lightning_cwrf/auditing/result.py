@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cwrf._deprecated import renamed
+from lightning_cwrf._deprecated import renamed, warn_renamed
 from lightning_cwrf._version import __version__
 from lightning_cwrf.auditing.decision import judged_measures, resolution
 from lightning_cwrf.auditing.findings import RAW, Findings
@@ -148,6 +148,11 @@ class AuditResult(Findings):
         column = column_of(by, self.targets, self.losses)
         scores = self._scores(attack)
         return slices_of(scores, self.is_member, column, attack=attack, confidence=self.confidence, fpr=fpr)
+
+    def auc_by_class(self, attack: str = "lira") -> dict[int, float]:
+        """The former name of ``slices("class")``: the AUC of each class that has both members and non-members."""
+        warn_renamed("AuditResult.auc_by_class", 'AuditResult.slices("class")')
+        return {each.value: each.estimates["auroc"].value for each in self.slices("class", attack) if each.estimates}
 
     def user_level(self, groups: Any, *, combine: str | Mapping[str, str] = "mean") -> AuditResult:
         """The audit of persons rather than examples: the scores of several examples of one person become one.
