@@ -152,7 +152,8 @@ class AuditResult(Findings):
     def auc_by_class(self, attack: str = "lira") -> dict[int, float]:
         """The former name of ``slices("class")``: the AUC of each class that has both members and non-members."""
         warn_renamed("AuditResult.auc_by_class", 'AuditResult.slices("class")')
-        return {each.value: each.estimates["auroc"].value for each in self.slices("class", attack) if each.estimates}
+        found = self.slices("class", attack)
+        return {each.value: each.estimates["auroc"].value for each in found.slices if each.estimates}
 
     def user_level(self, groups: Any, *, combine: str | Mapping[str, str] = "mean") -> AuditResult:
         """The audit of persons rather than examples: the scores of several examples of one person become one.
