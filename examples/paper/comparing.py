@@ -10,7 +10,7 @@ import torch
 
 from lightning_cwrf import RecipeAudit
 from lightning_cwrf.auditing import Difference, Estimate
-from lightning_cwrf.metrics.functional import CrossedJackknife
+from lightning_cwrf.metrics.functional import CrossedJackknife, Interval
 
 AUC, ACCURACY = "lira/auroc", "test_accuracy"
 
@@ -69,3 +69,10 @@ def cell_of(cell: Any) -> Any:
     if isinstance(cell, Estimate):
         return {"value": cell.value, "low": cell.interval.low, "high": cell.interval.high}
     return cell
+
+
+def of_models(values: Sequence[float]) -> Estimate:
+    """The mean over models of a number that has nothing to do with the pool, with two standard errors over models."""
+    found = torch.tensor(values, dtype=torch.float64)
+    reach = 2 * float(found.std()) / len(found) ** 0.5
+    return Estimate(float(found.mean()), Interval(float(found.mean()) - reach, float(found.mean()) + reach))

@@ -92,19 +92,19 @@ class Study:
             stack=1 if alone else self.arguments.stack or self.task.models // 2,
             progress=False,
         )
-        self._took(shadows.store.key, time.perf_counter() - began)
+        self.took(shadows.store.key, time.perf_counter() - began)
         return shadows
 
     def audit(self, label: str, shadows: ShadowOutputs) -> RecipeAudit:
         """The audit of a recipe's models, which is kept beside them."""
         began = time.perf_counter()
-        name = f"{shadows.store.key}-{'-'.join(self.attacks)}"
+        name = f"{shadows.store.key}-{len(shadows)}-{'-'.join(self.attacks)}"
         path = self.out / "audits" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
             audit_recipe(shadows, attacks=self.attacks, seed=self.arguments.seed, progress=False).save(path)
         found = self.audits[label] = RecipeAudit.load(path)
-        self._took(name, time.perf_counter() - began)
+        self.took(name, time.perf_counter() - began)
         print(f"{label}: {found.estimate(ACCURACY)}, LiRA {found.estimate(AUC)}", flush=True)
         return found
 
@@ -151,7 +151,7 @@ class Study:
         print(markdown(content))
         return content
 
-    def _took(self, what: str, seconds: float) -> None:
+    def took(self, what: str, seconds: float) -> None:
         """Add to the time that something has taken, in this run and earlier ones, of this study and others."""
         path = self.out / "seconds.json"
         known = json.loads(path.read_text()) if path.is_file() else {}

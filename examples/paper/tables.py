@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -15,7 +17,7 @@ def shown(cell: Any) -> str:
         interval = "[{low:.3f}, {high:.3f}]" if "value" in cell else "[{low:+.3f}, {high:+.3f}]"
         value = "{value:.3f}" if "value" in cell else "{difference:+.3f}"
         return f"{value} {interval}".format(**cell)
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -34,3 +36,14 @@ def rounded(nest: Any) -> Any:
     if isinstance(nest, float):
         return round(nest, 6) if math.isfinite(nest) else None
     return nest
+
+
+@contextmanager
+def figure(path: Path, panels: int = 1) -> Iterator[list[Any]]:
+    """The axes of a figure, which is saved at the end."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(4.5 * panels, 4), layout="constrained")
+    yield list(made.subplots(1, panels, squeeze=False)[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path, dpi=120)
