@@ -45,7 +45,7 @@ RULE = (
 
 
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
-    made = parser(__doc__.splitlines()[0])
+    made = parser(__file__, __doc__)
     made.add_argument("--alpha", type=float, default=0.6, help="strength of RelaxLoss")
     made.add_argument("--rates", type=float, nargs="+", help="r")
     arguments = parse(made, words)
@@ -56,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     scratch = study.from_scratch("from scratch", defense)
     control = study.tuned("fine-tuned, r = 0", study.tuning(defense))
     found = {
-        (way, rate): study.tuned(f"{way}, r = {rate:.1%}", study.tuning(defense, rate=rate, **settings))
+        (way, rate): study.tuned(f"{way}, r = {rate:.1%}", study.tuning(defense, {"rate": rate, **settings}))
         for way, settings in WAYS.items()
         for rate in arguments.rates
     }

@@ -47,7 +47,7 @@ RULE = (
 
 
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
-    made = parser(__doc__.splitlines()[0])
+    made = parser(__file__, __doc__)
     made.add_argument("--alphas", type=float, nargs="+", help="strengths of RelaxLoss, for every way")
     arguments = parse(made, words)
     if arguments.quick and arguments.alphas is None:
@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         found[SCRATCH, alpha] = study.from_scratch(label, create_defense("relaxloss", alpha=alpha))
     for way, (settings, alphas) in WAYS.items():
         for alpha in arguments.alphas or alphas:
-            recipe = study.tuning(create_defense("relaxloss", alpha=alpha), **settings)
+            recipe = study.tuning(create_defense("relaxloss", alpha=alpha), settings)
             found[way, alpha] = study.tuned(f"{way}, α = {alpha:g}", recipe)
     content = record(study, found)
     ways: dict[str, dict[str, RecipeAudit]] = {}

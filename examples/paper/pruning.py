@@ -9,6 +9,7 @@ model. Control: random weights are pruned.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from lightning_cwrf import RecipeAudit, ShadowRecipe, WeightMask
 from lightning_cwrf.data import SeededOrder
 from lightning_cwrf.recipes.stacking import StackedBatches, train_stack
 from lightning_cwrf.shadows.jobs import seed_all
-from lightning_cwrf.weights import capture, learnability_scores
+from lightning_cwrf.weights import learnability_scores
 
 M1, M2, M3 = "M1: unpruned", "M2: pruned, rewound, retrained", "M3: pruned"
 TUNED, RANDOM = "pruned, tuned", "random weights pruned"
@@ -59,15 +60,14 @@ class Pruned:
     def prune(self, members: Dataset[Any], seed: int, base: Mapping[str, Tensor]) -> tuple[Any, WeightMask]:
         seed_all(seed)
         model = self.build.build()
-        initial = capture(model)
+        initial = copy.deepcopy(model.state_dict())
         model.load_state_dict(base)
         scores = learnability_scores(model, members)
         if self.random:
             scores = {name: torch.rand_like(score) for name, score in scores.items()}
-        kept = WeightMask.top(scores, 1 - self.sparsity)
+        pruned = ~WeightMask.top(scores, 1 - self.sparsity)
         if self.rewind:
-            kept.rewind_(model, initial)
-        pruned = ~kept
+            model.load_state_dict(initial)
         pruned.rewind_(model, {name: torch.zeros_like(score) for name, score in scores.items()})
         return model, pruned
 
@@ -92,7 +92,7 @@ class Pruned:
 
 
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
-    made = parser(__doc__.splitlines()[0])
+    made = parser(__file__, __doc__)
     made.add_argument("--sparsities", type=float, nargs="+", help="shares of the weights to prune")
     arguments = parse(made, words)
     arguments.sparsities = arguments.sparsities or (SPARSITIES[3:4] if arguments.quick else SPARSITIES)

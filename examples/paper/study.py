@@ -12,6 +12,7 @@ import functools
 import json
 import platform
 import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -62,8 +63,15 @@ class Study:
         arguments = {"max_epochs": epochs, "accelerator": accelerator}
         return ShadowRecipe(self.task.build(epochs, lr), arguments, self.task.batch, defense=defense)
 
-    def tuning(self, defense: Defense | None, epochs: int | None = None, lr: float = 1e-3, **cwrf: Any) -> ShadowRecipe:
-        """A fine-tuning; with settings of :class:`CWRFConfig` after a rewind."""
+    def tuning(
+        self,
+        defense: Defense | None,
+        cwrf: Mapping[str, Any] | None = None,
+        *,
+        epochs: int | None = None,
+        lr: float = 1e-3,
+    ) -> ShadowRecipe:
+        """A fine-tuning; with settings of :class:`CWRFConfig`, after a rewind."""
         plain = self.recipe(self.task.tune_epochs if epochs is None else epochs, defense, lr)
         if not cwrf:
             return plain
@@ -130,10 +138,11 @@ class Study:
             verdict: ``word`` (reproduced, partly, not), ``sentence`` and ``rule``.
             more: further content.
         """
-        settings = {k: v for k, v in vars(self.arguments).items() if k not in ("out", "task", "folder")}
+        settings = {k: v for k, v in vars(self.arguments).items() if k not in ("command", "out", "task", "folder")}
         content = {
             "study": self.name,
             "title": self.title,
+            "command": self.arguments.command,
             "settings": settings,
             "task": vars(self.task),
             "versions": versions(),
@@ -153,12 +162,10 @@ class Study:
 
     def took(self, what: str, seconds: float) -> None:
         """Add to the time that something has taken, in this run and earlier ones, of this study and others."""
-        path = self.out / "seconds.json"
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        known[what] = round(known.get(what, 0) + seconds, 1)
+        path = self.out / "seconds" / what
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known, indent=1))
-        self._seconds[what] = known[what]
+        self._seconds[what] = seconds + (float(path.read_text()) if path.is_file() else 0.0)
+        path.write_text(f"{self._seconds[what]:.1f}")
 
     def _write_times(self) -> None:
         path = self.out / f"{self.name}.times.json"
@@ -179,9 +186,9 @@ def versions() -> dict[str, str]:
     }
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The options that all studies have."""
-    made = argparse.ArgumentParser(description=description)
+def parser(script: str, description: str | None) -> argparse.ArgumentParser:
+    """The options that all studies have, of one script and its docstring."""
+    made = argparse.ArgumentParser(Path(script).name, description=(description or "").splitlines()[0])
     made.add_argument("--scale", choices=list(SCALES), default="cpu", help="how large")
     made.add_argument("--data", choices=sorted({name for each in SCALES.values() for name in each}), help="which data")
     made.add_argument("--network", choices=["digits", "mlp", "resnet8", "resnet18", "vit"], help="another network")
@@ -198,9 +205,16 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def _without(words: Sequence[str], *options: str) -> list[str]:
+    """The words of a command line less some options with one value each."""
+    return [each for before, each in zip(["", *words], words, strict=False) if not {before, each} & set(options)]
+
+
 def parse(made: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, with the task that they name."""
+    words = sys.argv[1:] if words is None else list(words)
     arguments = made.parse_args(words)
+    arguments.command = " ".join(["python", f"examples/paper/{made.prog}", *_without(words, "--out", "--folder")])
     tasks = SCALES[arguments.scale]
     arguments.data = arguments.data or next(iter(tasks))
     if arguments.data not in tasks:
