@@ -12,22 +12,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples" / "paper"))
-from tables import markdown
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "paper"))
+from tables import table
 
+ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "examples" / "paper" / "results"
 PAGE = ROOT / "docs" / "results.md"
 HEAD = """# What the studies show
 
-Each study is a script in [`examples/paper/`](../examples/paper/) that trains many models by each recipe, attacks each of them with the others
-([`audit_recipe`](audit.md#a-way-of-training)), and records every number. This page is made from these records (`examples/paper/results/*.json`) by
-`tools/results.py`. Its verdicts follow from the numbers by the rule that stands beside each; *reproduced* and *not* refer to the claims of the papers on
-CWRF and PAST, at the sizes that were run here, which are far below the papers'. Numbers of the papers stand beside ours where they have any; they are of other data and networks.
+Each study is a script in [`examples/paper/`](../examples/paper/) that trains many models by each recipe, attacks each
+of them with the others ([`audit_recipe`](audit.md#a-way-of-training)), and records every number. This page is made
+from these records (`examples/paper/results/*.json`) by `tools/results.py`.
 
-Brackets are 95 % intervals over models and pools. *Above r = 0 at equal accuracy* is how much more AUC a recipe has than fine-tuning alone, on the line between the two
-strengths of r = 0 (or no defense) that have just less and just more test accuracy. That line lies above the curve that it cuts, which favours the recipe.
-Minutes are of the recipes that the study needs, on one thread of a machine with two cores that others used too; what several studies share counts in each.
+A verdict says whether a claim of the papers on CWRF and PAST holds at the size that was run, which is far below
+theirs, by the rule that stands beside it. The papers' own numbers stand beside ours where they have any; they are of
+other data and networks.
+
+Brackets are 95 % intervals over models and pools. *Above r = 0 at equal accuracy* is how much more AUC a recipe has
+than the fine-tuning alone: than the line between the two strengths of r = 0 (or no defense) that have just less and
+just more test accuracy. The curve of r = 0 bends below that line, which favours the recipe. Where no r = 0 has more
+accuracy, or none has less, the cell is empty.
+
+Minutes are those of all recipes that the study needs, on one thread of a machine with two cores that others used too;
+what several studies share counts in each.
 """
 
 
@@ -55,38 +62,35 @@ def _read(path: Path) -> dict[str, Any]:
 def page() -> str:
     """The page."""
     found = studies()
-    lines = [
-        HEAD,
-        "| study | claim | data, network | models of each recipe | minutes | peak memory |",
-        "|---" * 6 + "|",
-    ]
+    head = ["study", "claim", "data", "network", "models of each recipe", "minutes", "peak memory"]
+    lines = [HEAD, f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for study, times in found:
         task, name = study["task"], study["study"]
-        cells = [f"[{name}](#{name})", study["verdict"]["word"], f"{task['data']}, {task['network']}", task["models"]]
+        cells = [f"[{name}](#{name})", study["verdict"]["word"], task["data"], task["network"], task["models"]]
         cells += [f"{times['minutes']:.0f}", f"{times['peak_memory_gb']:.1f} GB"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join([*lines, "", *(section(study) for study, _ in found)])
 
 
 def section(study: dict[str, Any]) -> str:
-    task = study["task"]
+    """What was run, the verdict, and the table."""
+    task, verdict = study["task"], study["verdict"]
     members, nonmembers, reference = task["sizes"]
     lines = [
         f"## {study['study']}",
-        "",
-        f"{study['title']}: `{study['command']}`. {members:,} members of a pool of {members + nonmembers:,}, {reference:,} "
-        f"examples of reference data, {task['epochs']} epochs and then {task['tune_epochs']} of fine-tuning, "
-        f"{task['models']} models of each recipe, seed {study['settings']['seed']}, torch {study['versions']['torch']}.",
-        "",
-        markdown(study),
+        f"{study['title']}: `{study['command']}`. {members:,} members of a pool of {members + nonmembers:,}, "
+        f"{reference:,} examples of reference data, {task['epochs']} epochs and then {task['tune_epochs']} of "
+        f"fine-tuning, {task['models']} models of each recipe, seed {study['settings']['seed']}, "
+        f"torch {study['versions']['torch']}.",
+        f"**{verdict['word']}**: {verdict['sentence']} Rule: {verdict['rule']}.",
     ]
-    agreement = study.get("agreement")
-    if agreement:
+    if study.get("agreement"):
+        near, of = (study["agreement"][name] for name in ("within_two_standard_errors", "numbers"))
         lines.append(
-            f"*Earlier* numbers were measured by other code on another draw of the pool: {agreement['within_two_standard_errors']} "
-            f"of {agreement['numbers']} agree within two standard errors of the difference.\n"
+            "The *earlier* numbers were measured by other code on another draw of the pool: "
+            f"{near} of {of} agree within two standard errors of the difference."
         )
-    return "\n".join(lines)
+    return "\n\n".join([*lines, table(study)])
 
 
 def main() -> None:

@@ -20,11 +20,15 @@ def shown(cell: Any) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """The table of a saved study."""
+    lines = [f"| {' | '.join(content['head'])} |", "|---" * len(content["head"]) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(shown(cell) for cell in row)} |" for row in content["rows"])]) + "\n"
+
+
 def markdown(content: Mapping[str, Any]) -> str:
     """The table of a saved study, and its verdict."""
-    lines = [f"| {' | '.join(content['head'])} |", "|---" * len(content["head"]) + "|"]
-    lines += [f"| {' | '.join(shown(cell) for cell in row)} |" for row in content["rows"]]
-    return "\n".join([*lines, "", "**{word}**: {sentence} (Rule: {rule})".format(**content["verdict"])]) + "\n"
+    return table(content) + "\n**{word}**: {sentence} Rule: {rule}.\n".format(**content["verdict"])
 
 
 def rounded(nest: Any) -> Any:
