@@ -60,14 +60,15 @@ def scores_of(
     study: Study, model: LightningModule, initial: Mapping[str, Tensor], members: Subset[Any], seed: int
 ) -> dict[str, dict[str, Tensor]]:
     """Learnability scores, those that are compared with them, and the vulnerability scores."""
-    found = {}
+    found, steps = {}, study.task.steps
     for name, lam in ((ALL, study.task.lam), (CONTROLS[0], 1.0)):
         torch.manual_seed(seed)  # of the batches
-        found[name] = privacy_vulnerability_scores(model, dict(initial), members, study.parts.reference, lam=lam)
-    torch.manual_seed(seed)
-    found["learnability"] = learnability_scores(model, members)
-    torch.manual_seed(seed + 1)
-    found[CONTROLS[2]] = learnability_scores(model, members)
+        found[name] = privacy_vulnerability_scores(
+            model, dict(initial), members, study.parts.reference, lam=lam, steps=steps
+        )
+    for name, of_batches in (("learnability", seed), (CONTROLS[2], seed + 1)):
+        torch.manual_seed(of_batches)
+        found[name] = learnability_scores(model, members, steps=steps)
     found[CONTROLS[1]] = {name: model.get_parameter(name).detach().abs() for name in found["learnability"]}
     return found
 

@@ -49,6 +49,7 @@ class Pruned:
         sparsity: the share of the weights that is pruned.
         rewind: whether the rest starts from its initial values.
         random: whether the weights are chosen at random.
+        steps: of the scoring.
     """
 
     build: ShadowRecipe
@@ -56,13 +57,14 @@ class Pruned:
     recipe: ShadowRecipe | None = None
     rewind: bool = False
     random: bool = False
+    steps: int = 30
 
     def prune(self, members: Dataset[Any], seed: int, base: Mapping[str, Tensor]) -> tuple[Any, WeightMask]:
         seed_all(seed)
         model = self.build.build()
         initial = copy.deepcopy(model.state_dict())
         model.load_state_dict(base)
-        scores = learnability_scores(model, members)
+        scores = learnability_scores(model, members, steps=self.steps)
         if self.random:
             scores = {name: torch.rand_like(score) for name, score in scores.items()}
         pruned = ~WeightMask.top(scores, 1 - self.sparsity)
@@ -108,7 +110,9 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     }
     for way, settings in ways.items():
         for sparsity in arguments.sparsities:
-            found[way, sparsity] = study.tuned(f"{way}, {sparsity:.0%}", Pruned(plain, sparsity, **settings))
+            found[way, sparsity] = study.tuned(
+                f"{way}, {sparsity:.0%}", Pruned(plain, sparsity, steps=study.task.steps, **settings)
+            )
     _plot(study, found)
     first = found[M1, 0.0]
     rows = [

@@ -75,7 +75,12 @@ class Study:
         plain = self.recipe(self.task.tune_epochs if epochs is None else epochs, defense, lr)
         if not cwrf:
             return plain
-        return replace(plain, cwrf=CWRFConfig(self.parts.reference, **{"lam": self.task.lam, **cwrf}))
+        return replace(plain, cwrf=CWRFConfig(self.parts.reference, **{**self.scoring, **cwrf}))
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """λ and T."""
+        return {"lam": self.task.lam, "steps": self.task.steps}
 
     @functools.cached_property
     def base(self) -> ShadowOutputs:

@@ -148,7 +148,7 @@ class Task:
     Attributes:
         sizes: of members, non-members and reference data; the population has ``population`` more, None: the rest.
         inputs: channels or columns.
-        lam: λ of the scoring, by the number of classes as in the paper.
+        lam: λ of the scoring, by the number of classes as in the paper; steps: its T.
     """
 
     data: str
@@ -163,14 +163,16 @@ class Task:
     models: int
     weight_decay: float = 0.0
     lam: float = 0.7
+    steps: int = 30
 
     def parts(self, seed: int, folder: Path | None, *, fake: bool = False) -> Split:
         """The disjoint parts of its data set, or of fake images."""
-        data = DATA[self.data](folder)
         if fake:
             shape, to_tensor = (self.inputs, 32, 32), torchvision.transforms.ToTensor()
             size = sum(self.sizes) + (self.population or 0)
-            data = torchvision.datasets.FakeData(size, shape, self.classes, to_tensor)
+            data: Any = torchvision.datasets.FakeData(size, shape, self.classes, to_tensor)
+        else:
+            data = DATA[self.data](folder)
         found = split(data, seed, self.sizes)
         return found._replace(population=Subset(data, found.population.indices[: self.population]))
 
@@ -203,4 +205,5 @@ SCALES: dict[str, dict[str, Task]] = {
 
 def quick(task: Task) -> Task:
     """Few examples, models and epochs, to try a script."""
-    return replace(task, sizes=(48, 48, 48), population=48, epochs=2, tune_epochs=1, batch=16, models=8)
+    small = {"sizes": (32, 32, 32), "population": 32, "epochs": 2, "tune_epochs": 1, "batch": 16}
+    return replace(task, **small, models=8, steps=2)
