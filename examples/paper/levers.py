@@ -86,8 +86,9 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
 def _options(study: Study) -> dict[str, dict[str, Any]]:
     lever = study.arguments.lever
     if lever == "rounds":
-        return {f"{n} x {max(1, study.task.tune_epochs // n)} epochs": {"rounds": n} for n in (1, 2, 4)}
-    options = {**LEVERS, **TUNINGS}[lever]
+        options = {f"{n} x {max(1, study.task.tune_epochs // n)} epochs": {"rounds": n} for n in (1, 2, 4)}
+    else:
+        options = {**LEVERS, **TUNINGS}[lever]
     return dict(list(options.items())[:2]) if study.arguments.quick else options
 
 
