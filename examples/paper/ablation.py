@@ -23,6 +23,8 @@ WAYS: dict[str, dict[str, Any]] = {
     A1: {"values": "zero"},
     A2: {"tune": "masked"},
     A3: {},
+}
+CONTROLS: dict[str, dict[str, Any]] = {
     "random, as A2": {"tune": "masked", "kind": "random"},
     "random, as A3": {"kind": "random"},
 }
@@ -48,6 +50,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__file__, __doc__)
     made.add_argument("--alpha", type=float, default=0.6, help="strength of RelaxLoss")
     made.add_argument("--rates", type=float, nargs="+", help="r")
+    made.add_argument("--control-rates", type=float, nargs="+", default=[0.03], help="r of the random weights")
     arguments = parse(made, words)
     arguments.rates = arguments.rates or (RATES[2:3] if arguments.quick else RATES)
     study = Study(f"ablation-{arguments.data}", "Zero, tune only the rewound, or CWRF", arguments)
@@ -57,8 +60,9 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     control = study.tuned("fine-tuned, r = 0", study.tuning(defense))
     found = {
         (way, rate): study.tuned(f"{way}, r = {rate:.1%}", study.tuning(defense, {"rate": rate, **settings}))
-        for way, settings in WAYS.items()
-        for rate in arguments.rates
+        for ways, rates in ((WAYS, arguments.rates), (CONTROLS, arguments.control_rates))
+        for way, settings in ways.items()
+        for rate in rates
     }
     _plot(study, found, scratch, control)
     rows = [_row(BASE, None, base), _row("from scratch", None, scratch, PAPER_SCRATCH), _row("r = 0", None, control)]
@@ -77,7 +81,7 @@ def _row(way: str, rate: float | None, audit: RecipeAudit, paper: Any = None) ->
 
 
 def _verdict(found: dict[tuple[str, float], RecipeAudit], scratch: RecipeAudit) -> dict[str, str]:
-    rates = sorted({rate for _, rate in found})
+    rates = sorted({rate for way, rate in found if way == A3})
     high = [rate for rate in rates if rate in RATES[2:]]
     held = [
         all(_less(found[A1, rate], found[A3, rate], ACCURACY) for rate in rates),
@@ -101,7 +105,7 @@ def _plot(
     measures = (ACCURACY, "loss_gap", AUC)
     with figure(study.out / f"{study.name}.png", len(measures)) as panels:
         for axes, measure in zip(panels, measures, strict=True):
-            for way in WAYS:
+            for way in (*WAYS, *CONTROLS):
                 points = [(rate, audit.estimate(measure)) for (own, rate), audit in found.items() if own == way]
                 reach = [[e.value - e.interval.low for _, e in points], [e.interval.high - e.value for _, e in points]]
                 axes.errorbar([100 * r for r, _ in points], [e.value for _, e in points], reach, fmt="o-", label=way)

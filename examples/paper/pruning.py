@@ -96,6 +96,7 @@ class Pruned:
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__file__, __doc__)
     made.add_argument("--sparsities", type=float, nargs="+", help="shares of the weights to prune")
+    made.add_argument("--retrained", type=float, nargs="+", default=[0.85], help="the shares that are trained further")
     arguments = parse(made, words)
     arguments.sparsities = arguments.sparsities or (SPARSITIES[3:4] if arguments.quick else SPARSITIES)
     study = Study(f"pruning-{arguments.data}", "Pruning the least important weights", arguments)
@@ -109,7 +110,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         f"{RANDOM}, rewound, retrained": {"recipe": plain, "rewind": True, "random": True},
     }
     for way, settings in ways.items():
-        for sparsity in arguments.sparsities:
+        for sparsity in arguments.retrained if "recipe" in settings else arguments.sparsities:
             found[way, sparsity] = study.tuned(
                 f"{way}, {sparsity:.0%}", Pruned(plain, sparsity, steps=study.task.steps, **settings)
             )
