@@ -6,6 +6,7 @@ python tools/results.py out/paper       # first take the studies that were run t
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import sys
@@ -32,6 +33,10 @@ Brackets are 95 % intervals over models and pools. *Above r = 0 at equal accurac
 than the fine-tuning alone: than the line between the two strengths of r = 0 (or no defense) that have just less and
 just more test accuracy. The curve of r = 0 bends below that line, which favours the recipe. Where no r = 0 has more
 accuracy, or none has less, the cell is empty.
+
+Run one with `python examples/paper/frontier.py`; `--scale cpu` is for two cores overnight, `gpu` for one GPU, and
+`paper` has the papers' data, sizes and epochs. All share what they have trained in `--out`, and go on where they were.
+`--quick` tries a script.
 
 Minutes are those of all recipes that the study needs, on one thread of a machine with two cores that others used too;
 what several studies share counts in each.
@@ -69,7 +74,21 @@ def page() -> str:
         cells = [f"[{name}](#{name})", study["verdict"]["word"], task["data"], task["network"], task["models"]]
         cells += [f"{times['minutes']:.0f}", f"{times['peak_memory_gb']:.1f} GB"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    waiting = not_run([study["command"] for study, _ in found])
+    if waiting:
+        lines += ["", "Scripts without a record yet:", "", *(f"- `{name}`: {what}" for name, what in waiting.items())]
     return "\n".join([*lines, "", *(section(study) for study, _ in found)])
+
+
+def not_run(commands: list[str]) -> dict[str, str]:
+    """The scripts of studies that none of these commands ran, with the first lines of their docstrings."""
+    run = {command.split()[1] for command in commands}
+    found = {}
+    for path in sorted((ROOT / "examples" / "paper").glob("*.py")):
+        name, text = f"examples/paper/{path.name}", path.read_text(encoding="utf-8")
+        if name not in run and "parser(__file__" in text:
+            found[name] = (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
+    return found
 
 
 def section(study: dict[str, Any]) -> str:

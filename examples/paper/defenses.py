@@ -1,7 +1,8 @@
 """Table 3 and Fig. 6: every defense from scratch, in a fine-tuning (r = 0), with CWRF, and with a random mask.
 
 Each over its own published strengths, against LiRA and RMIA: ways are compared at equal test accuracy, not at one
-setting. DP-SGD has no published strengths, needs a network without BatchNorm, and is left out.
+setting. Fig. 7 is the same with ``--models 128``, Fig. 9 is its plot. DP-SGD has no published strengths, needs a
+network without BatchNorm, and is left out.
 
     python examples/paper/defenses.py --defenses relaxloss hamp ccl
 """
