@@ -41,8 +41,8 @@ CLAIMS = (
     "on every defended model, PAST has a higher P1 than the model, tuned further or not",
 )
 RULE = (
-    f"the paper's claims: {'; '.join(CLAIMS)}. The second to fourth by more than two standard errors, of PAST at the λ "
-    "with the highest P1, which favours it. Reproduced: all; not: none; else partly"
+    "reproduced if all four claims of the paper are true by more than two standard errors, the third and fourth of "
+    "PAST at the λ with the highest P1, which favours it; not if none is; else partly"
 )
 
 

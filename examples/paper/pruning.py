@@ -36,7 +36,10 @@ CLAIMS = (
     "at 85 %, M2 has the accuracy of M1 within a point",
     "at 85 %, M3 has less accuracy than M1 by more than a point",
 )
-RULE = f"the paper's claims: {'; '.join(CLAIMS)}. Reproduced: all; not: none; else partly"
+RULE = (
+    "reproduced if all four claims of the paper are true, of the means, and the second unless the AUC is lower by more "
+    "than two standard errors of the paired difference; not if none is; else partly"
+)
 
 
 @dataclass(frozen=True)
