@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_cwrf.callbacks import DefenseCallback as DefenseCallback
     from lightning_cwrf.callbacks import FinishedWeightsCallback as FinishedWeightsCallback
     from lightning_cwrf.callbacks import GradientMaskCallback as GradientMaskCallback
+    from lightning_cwrf.callbacks import LossTraceCallback as LossTraceCallback
     from lightning_cwrf.callbacks import MIAAuditCallback as MIAAuditCallback
     from lightning_cwrf.callbacks import PrivacyScoringCallback as PrivacyScoringCallback
     from lightning_cwrf.callbacks import VanillaSnapshotCallback as VanillaSnapshotCallback
@@ -66,6 +67,7 @@ _PUBLIC = {
         "DefenseCallback",
         "FinishedWeightsCallback",
         "GradientMaskCallback",
+        "LossTraceCallback",
         "MIAAuditCallback",
         "PrivacyScoringCallback",
         "VanillaSnapshotCallback",

@@ -20,6 +20,7 @@ from lightning_cwrf.attacks.bavaria import bavaria
 from lightning_cwrf.attacks.likelihood_ratio import tune_rmia
 from lightning_cwrf.attacks.lira import lira
 from lightning_cwrf.attacks.loss import loss_threshold
+from lightning_cwrf.attacks.loss_trace import LossTraces, loss_tnr, lt_iqr
 from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
 from lightning_cwrf.attacks.neural import neural_attack
 from lightning_cwrf.attacks.per_model import PerModel
@@ -36,6 +37,7 @@ for _module in iter_modules(__path__):
 __all__ = [
     "Attack",
     "Evidence",
+    "LossTraces",
     "PerModel",
     "attack_p",
     "attack_r",
@@ -53,6 +55,8 @@ __all__ = [
     "lira",
     "logit_signal",
     "loss_threshold",
+    "loss_tnr",
+    "lt_iqr",
     "modified_entropy",
     "neural_attack",
     "quantile_regression",
