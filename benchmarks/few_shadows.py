@@ -44,12 +44,17 @@ ATTACKS = {
 }
 
 
-def shadows(store: Path) -> ShadowOutputs:
+def digits_pool() -> tuple[Subset, Subset]:
+    """The 600 digits of the pool, and the others, which no model is trained on."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     data = TensorDataset(images, torch.tensor(digits.target))
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
-    pool, population = Subset(data, order[:600]), Subset(data, order[600:])
+    return Subset(data, order[:600]), Subset(data, order[600:])
+
+
+def shadows(store: Path) -> ShadowOutputs:
+    pool, population = digits_pool()
     recipe = ShadowRecipe(functools.partial(DigitsClassifier, 60), {"max_epochs": 60}, batch_size=BATCH)
     return train_shadows(recipe, pool, MODELS, population=population, store=store, stack=MODELS // 2)
 
