@@ -17,6 +17,8 @@ from lightning_cwrf.attacks.base import (
     register_attack,
 )
 from lightning_cwrf.attacks.bavaria import bavaria
+from lightning_cwrf.attacks.bayesian import bmia, laplace_outputs
+from lightning_cwrf.attacks.inverse_hessian import IHAScores, conjugate_gradients, inverse_hessian_attack
 from lightning_cwrf.attacks.likelihood_ratio import tune_rmia
 from lightning_cwrf.attacks.lira import lira
 from lightning_cwrf.attacks.loss import loss_threshold
@@ -37,6 +39,7 @@ for _module in iter_modules(__path__):
 __all__ = [
     "Attack",
     "Evidence",
+    "IHAScores",
     "LossTraces",
     "PerModel",
     "attack_p",
@@ -45,13 +48,17 @@ __all__ = [
     "available_attacks",
     "base_attack",
     "bavaria",
+    "bmia",
     "calibrated",
     "confidence",
+    "conjugate_gradients",
     "correctness",
     "create_attack",
     "create_attacks",
     "entropy",
     "example_losses",
+    "inverse_hessian_attack",
+    "laplace_outputs",
     "lira",
     "logit_signal",
     "loss_threshold",

@@ -21,8 +21,7 @@ from lightning_cwrf.callbacks.common import ReadsData, saved_state, training_dat
 from lightning_cwrf.callbacks.coverage import check_coverage
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.classification import classification_step
-from lightning_cwrf.data import Batches, all_digests, all_ids, as_loader, bring_to
-from lightning_cwrf.data.overlap import check_disjoint
+from lightning_cwrf.data import Batches, OverlapCheck, all_ids, as_loader, bring_to
 from lightning_cwrf.files import check_place
 from lightning_cwrf.lightning_private import in_started_processes
 from lightning_cwrf.outputs import evaluating
@@ -153,9 +152,7 @@ class LossTraceCallback(ReadsData):
         self._digest = digest
         if self.nonmembers is not None:
             check_side(self.nonmembers, "nonmembers", transfer)
-            others = all_digests(self.nonmembers)
-            if others is not None:
-                check_disjoint([known for known, _ in ids], list(others), "nonmembers")
+            OverlapCheck(self._data, self.nonmembers, "nonmembers")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not on_train_epoch_start, which a run that resumes from the last batch of an epoch leaves out.
