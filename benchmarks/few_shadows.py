@@ -15,11 +15,10 @@ import sys
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_digits
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import ConcatDataset
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from harden_digits import BATCH, DigitsClassifier
+from digits import BATCH, DigitsClassifier, digits, split
 
 from lightning_cwrf import ShadowRecipe, train_shadows
 from lightning_cwrf.attacks import Evidence, create_attack
@@ -44,17 +43,9 @@ ATTACKS = {
 }
 
 
-def digits_pool() -> tuple[Subset, Subset]:
-    """The 600 digits of the pool, and the others, which no model is trained on."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    data = TensorDataset(images, torch.tensor(digits.target))
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
-    return Subset(data, order[:600]), Subset(data, order[600:])
-
-
 def shadows(store: Path) -> ShadowOutputs:
-    pool, population = digits_pool()
+    *_, reference, population, pool = split(digits(), seed=0)
+    population = ConcatDataset([reference, population])
     recipe = ShadowRecipe(functools.partial(DigitsClassifier, 60), {"max_epochs": 60}, batch_size=BATCH)
     return train_shadows(recipe, pool, MODELS, population=population, store=store, stack=MODELS // 2)
 

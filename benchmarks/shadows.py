@@ -23,13 +23,12 @@ from typing import Any
 import torch
 from common import Row, best_of, overhead, run, speedup
 from lightning.pytorch import LightningModule, Trainer
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from harden_digits import DigitsClassifier
+from digits import DigitsClassifier, digits
 
 from lightning_cwrf import CWRFConfig, ShadowRecipe, train_shadows
 from lightning_cwrf.defenses import create_defense
@@ -64,9 +63,7 @@ def mlp() -> nn.Module:
 
 
 def pool(begin: int = 0, end: int = POOL) -> TensorDataset:
-    digits = load_digits()
-    images = torch.tensor(digits.images[begin:end], dtype=torch.float32).unsqueeze(1) / 16
-    return TensorDataset(images, torch.tensor(digits.target[begin:end]))
+    return TensorDataset(*digits()[begin:end])
 
 
 def bare(kind: str, models: int) -> None:

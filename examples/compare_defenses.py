@@ -13,9 +13,6 @@ One table, one plot of utility against privacy. A run that was stopped goes on w
 from __future__ import annotations
 
 import argparse
-import itertools
-import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +20,13 @@ from typing import Any
 
 import lightning
 import torch
+from digits import BATCH, digits, quiet, split
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm.auto import tqdm
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback, train_shadows
@@ -39,9 +36,6 @@ from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.report import plot_tradeoff, tradeoff_table
 from lightning_cwrf.shadows.identity import identity
 
-MEMBERS = NONMEMBERS = 300
-REFERENCE = 200
-BATCH = 32
 DEFENSES: dict[str, dict[str, Any]] = {
     "none": {},
     "relaxloss": {"alpha": 0.4},
@@ -129,14 +123,8 @@ def main(arguments: argparse.Namespace) -> None:
     quiet()
     torch.set_num_threads(1)  # the model is too small for a second thread to help
     out, seed = arguments.out, arguments.seed
-    digits = load_digits()
-    data = TensorDataset(
-        torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(digits.target)
-    )
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    edges = [0, MEMBERS, MEMBERS + NONMEMBERS, MEMBERS + NONMEMBERS + REFERENCE, len(data)]
-    members, nonmembers, reference, population = (Subset(data, order[a:b]) for a, b in itertools.pairwise(edges))
-    pool = Subset(data, order[: edges[2]])
+    data = digits()
+    members, nonmembers, reference, population, pool = split(data, seed)
 
     def recipe(defense: str, way: str) -> Recipe:
         epochs = arguments.epochs if way == "from scratch" else arguments.tune_epochs
@@ -180,12 +168,6 @@ def main(arguments: argparse.Namespace) -> None:
     table = tradeoff_table(results)
     (out / "table.txt").write_text(table + "\n", encoding="utf-8")
     print(f"\n{table}\n\nsaved {plot_tradeoff(results, out / 'tradeoff.png')} and {out / 'table.txt'}")
-
-
-def quiet() -> None:
-    """Lightning's start-up lines about devices and loaders say nothing in a run of several hundred small trainings."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec|Optimal order).*")
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:

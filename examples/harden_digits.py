@@ -9,22 +9,17 @@ included. The middle column of the table is the control: the same fine-tuning wi
 from __future__ import annotations
 
 import argparse
-import itertools
-import logging
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from digits import BATCH, DigitsClassifier, digits, quiet, split
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from lightning_cwrf import (
@@ -41,41 +36,6 @@ from lightning_cwrf import (
 from lightning_cwrf.auditing import audit
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc, write_report
 from lightning_cwrf.shadows import ShadowOutputs
-
-MEMBERS = NONMEMBERS = 300
-REFERENCE = 200
-BATCH = 32
-
-
-class DigitsClassifier(LightningModule):
-    """An ordinary LightningModule: it knows nothing of privacy."""
-
-    def __init__(self, epochs: int, lr: float = 1e-3) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.net = nn.Sequential(
-            nn.Conv2d(1, 16, 3, stride=2, padding=1),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(16 * 4 * 4, 256),
-            nn.BatchNorm1d(256),
-            nn.ReLU(),
-            nn.Linear(256, 10),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels)
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams["lr"])
-        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.hparams["epochs"])]
 
 
 def build(seed: int, epochs: int) -> DigitsClassifier:
@@ -129,18 +89,15 @@ def cwrf(reference: Dataset[Any], vanilla: Any, rate: float) -> list[Callback]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    _quiet()
+    quiet()
     torch.set_num_threads(1)  # the model is too small for a second thread to help
     out, seed = arguments.out, arguments.seed
     out.mkdir(parents=True, exist_ok=True)
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    data = TensorDataset(images, torch.tensor(digits.target))
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    edges = [0, MEMBERS, MEMBERS + NONMEMBERS, MEMBERS + NONMEMBERS + REFERENCE, len(data)]
-    members, nonmembers, reference, population = (Subset(data, order[a:b]) for a, b in itertools.pairwise(edges))
-    pool = Subset(data, order[: edges[2]])
-    print(f"{MEMBERS} members, {NONMEMBERS} non-members, {REFERENCE} reference, {len(population)} further test images")
+    members, nonmembers, reference, population, pool = split(digits(), seed)
+    print(
+        f"{len(members)} members, {len(nonmembers)} non-members, {len(reference)} reference, "
+        f"{len(population)} further test images"
+    )
 
     def shadows(trainer: Trainer, model: LightningModule, base: ShadowOutputs | None = None) -> ShadowOutputs:
         """Models that were trained as this one was, read off its Trainer: defense and CWRF included."""
@@ -191,12 +148,6 @@ def main(arguments: argparse.Namespace) -> None:
     )
     saved = [report, plot_roc(results, out / "roc.png"), plot_losses(results, out / "losses.png")]
     print(f"\nsaved {', '.join(map(str, saved))}")
-
-
-def _quiet() -> None:
-    """Lightning's start-up lines about devices and loaders say nothing in a run of 25 small trainings."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec).*")
 
 
 def even(word: str) -> int:

@@ -10,19 +10,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import time
-import warnings
 from pathlib import Path
 
-import torch
-from harden_digits import BATCH, DigitsClassifier
-from sklearn.datasets import load_digits
-from torch.utils.data import Subset, TensorDataset
+from digits import BATCH, DigitsClassifier, digits, quiet, split
 
 from lightning_cwrf import ShadowRecipe, default_candidates, search_recipes
-
-POOL, REFERENCE = 600, 200
 
 
 def recipe(epochs: int) -> ShadowRecipe:
@@ -31,24 +24,17 @@ def recipe(epochs: int) -> ShadowRecipe:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec).*")
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    data = TensorDataset(images, torch.tensor(digits.target))
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(arguments.seed)).tolist()
-    pool, reference, population = (
-        Subset(data, order[a:b]) for a, b in ((0, POOL), (POOL, POOL + REFERENCE), (POOL + REFERENCE, len(data)))
-    )
+    quiet()
+    parts = split(digits(), arguments.seed)
     candidates = default_candidates(
-        recipe(arguments.tune_epochs), reference, defenses=arguments.defenses, rates=arguments.rates
+        recipe(arguments.tune_epochs), parts.reference, defenses=arguments.defenses, rates=arguments.rates
     )
     began = time.perf_counter()
     found = search_recipes(
         recipe(arguments.epochs),
         candidates,
-        pool,
-        population=population,
+        parts.pool,
+        population=parts.population,
         floor=arguments.floor,
         models=arguments.models,
         store=arguments.out / "store",

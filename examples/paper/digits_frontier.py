@@ -16,17 +16,14 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset
 
 from lightning_cwrf import CWRFConfig, RecipeAudit, ShadowRecipe, audit_recipe, train_shadows
 from lightning_cwrf.auditing import Estimate
@@ -34,9 +31,8 @@ from lightning_cwrf.defenses import create_defense
 from lightning_cwrf.report import plot_tradeoff
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harden_digits import BATCH, DigitsClassifier
+from digits import BATCH, DigitsClassifier, digits, quiet, split
 
-POOL, REFERENCE = 600, 200
 WAYS: dict[str, dict[str, Any]] = {
     "fine-tuned, r = 0": {},
     "CWRF, r = 3%": {"rate": 0.03},
@@ -76,23 +72,22 @@ def candidates(arguments: argparse.Namespace, reference: Dataset[Any]) -> Iterat
 
 
 def main(arguments: argparse.Namespace) -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*(many workers|number of training batches|treespec).*")
+    quiet()
     torch.set_num_threads(1)
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    data = TensorDataset(images, torch.tensor(digits.target))
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(arguments.seed)).tolist()
-    pool, reference, population = (
-        Subset(data, order[a:b]) for a, b in ((0, POOL), (POOL, POOL + REFERENCE), (POOL + REFERENCE, len(data)))
-    )
+    parts = split(digits(), arguments.seed)
 
     def audited(name: str, how: ShadowRecipe, **settings: Any) -> tuple[RecipeAudit, Any]:
         began = time.perf_counter()
         shadows = train_shadows(
-            how, pool, arguments.models, population=population, store=arguments.out / "store", seed=arguments.seed,
-            stack=arguments.models // 2, **settings,
-        )  # fmt: skip
+            how,
+            parts.pool,
+            arguments.models,
+            population=parts.population,
+            store=arguments.out / "store",
+            seed=arguments.seed,
+            stack=arguments.models // 2,
+            **settings,
+        )
         found = audit_recipe(shadows, attacks=["loss", "lira"], seed=arguments.seed)
         seconds = time.perf_counter() - began
         print(
@@ -103,7 +98,7 @@ def main(arguments: argparse.Namespace) -> None:
     first, base = audited("no defense", recipe(arguments.epochs), keep_weights=True)
     results = {
         (way, alpha): audited(f"{way}, α = {alpha:g}", how, base=base)[0]
-        for way, alpha, how in candidates(arguments, reference)
+        for way, alpha, how in candidates(arguments, parts.reference)
     }
     _write(first, results, arguments)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -28,6 +28,7 @@ def attack_metrics(
     *,
     accuracy_examples: int | None = None,
     bounds: bool = True,
+    classes: Iterable[type[MembershipMetric]] | None = None,
 ) -> dict[str, MembershipMetric]:
     """Every registered metric as an audit uses it for one attack, by the name of the estimate.
 
@@ -37,13 +38,15 @@ def attack_metrics(
         confidence: of the metrics that are bounds.
         accuracy_examples: the number of examples that the accuracy was measured on. None: it is exact.
         bounds: also those that are bounds, which have a confidence of their own and cannot be averaged.
+        classes: of the metrics. None: all that are registered.
 
     Raises:
         ValueError: two metrics give an estimate of the same name.
     """
     context = AuditContext(accuracy, accuracy_examples, confidence, seed)
     found: dict[str, MembershipMetric] = {}
-    for each in (each for each in METRICS if bounds or each.has_shadow_interval):
+    classes = METRICS if classes is None else classes
+    for each in (each for each in classes if bounds or each.has_shadow_interval):
         metrics = each.for_audit(context)
         if twice := sorted(found.keys() & metrics.keys()):
             raise ValueError(f"{each.__name__}.for_audit gives {', '.join(twice)}, a name that another metric has.")
@@ -75,7 +78,7 @@ def with_shadow_intervals(
     √(pairs / (pairs − 1)). A bound on ε has no such interval: it has a confidence of its own.
     """
     measured = {name: metric for name, metric in metrics.items() if metric.has_shadow_interval}
-    statistics = {name: statistic(metric) for name, metric in measured.items()}
+    statistics = {name: metric.value_of for name, metric in measured.items()}
     with counted_once():
         replicates = shadow_bootstrap(attack, evidence, is_member, statistics, resamples, examples=False, seed=seed)
     pairs = check_pairs(evidence.membership, resamples)
@@ -89,18 +92,6 @@ def with_shadow_intervals(
         wide = Interval(low if bottom is None else max(bottom, low), high if top is None else min(top, high))
         done[name] = replace(found[name], shadow_interval=wide)
     return done
-
-
-def statistic(metric: MembershipMetric) -> Callable[[Tensor, Tensor], Tensor]:
-    """The metric as a function of scores and membership."""
-
-    def value(scores: Tensor, is_member: Tensor) -> Tensor:
-        metric.reset()
-        metric.update(scores, is_member)
-        found: Tensor = metric.compute()
-        return found
-
-    return value
 
 
 def estimates_of(

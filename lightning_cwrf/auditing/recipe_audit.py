@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,13 +12,14 @@ from tqdm.auto import tqdm
 
 from lightning_cwrf.attacks import Attack
 from lightning_cwrf.attacks.resampling import check_pairs
-from lightning_cwrf.auditing.estimates import attack_metrics, depends_on_shadows, statistic
+from lightning_cwrf.auditing.estimates import attack_metrics, depends_on_shadows
 from lightning_cwrf.auditing.recipe_result import RecipeAudit
 from lightning_cwrf.auditing.recipe_targets import Measures, RecipeTargets, in_groups, jackknives_of
 from lightning_cwrf.auditing.run import chosen_attacks, run_attacks
 from lightning_cwrf.auditing.values import Estimate
 from lightning_cwrf.checks import check_confidence, check_flag, check_integer
 from lightning_cwrf.metrics import Interval, MembershipMetric
+from lightning_cwrf.metrics.base import METRICS
 from lightning_cwrf.metrics.functional import CrossedJackknife, clopper_pearson
 from lightning_cwrf.metrics.functional.roc import counted_once
 from lightning_cwrf.shadows.outputs import ShadowOutputs
@@ -112,7 +112,7 @@ def _attacked(
     every = torch.ones_like(targets.groups, dtype=torch.bool)
     scores, found = [], []
     without_pair: list[list[Measures]] = [[] for _ in range(pairs)]
-    metrics = functools.cache(lambda accuracy: _metrics(accuracy, seed))
+    metrics = _Metrics(seed)
     for i in range(len(targets)):
         evidence = targets.evidence(i)
         given = evidence.with_models(targets.against(i))
@@ -131,18 +131,35 @@ def _attacked(
             less = attack(evidence.with_models(targets.against(i, pair))) if uses_shadows else whole
             without_pair[pair].append(measured(every, less) if uses_shadows else found[-1].whole)
         on_done()
-    first = metrics(targets.accuracy(0, every))
-    _values(first, scores[0], targets.membership[0])  # so that its interval and note are of these scores
+    first = _metrics(targets.accuracy(0, every), seed)
+    for metric in first.values():  # so that its interval and note are of these scores
+        metric.update(scores[0], targets.membership[0])
     return torch.stack(scores), jackknives_of(found, without_pair), first
 
 
 def _values(metrics: Mapping[str, MembershipMetric], scores: Tensor, is_member: Tensor) -> Measures:
     with counted_once():
-        return {name: float(statistic(metric)(scores, is_member)) for name, metric in metrics.items()}
+        return {name: float(metric.value_of(scores, is_member)) for name, metric in metrics.items()}
 
 
 def _metrics(accuracy: float, seed: int) -> dict[str, MembershipMetric]:
     return attack_metrics(accuracy, seed, bounds=False)
+
+
+class _Metrics:
+    """The metrics of an attack by the accuracy of the attacked model; those that do not use it are made once."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.known: dict[float, dict[str, MembershipMetric]] = {}
+        self.first = _metrics(0.5, seed)
+
+    def __call__(self, accuracy: float) -> dict[str, MembershipMetric]:
+        if accuracy not in self.known:
+            classes = [each for each in METRICS if each.uses_accuracy]
+            own = attack_metrics(accuracy, self.seed, bounds=False, classes=classes)
+            self.known[accuracy] = {name: own.get(name, metric) for name, metric in self.first.items()}
+        return self.known[accuracy]
 
 
 def _estimate(

@@ -55,6 +55,16 @@ def digest_of(path: str | PathLike[str]) -> str:
     return str(json.loads(Path(path).read_text(encoding="utf-8"))["digest"])
 
 
+def format_name(path: str | PathLike[str]) -> str | None:
+    """The kind of content in a file that :func:`write_json` wrote, such as ``"RecipeAudit"``; None: unknown."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # read_json says what is wrong with the file
+        return None
+    found = content.get("format") if isinstance(content, dict) else None
+    return found.partition("/")[0].rpartition(".")[2] if isinstance(found, str) else None
+
+
 def read_json(
     path: str | PathLike[str], kind: str, *, what: str = "saved audit", writer: str = "AuditResult.save"
 ) -> dict[str, Any]:

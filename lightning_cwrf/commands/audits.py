@@ -25,6 +25,7 @@ from lightning_cwrf.data.loading import Collated
 from lightning_cwrf.data.sampling import support
 from lightning_cwrf.recipes import ShadowRecipe
 from lightning_cwrf.report.changes import conclusion
+from lightning_cwrf.report.table import AnyAudit
 from lightning_cwrf.shadows import ShadowOutputs, train_shadows
 from lightning_cwrf.shadows.workers import end_workers
 
@@ -193,7 +194,7 @@ def audited(
         )
 
 
-def concluded(results: Mapping[str, AuditResult]) -> str:
+def concluded(results: Mapping[str, AnyAudit]) -> str:
     """What audits show, in the words of the report."""
     return "\n".join(["", "What this shows:", *(f"  {line}" for line in conclusion(results))])
 

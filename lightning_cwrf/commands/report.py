@@ -6,24 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_cwrf.auditing import AuditResult
+from lightning_cwrf.auditing.saved import format_name
 from lightning_cwrf.commands.audits import concluded
 from lightning_cwrf.commands.base import DONE, Command, Job, UsageError, check_outputs, output_file
 from lightning_cwrf.commands.record import MASK, Record, records_of
 from lightning_cwrf.report import comparison_table, write_report
+from lightning_cwrf.report.inputs import named_results
+from lightning_cwrf.report.table import AnyAudit
+from lightning_cwrf.searching import RecipeSearch, write_search_report
 from lightning_cwrf.weights.masks import WeightMask
 
 _EXPLAINED = """Audits are named by their files, in the given order: before, then after. No model is read. Where
 harden wrote the audits, its settings.json beside them gives the settings, and mask.safetensors the rewound weights.
+Audits of recipes have a page of their own, and so has a search, search.json.
 
 examples:
   cwrf report hardened/finished.json hardened/hardened.json --out report.html
-  cwrf report before.json after.json --mask mask.safetensors"""
+  cwrf report before.json after.json --mask mask.safetensors
+  cwrf report searched/search.json"""
 
 
 @dataclass
 class ReportJob(Job):
-    results: dict[str, AuditResult]
+    results: dict[str, AnyAudit]
     out: Path
     mask: Path | None
     settings: dict[str, Any]
@@ -43,21 +48,35 @@ class ReportJob(Job):
         return DONE
 
 
+@dataclass
+class SearchReportJob(Job):
+    search: RecipeSearch
+    out: Path
+
+    def plan(self) -> list[str]:
+        return [f"write {self.out} about a search over {len(self.search.trials)} recipes"]
+
+    def run(self) -> int:
+        print(self.search)
+        print(f"\nsaved {write_search_report(self.search, self.out, overwrite=True)}")
+        return DONE
+
+
 class ReportCommand(Command):
     name = "report"
-    summary = "Write a report that people can read, one HTML file, from saved audits."
+    summary = "Write a report that people can read, one HTML file, from saved audits or a search."
 
     def explain(self) -> str:
         return _EXPLAINED
 
     def add_options(self, parser: Any) -> None:
-        parser.add_argument("audits", nargs="*", type=str, help="files that audit or harden saved")
+        parser.add_argument("audits", nargs="*", type=str, help="files that audit, harden or search saved")
         parser.add_argument(
             "--mask", type=str, help="the rewound weights; default: mask.safetensors where harden wrote the audits"
         )
         parser.add_argument("--out", type=str, default="report.html", help="the file to write")
 
-    def prepare(self, options: Any) -> ReportJob:
+    def prepare(self, options: Any) -> Job:
         if not options.audits:
             raise UsageError("name one or more saved audits, such as hardened.json.")
         out = output_file("out", options.out, ".html")
@@ -69,8 +88,12 @@ class ReportCommand(Command):
             names = [str(path.with_suffix("")) for path in paths]
         if len(set(names)) < len(names):
             raise UsageError("an audit is named twice.")
-        results = {name: AuditResult.load(path) for name, path in zip(names, paths, strict=True)}
-        comparison_table(results)  # raises where they cannot be compared
+        searches = [path for path in paths if format_name(path) == RecipeSearch.__name__]
+        if searches:
+            if len(paths) > 1 or options.mask is not None:
+                raise UsageError(f"{searches[0]} is a search, which has a page of its own: name it alone.")
+            return SearchReportJob(RecipeSearch.load(searches[0]), out)
+        results = named_results(dict(zip(names, paths, strict=True)))
         records = records_of(paths)
         mask, remarks = _mask(options.mask, records, paths)
         settings = {str(each.path.parent): each.settings for each in records}

@@ -16,11 +16,11 @@ from lightning_cwrf.commands.progress import on_terminal
 from lightning_cwrf.commands.training import add_fine_tuning_options, repeated, trainer_arguments
 from lightning_cwrf.defenses import Defense, available_defenses, defense_class
 from lightning_cwrf.recipes import ShadowRecipe
-from lightning_cwrf.searching import RecipeSearch, default_candidates, search_recipes
+from lightning_cwrf.searching import RecipeSearch, default_candidates, search_recipes, write_search_report
 from lightning_cwrf.searching.arguments import check_search
 from lightning_cwrf.searching.candidates import RATES
 
-FILES = ("search.json", "search.md", "search.png")
+FILES = ("search.json", "search.md", "search.png", "report.html")
 
 _EXPLAINED = """It trains models as yours was trained, on halves of the members and non-members, and fine-tunes each of
 them with every defense at several strengths, alone (r = 0) and after rewinding 1 %, 3 % or 10 % of the weights.
@@ -77,6 +77,7 @@ class SearchJob(Job):
         found.save(self.out / FILES[0])
         (self.out / FILES[1]).write_text(found.to_markdown(), encoding="utf-8")
         found.plot(self.out / FILES[2])
+        write_search_report(found, self.out / FILES[3], overwrite=True)
         print(f"{found}\n\nsaved {', '.join(str(self.out / name) for name in FILES)}{_next(found)}")
         return DONE
 

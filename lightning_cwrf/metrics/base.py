@@ -49,6 +49,8 @@ class MembershipMetric(Metric):
         p_value_function: a one-sided test against chance. None: the metric has none.
         settings: names of attributes that all three functions take as keyword arguments.
         has_shadow_interval: whether an audit can estimate its spread over other shadow models.
+        uses_accuracy: whether :meth:`for_audit` uses the accuracy of the audited model. An audit of many models makes
+            a metric once where it does not.
 
     Args:
         seed: of the split of :class:`EpsilonLowerBound`; the other metrics are deterministic.
@@ -71,6 +73,7 @@ class MembershipMetric(Metric):
     p_value_function: ClassVar[Callable[..., float] | None] = None
     settings: ClassVar[tuple[str, ...]] = ()
     has_shadow_interval: ClassVar[bool] = True
+    uses_accuracy: ClassVar[bool] = True
     name: ClassVar[str]
 
     is_differentiable = False
@@ -109,6 +112,21 @@ class MembershipMetric(Metric):
             ValueError: there are no members, or no non-members.
         """
         return self._value(*self._data())
+
+    def value_of(self, scores: Tensor, is_member: Tensor) -> Tensor:
+        """The metric of these examples alone: as ``reset``, ``update`` and ``compute``, and faster.
+
+        Raises:
+            TypeError, ValueError: as :meth:`update` and :meth:`compute`.
+        """
+        cls = type(self)
+        if cls.update is MembershipMetric.update and cls.compute is MembershipMetric.compute:
+            check_scores(scores, is_member)
+            return self._value(scores, is_member)
+        self.reset()
+        self.update(scores, is_member)
+        found: Tensor = self.compute()
+        return found
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """A two-sided confidence interval of what :meth:`compute` estimates, over other examples like these.

@@ -16,6 +16,7 @@ class _LowerBound(MembershipMetric):
     """A lower bound at a confidence of its own; the interval extends from it to infinity."""
 
     has_shadow_interval = False  # it has a confidence of its own
+    uses_accuracy = False
     plot_lower_bound = 0.0
 
     def __init__(self, confidence: float = 0.95, **kwargs: Any) -> None:

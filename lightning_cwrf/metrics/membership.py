@@ -24,6 +24,7 @@ class MembershipAUROC(MembershipMetric):
     """
 
     value_function = staticmethod(functional.membership_auroc)
+    uses_accuracy = False
     interval_function = of_counts(functional.auroc_interval)
     p_value_function = staticmethod(functional.auroc_p_value)
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
@@ -50,6 +51,7 @@ class TPRAtFPR(MembershipMetric):
     """
 
     value_function = staticmethod(functional.tpr_at_fpr)
+    uses_accuracy = False
     interval_function = of_counts(functional.tpr_interval)
     p_value_function = staticmethod(functional.tpr_p_value)
     settings = ("max_fpr",)
@@ -96,6 +98,7 @@ class AttackAdvantage(MembershipMetric):
     """
 
     value_function = staticmethod(functional.attack_advantage)
+    uses_accuracy = False
     interval_function = of_counts(functional.advantage_interval)
     p_value_function = staticmethod(functional.advantage_p_value)
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
@@ -113,6 +116,7 @@ class BalancedAccuracy(MembershipMetric):
     """
 
     value_function = staticmethod(functional.balanced_accuracy)
+    uses_accuracy = False
     interval_function = of_counts(functional.balanced_accuracy_interval)
     p_value_function = staticmethod(functional.advantage_p_value)
     plot_lower_bound, plot_upper_bound = 0.5, 1.0

@@ -12,7 +12,7 @@ from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.metrics import functional
 from lightning_cwrf.metrics.base import AuditContext, MembershipMetric, register_metric
 from lightning_cwrf.metrics.functional import Interval, p1_score
-from lightning_cwrf.metrics.functional.roc import count_scores
+from lightning_cwrf.metrics.functional.roc import check_scores, count_scores
 
 
 @register_metric("p1")
@@ -62,6 +62,13 @@ class P1Score(MembershipMetric):
             if not isinstance(correct, Tensor) or correct.shape != is_member.shape or correct.dtype != torch.bool:
                 raise ValueError(f"correct must be a bool tensor of shape {tuple(is_member.shape)}.")
             self.correct.append(correct)
+
+    def value_of(self, scores: Tensor, is_member: Tensor) -> Tensor:
+        """P1 of these examples alone, at the given accuracy."""
+        if type(self) is not P1Score or self.accuracy is None:
+            return super().value_of(scores, is_member)
+        check_scores(scores, is_member)
+        return self._value(scores, is_member)
 
     def _value(self, scores: Tensor, is_member: Tensor) -> Tensor:
         return p1_score(self._accuracy(is_member), functional.attack_advantage(scores, is_member))

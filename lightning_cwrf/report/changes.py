@@ -5,15 +5,40 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
-from lightning_cwrf.auditing import AuditResult, Estimate
-from lightning_cwrf.report.table import MODEL_ROWS, compared, same_weights
+from lightning_cwrf.auditing import AuditResult, Estimate, RecipeAudit
+from lightning_cwrf.auditing.decision import joint_level
+from lightning_cwrf.report.table import MODEL_ROWS, AnyAudit, Row, compared, same_weights
 from lightning_cwrf.report.verdict import joined, verdict
 
+PAIRED = (
+    "“Lower” and “higher” are said where the paired difference of two recipes has a p-value of at most (1 − "
+    "confidence) divided by the number of measures in the comparison: all of them together raise a false alarm in at "
+    "most that share of comparisons. Elsewhere there may be a difference or none: these models cannot tell."
+)
+OVERLAP = (
+    "“Lower” and “higher” are said only where the two intervals do not overlap. Where they do, there may be a "
+    "difference or none: these audits cannot tell. A difference between two trainings is not yet one between two "
+    "methods: for that, repeat both with other seeds, or audit the recipes."
+)
 
-def conclusion(audits: Mapping[str, AuditResult]) -> list[str]:
+
+class Change(NamedTuple):
+    """A measure from one audit to another.
+
+    ``word`` is "lower", "higher", "no difference shown" or "cannot be compared"; ``difference`` is that of two recipes
+    in pairs, as text.
+    """
+
+    label: str
+    word: str
+    difference: str = ""
+
+
+def conclusion(audits: Mapping[str, AnyAudit]) -> list[str]:
     """What audits show, for a terminal: the verdict on each model, and what was gained from the first to the others.
 
     The same sentences as on the page.
@@ -22,30 +47,31 @@ def conclusion(audits: Mapping[str, AuditResult]) -> list[str]:
     return lines + [f"{one} → {other}: {gain(audits[one], audits[other])}" for one, other in compared_pairs(audits)]
 
 
-def changes(audits: Mapping[str, AuditResult]) -> list[str]:
+def changes(audits: Mapping[str, AnyAudit]) -> list[str]:
     """Each comparison of :func:`compared_pairs` with every measure that is lower or higher."""
     lines = []
     for one, other in compared_pairs(audits):
         before, after = audits[one], audits[other]
         caveat = ""
-        if same_examples(before, after) and not (before.examples and after.examples):
-            caveat = " Whether the two audits are of the same examples was compared by labels alone."
-        if same_weights(before, after):
-            caveat += " Both audits are of the same weights."
+        if isinstance(before, AuditResult) and isinstance(after, AuditResult):
+            if same_examples(before, after) and not (before.examples and after.examples):
+                caveat = " Whether the two audits are of the same examples was compared by labels alone."
+            if same_weights(before, after):
+                caveat += " Both audits are of the same weights."
         lines.append(f"{one} → {other}: {gain(before, after)} {change(before, after)}{caveat}")
     return lines
 
 
-def compared_pairs(audits: Mapping[str, AuditResult]) -> list[tuple[str, str]]:
+def compared_pairs(audits: Mapping[str, AnyAudit]) -> list[tuple[str, str]]:
     """The first model with each of the others, and those one after another: controls come in between."""
     first, *others = audits
     return [*((first, name) for name in others), *pairwise(others)]
 
 
-def gain(before: AuditResult, after: AuditResult) -> str:
+def gain(before: AnyAudit, after: AnyAudit) -> str:
     """Whether a second model is shown to leak less than the first, and what became of its accuracy."""
-    rows = [(label, direction(*pair)) for label, pair in compared([before, after]) if label not in _OWN]
-    words = {word: [label for label, each in rows if each == word] for word in ("lower", "higher")}
+    found = [each for each in measured_changes(before, after) if each.label not in _OWN]
+    words = {word: [each.label for each in found if each.word == word] for word in ("lower", "higher")}
     if not same_examples(before, after):
         privacy = (
             "Whether privacy was gained is not known: the two audits are of different examples, or read them "
@@ -53,7 +79,7 @@ def gain(before: AuditResult, after: AuditResult) -> str:
         )
     elif "unknown" in (verdict(before).level, verdict(after).level):
         privacy = "Whether privacy was gained is not known: there is no verdict on one of the two models."
-    elif all(word == "cannot be compared" for _, word in rows):
+    elif all(each.word == "cannot be compared" for each in found):
         privacy = "Whether privacy was gained is not known: the two audits have no attack in common."
     elif words["lower"] and words["higher"]:
         privacy = f"Gain and loss of privacy: {joined(words['lower'])} fell, but {joined(words['higher'])} rose."
@@ -62,18 +88,22 @@ def gain(before: AuditResult, after: AuditResult) -> str:
     elif words["lower"]:
         privacy = f"A gain in privacy was shown: {joined(words['lower'])} fell."
     else:
-        privacy = "No gain in privacy was shown: no measure of an attack is lower by more than the intervals."
+        beyond = "the error of the difference" if paired(before, after) else "the intervals"
+        privacy = f"No gain in privacy was shown: no measure of an attack is lower by more than {beyond}."
     return f"{privacy} {_accuracy(before, after)}"
 
 
-def _accuracy(before: AuditResult, after: AuditResult) -> str:
-    pair = [result.model_metrics.get("test_accuracy") for result in (before, after)]
-    word = direction(*pair)
-    if pair[0] is None or pair[1] is None or word == "cannot be compared":
-        return "Test accuracies cannot be compared."
-    said = {"lower": "fell", "higher": "rose"}.get(word, "went")
-    overlap = ", and the intervals overlap" if said == "went" else ""
-    return f"Test accuracy {said} from {pair[0].value:.3f} to {pair[1].value:.3f}{overlap}."
+def measured_changes(before: AnyAudit, after: AnyAudit) -> list[Change]:
+    """How each measure of the comparison table changed: of two recipes in pairs, else by whether intervals overlap."""
+    rows = compared([before, after])
+    if not (isinstance(before, RecipeAudit) and isinstance(after, RecipeAudit) and paired(before, after)):
+        return [Change(row.label, direction(*row.estimates)) for row in rows]
+    return [_paired(row, before, after, joint_level(after.confidence, len(rows))) for row in rows]
+
+
+def paired(before: AnyAudit, after: AnyAudit) -> bool:
+    """Whether two audits are of recipes with the same pool and membership."""
+    return isinstance(before, RecipeAudit) and isinstance(after, RecipeAudit) and before.data == after.data
 
 
 def direction(before: Estimate | None, after: Estimate | None) -> str:
@@ -89,33 +119,60 @@ def direction(before: Estimate | None, after: Estimate | None) -> str:
     return "no difference shown"
 
 
-def change(before: AuditResult, after: AuditResult) -> str:
+def change(before: AnyAudit, after: AnyAudit) -> str:
     """Which measures of a second model are lower or higher than the first's: the attacks', then the model's own."""
-    rows = [(label, direction(*pair)) for label, pair in compared([before, after])]
-    attacks = _told([row for row in rows if row[0] not in _OWN], "measures of attacks", others=True)
-    return " ".join([*attacks, *_told([row for row in rows if row[0] in _OWN], "measures of the model", others=False)])
+    found = measured_changes(before, after)
+    same = "no difference is shown" if paired(before, after) else "the intervals overlap"
+    attacks = _told([each for each in found if each.label not in _OWN], "measures of attacks", same, others=True)
+    own = _told([each for each in found if each.label in _OWN], "measures of the model", same, others=False)
+    return " ".join([*attacks, *own])
 
 
-def _told(rows: list[tuple[str, str]], what: str, *, others: bool) -> list[str]:
-    """A sentence from labels and directions; ``others``: also of overlaps beside differences."""
+def same_examples(first: AnyAudit, other: AnyAudit) -> bool:
+    """Whether two audits can be of the same examples: by number, classes and, where both have one, digest."""
+    if not (isinstance(first, AuditResult) and isinstance(other, AuditResult)):
+        return paired(first, other)
+    known = bool(first.examples and other.examples)
+    labels = torch.equal(first.is_member, other.is_member) and torch.equal(first.targets, other.targets)
+    return labels and (first.examples == other.examples or not known)
+
+
+def _paired(row: Row, before: RecipeAudit, after: RecipeAudit, level: float) -> Change:
+    """The paired difference of one measure, judged at this level."""
+    if any(row.measure not in each.jackknives for each in (before, after)):
+        return Change(row.label, "cannot be compared")
+    difference = after.minus(before, row.measure)
+    if math.isnan(difference.value) or math.isnan(difference.p_value):
+        return Change(row.label, "cannot be compared")
+    word = "lower" if difference.value < 0 else "higher"
+    return Change(row.label, word if difference.p_value <= level else "no difference shown", str(difference))
+
+
+def _accuracy(before: AnyAudit, after: AnyAudit) -> str:
+    pair = [result.model_metrics.get("test_accuracy") for result in (before, after)]
+    words = {each.label: each.word for each in measured_changes(before, after)}
+    word = words.get(MODEL_ROWS["test_accuracy"], "cannot be compared")
+    if pair[0] is None or pair[1] is None or word == "cannot be compared":
+        return "Test accuracies cannot be compared."
+    said = {"lower": "fell", "higher": "rose"}.get(word, "went")
+    doubt = ", which is within the error" if paired(before, after) else ", and the intervals overlap"
+    overlap = doubt if said == "went" else ""
+    return f"Test accuracy {said} from {pair[0].value:.3f} to {pair[1].value:.3f}{overlap}."
+
+
+def _told(found: list[Change], what: str, same: str, *, others: bool) -> list[str]:
+    """A sentence from labels and directions; ``others``: also of measures with no difference beside differences."""
     words: dict[str, list[str]] = {}
-    for label, word in rows:
-        words.setdefault(word, []).append(label)
+    for each in found:
+        words.setdefault(each.word, []).append(each.label)
     parts = [f"{joined(words[word])} {_is(words[word])} {word}" for word in ("lower", "higher") if word in words]
-    if (same := words.get("no difference shown")) and (others or not parts):
+    if (equal := words.get("no difference shown")) and (others or not parts):
         some = f"the other {what}" if parts else f"all {what}"
-        parts.append(f"for {some if len(same) > 1 else same[0]} the intervals overlap")
+        parts.append(f"for {some if len(equal) > 1 else equal[0]} {same}")
     if lost := words.get("cannot be compared"):
         parts.append(f"{joined(lost)} cannot be compared")
     text = "; ".join(parts)
     return [f"{text[0].upper()}{text[1:]}."] if text else []
-
-
-def same_examples(first: AuditResult, other: AuditResult) -> bool:
-    """Whether two audits can be of the same examples: by number, classes and, where both have one, digest."""
-    known = bool(first.examples and other.examples)
-    labels = torch.equal(first.is_member, other.is_member) and torch.equal(first.targets, other.targets)
-    return labels and (first.examples == other.examples or not known)
 
 
 _OWN = set(MODEL_ROWS.values())

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from lightning_cwrf.auditing import AuditResult
+from lightning_cwrf.auditing import AuditResult, RecipeAudit
 from lightning_cwrf.auditing.names import attack_name
 from lightning_cwrf.metrics.functional import membership_roc
 from lightning_cwrf.report import svg
-from lightning_cwrf.report.curves import LossHistograms, smallest_rate, tpr_band
-from lightning_cwrf.report.table import attacks_in, missing
+from lightning_cwrf.report.curves import LossHistograms, mean_roc, measured_rates, smallest_rate, tpr_band
+from lightning_cwrf.report.table import AnyAudit, attacks_in, missing
 from lightning_cwrf.report.verdict import smallest_auc
 
 _LEFT, _TOP, _SIDE = 54, 12, 320
 _BINS_HIGH = 150
 
 
-def roc(results: Mapping[str, AuditResult], attack: str) -> str:
+def roc(results: Mapping[str, AnyAudit], attack: str) -> str:
     """An attack's ROC on each model with logarithmic axes, pointwise intervals and the chance line."""
     floor = smallest_rate(results.values())
     x = svg.Scale(floor, 1, _LEFT, _LEFT + _SIDE, log=True)
@@ -29,6 +29,14 @@ def roc(results: Mapping[str, AuditResult], attack: str) -> str:
         grid += [svg.text(x.start - 7, y(rate) + 4, svg.rate_label(rate), anchor="end")]
     for i, result in enumerate(results.values()):
         if attack not in result.scores:
+            continue
+        if isinstance(result, RecipeAudit):
+            points = [(x(f), y(max(t, floor))) for f, t in mean_roc(result, attack, floor)]
+            curves.append(svg.path(points, f"curve {svg.series(i)}"))
+            for rate, (low, high) in measured_rates(result, attack):
+                bands.append(
+                    svg.line(x(rate), y(max(low, floor)), x(rate), y(max(high, floor)), f"range {svg.series(i)}")
+                )
             continue
         band = tpr_band(result, attack, floor)
         upper = [(x(f), y(max(t, floor))) for f, t in zip(band.fpr, band.high, strict=True)]
@@ -67,7 +75,7 @@ def losses(found: LossHistograms, index: int, name: str) -> str:
     return svg.picture(_LEFT + _SIDE + 22, _TOP + _BINS_HIGH + 44, parts, label)
 
 
-def aucs(results: Mapping[str, AuditResult]) -> str:
+def aucs(results: Mapping[str, AnyAudit]) -> str:
     """Every attack's AUC on each model with its interval, and what could not be told from guessing."""
     attacks = attacks_in(results.values())
     values = [
@@ -79,7 +87,7 @@ def aucs(results: Mapping[str, AuditResult]) -> str:
         if math.isfinite(number)
     ]
     low = min([0.45, *values])
-    least = max(smallest_auc(result) for result in results.values())
+    least = max((smallest_auc(result) for result in results.values() if isinstance(result, AuditResult)), default=0.5)
     height, block = 20, 20 * len(results) + 14
     bottom = 8 + block * len(attacks)
     x = svg.Scale(math.floor(10 * low) / 10, 1, 104, 352)
@@ -108,6 +116,42 @@ def aucs(results: Mapping[str, AuditResult]) -> str:
             parts.append(f'<circle class="dot {svg.series(i)}" cx="{x(found.value):.1f}" cy="{y:.1f}" r="4.5"/>')
     parts.append(svg.text((x.start + x.end) / 2, bottom + 36, "AUC (0.5 is guessing)", kind="axis"))
     return svg.picture(364, bottom + 44, parts, "AUC of every attack on each model, with intervals")
+
+
+def tradeoff(results: Mapping[str, AnyAudit], attack: str) -> str:
+    """Test accuracy against an attack's AUC, with intervals; bottom right is best."""
+    shown = {
+        i: (result.model_metrics["test_accuracy"], result.estimates[attack]["auroc"])
+        for i, result in enumerate(results.values())
+        if attack in result.estimates and "auroc" in result.estimates[attack]
+    }
+    shown = {
+        i: pair for i, pair in shown.items() if all(math.isfinite(n) for e in pair for n in (e.value, *e.interval))
+    }
+    x = _around([n for e, _ in shown.values() for n in e.interval], _LEFT, _LEFT + _SIDE)
+    y = _around([0.5, *(n for _, e in shown.values() for n in e.interval)], _TOP + _SIDE, _TOP)
+    parts = [svg.rectangle(_LEFT, _TOP, _SIDE, _SIDE, "panel")]
+    for value in x.ticks():
+        parts += [svg.line(x(value), y.end, x(value), y.start, "grid"), svg.text(x(value), y.start + 17, f"{value:g}")]
+    for value in y.ticks():
+        parts += [svg.line(x.start, y(value), x.end, y(value), "chance" if value == 0.5 else "grid")]
+        parts += [svg.text(x.start - 7, y(value) + 4, f"{value:g}", anchor="end")]
+    for i, (accuracy, auc) in shown.items():
+        at, kind = (x(accuracy.value), y(auc.value)), f"range {svg.series(i)}"
+        parts += [svg.line(x(accuracy.interval.low), at[1], x(accuracy.interval.high), at[1], kind)]
+        parts += [svg.line(at[0], y(auc.interval.low), at[0], y(auc.interval.high), kind)]
+        parts += [f'<circle class="dot {svg.series(i)}" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="4.5"/>']
+    parts.append(svg.text((x.start + x.end) / 2, y.start + 36, "test accuracy", kind="axis"))
+    parts.append(svg.text(13, (y.start + y.end) / 2, "AUC (0.5 is guessing)", kind="axis", turn=True))
+    label = f"Test accuracy against the AUC of {attack_name(attack)}, with intervals"
+    return svg.picture(_LEFT + _SIDE + 22, _TOP + _SIDE + 44, parts, label)
+
+
+def _around(values: list[float], start: float, end: float) -> svg.Scale:
+    """A linear scale with a margin around values, at least a twentieth wide."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    margin = max(0.08 * (high - low), (0.05 - (high - low)) / 2, 0.0)
+    return svg.Scale(low - margin, high + margin, start, end)
 
 
 def swatch(index: int) -> str:

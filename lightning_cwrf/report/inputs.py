@@ -13,34 +13,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cwrf.auditing import AuditResult
-from lightning_cwrf.report.table import check_comparable, check_results
+from lightning_cwrf.auditing import AuditResult, RecipeAudit
+from lightning_cwrf.auditing.saved import format_name
+from lightning_cwrf.report.table import AnyAudit, check_comparable, check_results
 from lightning_cwrf.weights.masks import WeightMask
 
 
-def named_results(results: Any) -> dict[str, AuditResult]:
+def named_results(results: Any) -> dict[str, AnyAudit]:
     """Audits by name: of a mapping, of one audit, or of saved audits, which are named after their files.
 
     Raises:
         TypeError: something else.
-        ValueError: no audit; intervals of different confidence; one audit under two names; a file that is not a saved
-            audit.
+        ValueError: no audit; audits of models beside audits of recipes; intervals of different confidence; one audit
+            under two names; a file that is not a saved audit.
         FileNotFoundError: there is no such file.
     """
-    if isinstance(results, AuditResult):
-        results = {"the model": results}
+    if isinstance(results, (AuditResult, RecipeAudit)):
+        results = {"the model" if isinstance(results, AuditResult) else "the recipe": results}
     elif isinstance(results, (str, PathLike)):
         results = [results]
     if isinstance(results, (list, tuple)) and results and all(isinstance(each, (str, PathLike)) for each in results):
         results = _by_file(results)
     if isinstance(results, Mapping):
         results = {
-            str(name): AuditResult.load(each) if isinstance(each, (str, PathLike)) else each
-            for name, each in results.items()
+            str(name): load_audit(each) if isinstance(each, (str, PathLike)) else each for name, each in results.items()
         }
-    check_results(results)
+    check_results(results, kinds=(AuditResult, RecipeAudit))
+    if len({type(each) for each in results.values()}) > 1:
+        kinds = ", ".join(f"{name!r} ({type(each).__name__})" for name, each in results.items())
+        raise ValueError(
+            f"audits of single models and of recipes cannot be compared on one page: {kinds}. Write two pages."
+        )
     check_comparable(results)
     return dict(results)
+
+
+def load_audit(path: str | PathLike[str]) -> AnyAudit:
+    """Load a saved audit of a model or of a recipe."""
+    return RecipeAudit.load(path) if format_name(path) == RecipeAudit.__name__ else AuditResult.load(path)
 
 
 def read_mask(mask: Any) -> WeightMask | None:
@@ -58,7 +68,7 @@ def read_mask(mask: Any) -> WeightMask | None:
     return mask
 
 
-def check_images(images: Any, results: Mapping[str, AuditResult]) -> None:
+def check_images(images: Any, results: Mapping[str, AnyAudit]) -> None:
     """Raise unless there is one picture for each member of each audit.
 
     Raises:
@@ -73,6 +83,8 @@ def check_images(images: Any, results: Mapping[str, AuditResult]) -> None:
             f"{type(images).__name__}."
         )
     for name, result in results.items():
+        if isinstance(result, RecipeAudit):
+            raise ValueError("images are of the exposed members of one model, which audits of recipes do not have.")
         members = int(result.is_member.sum())
         if len(images) != members:
             raise ValueError(

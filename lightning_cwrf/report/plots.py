@@ -8,25 +8,28 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_cwrf.auditing import AuditResult
+import torch
+
+from lightning_cwrf.auditing import AuditResult, RecipeAudit
 from lightning_cwrf.auditing.findings import Findings
 from lightning_cwrf.auditing.names import attack_name
 from lightning_cwrf.checks import check_integer
 from lightning_cwrf.metrics.functional import membership_roc
-from lightning_cwrf.report.curves import loss_histograms, smallest_rate
-from lightning_cwrf.report.table import check_results, check_tradeoff
+from lightning_cwrf.report.curves import loss_histograms, mean_roc, smallest_rate
+from lightning_cwrf.report.table import AnyAudit, check_results, check_tradeoff
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], attack: str = "lira") -> Path:
+def plot_roc(results: Mapping[str, AnyAudit], path: str | PathLike[str], attack: str = "lira") -> Path:
     """Save the ROC of one attack on several models, with logarithmic axes (Carlini et al. 2022).
 
-    The axes begin at half a false positive, the smallest rate that the sample can show.
+    The axes begin at half a false positive, the smallest rate that the sample can show. The curve of a recipe is the
+    mean TPR over its models.
 
     Args:
-        results: audits by the name of the model.
+        results: audits by the name of the model or of the recipe.
         path: of the image; without a suffix it is a PNG.
         attack: the attack to plot.
 
@@ -40,15 +43,19 @@ def plot_roc(results: Mapping[str, AuditResult], path: str | PathLike[str], atta
     return _save(roc_figure(results, attack), path)
 
 
-def roc_figure(results: Mapping[str, AuditResult], attack: str = "lira") -> Figure:
+def roc_figure(results: Mapping[str, AnyAudit], attack: str = "lira") -> Figure:
     """The figure that :func:`plot_roc` saves; arguments and errors are the same."""
-    check_results(results, attack)
+    check_results(results, attack, (AuditResult, RecipeAudit))
     figure = _figure(5, 5)
     axes = figure.add_subplot()
     floor = smallest_rate(results.values())
     for name, result in results.items():
-        fpr, tpr, _ = membership_roc(result.scores[attack], result.is_member)
         label = f"{name} (AUC {result.estimates[attack]['auroc'].value:.3f})"
+        if isinstance(result, RecipeAudit):
+            fpr, tpr = torch.tensor(mean_roc(result, attack, floor)).T
+            axes.plot(fpr, tpr.clamp(min=floor), label=label)
+            continue
+        fpr, tpr, _ = membership_roc(result.scores[attack], result.is_member)
         axes.step(fpr.clamp(min=floor), tpr.clamp(min=floor), where="post", label=label)
     axes.plot([floor, 1], [floor, 1], "--", color="gray", linewidth=1, label="chance")
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1), title=f"ROC of {attack_name(attack)}")
@@ -58,7 +65,7 @@ def roc_figure(results: Mapping[str, AuditResult], attack: str = "lira") -> Figu
     return figure
 
 
-def plot_losses(results: Mapping[str, AuditResult], path: str | PathLike[str], bins: int = 40) -> Path:
+def plot_losses(results: Mapping[str, AnyAudit], path: str | PathLike[str], bins: int = 40) -> Path:
     """Save histograms of the members' and non-members' losses, one panel per model, on one logarithmic axis.
 
     Args:
@@ -73,7 +80,7 @@ def plot_losses(results: Mapping[str, AuditResult], path: str | PathLike[str], b
         TypeError: no mapping from names to audits; bins that are not an integer.
         ValueError: no audit; bins below 1.
     """
-    check_results(results)
+    check_results(results, kinds=(AuditResult, RecipeAudit))
     check_integer("bins", bins, low=1)
     found = loss_histograms(results.values(), bins)
     figure = _figure(4 * len(results), 3.2)

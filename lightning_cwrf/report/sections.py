@@ -3,50 +3,49 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
 from typing import Any
 
-from lightning_cwrf.auditing import AuditResult
-from lightning_cwrf.auditing.decision import beating_guesses
+from lightning_cwrf.auditing import RecipeAudit
 from lightning_cwrf.auditing.names import attack_name, metric_name
 from lightning_cwrf.auditing.tables import html_cell, html_rows, html_table, percent
 from lightning_cwrf.report import figures
-from lightning_cwrf.report.changes import changes, direction
+from lightning_cwrf.report.changes import OVERLAP, PAIRED, Change, changes, measured_changes, paired
 from lightning_cwrf.report.curves import loss_histograms
 from lightning_cwrf.report.elements import grid, legend, listed, scroll, section, table_of, tag
-from lightning_cwrf.report.inputs import flat_settings, layers_of, thumbnail
-from lightning_cwrf.report.table import attacks_in, compared, comparison_notes, comparison_rows, missing
+from lightning_cwrf.report.inputs import flat_settings
+from lightning_cwrf.report.table import AnyAudit, attacks_in, comparison_notes, comparison_rows, missing
 from lightning_cwrf.report.verdict import blind_spots, reference_points, rule, verdict
-from lightning_cwrf.weights.masks import WeightMask
-from lightning_cwrf.weights.selection import how_rewound
 
-_NO_ORDER = (
-    "This attack could not be told from guessing on this model, so the list means nothing: these members are no more "
-    "exposed than others, as far as this audit can tell."
-)
 _BINS = 40
-_LAYERS = 40
 LIMITS = (
     "A stronger attack, or one with more shadow models, may find more: an audit bounds nothing from above.",
     "An audit is an experiment. It gives no guarantee, such as differential privacy does.",
-    "Intervals are over examples. They do not cover another training, seed or training set, nor other shadow models "
-    "unless a table says so.",
-    "Shadow models that were not trained as the audited model was make an attack weaker than it could be.",
     "The best of several attacks looks better by luck.",
     "Examples that depend on each other, such as several pictures of one person, make intervals too narrow.",
     "Membership inference is one risk. Others, such as reconstruction of training data, are not measured.",
 )
 """What no audit shows."""
+OF_MODELS = (
+    "Intervals are over examples. They do not cover another training, seed or training set, nor other shadow models "
+    "unless a table says so.",
+    "Shadow models that were not trained as the audited model was make an attack weaker than it could be.",
+)
+"""What audits of single models do not show."""
+OF_RECIPES = (
+    "The numbers are means over models. One model, also yours, can leak more or less than its recipe does on average.",
+    "Intervals are over other models of the recipe and other examples of the same kind; not over other kinds of data.",
+)
+"""What audits of recipes do not show."""
 
 
-def head(audits: Mapping[str, AuditResult], title: str) -> str:
+def head(audits: Mapping[str, AnyAudit], title: str) -> str:
     """The title, and what was audited."""
-    sizes = dict.fromkeys(
-        f"{int(r.is_member.sum()):,} members, {int((~r.is_member).sum()):,} non-members" for r in audits.values()
-    )
-    models = f"{len(audits)} models" if len(audits) > 1 else next(iter(audits))
+    sizes = dict.fromkeys(_sizes(each) for each in audits.values())
+    kind = "ways of training" if _of_recipes(audits) else "models"
+    models = f"{len(audits)} {kind}" if len(audits) > 1 else next(iter(audits))
     level = percent(next(iter(audits.values())).confidence)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     line = " · ".join([models, *sizes, f"intervals at {level} confidence", f"written {today}"])
@@ -54,10 +53,23 @@ def head(audits: Mapping[str, AuditResult], title: str) -> str:
         "The question: can somebody who queries the model tell the examples that it was trained on (members) from "
         "examples that it never saw (non-members)?"
     )
+    if _of_recipes(audits):
+        question += " The numbers are means over models that were trained in the same way, each attacked with others."
     return f"<header>{tag('h1', title)}{tag('p', line, 'quiet')}{tag('p', question)}</header>"
 
 
-def verdicts(audits: Mapping[str, AuditResult]) -> str:
+def _of_recipes(audits: Mapping[str, AnyAudit]) -> bool:
+    return any(isinstance(each, RecipeAudit) for each in audits.values())
+
+
+def _sizes(audit: AnyAudit) -> str:
+    if isinstance(audit, RecipeAudit):
+        models, examples = audit.is_member.shape
+        return f"{models} models each, on halves of {examples:,} examples"
+    return f"{int(audit.is_member.sum()):,} members, {int((~audit.is_member).sum()):,} non-members"
+
+
+def verdicts(audits: Mapping[str, AnyAudit]) -> str:
     """What each audit says, and what it could not have seen."""
     cards = []
     for name, result in audits.items():
@@ -76,25 +88,21 @@ def verdicts(audits: Mapping[str, AuditResult]) -> str:
     )
 
 
-def _changes(audits: Mapping[str, AuditResult]) -> str:
+def _changes(audits: Mapping[str, AnyAudit]) -> str:
     lines = changes(audits)
     if not lines:
         return ""
-    caution = (
-        "“Lower” and “higher” are said only where the two intervals do not overlap. Where they do, there may be a "
-        "difference or none: these audits cannot tell. A difference between two trainings is not yet one between two "
-        "methods: for that, repeat both with other seeds."
-    )
+    first, *others = audits.values()
+    caution = PAIRED if all(paired(first, each) for each in others) else OVERLAP
     return tag("h3", "Before and after") + listed(lines) + tag("p", caution, "quiet")
 
 
-def scale(audits: Mapping[str, AuditResult]) -> str:
+def scale(audits: Mapping[str, AnyAudit]) -> str:
     """Every AUC beside what it can be compared with."""
     if not attacks_in(audits.values()):
         return ""
-    caption = (
-        "Points are AUCs, lines their intervals. The dashed line is guessing; AUCs in the shaded range cannot be told "
-        "from it."
+    caption = "Points are AUCs, lines their intervals. The dashed line is guessing" + (
+        "." if _of_recipes(audits) else "; AUCs in the shaded range cannot be told from it."
     )
     figure = f"<figure>{figures.aucs(audits)}{tag('figcaption', caption)}</figure>"
     points = html_table([["an AUC for comparison", *audits], *reference_points(audits)])
@@ -107,7 +115,7 @@ def scale(audits: Mapping[str, AuditResult]) -> str:
     return section("Is my number bad?", tag("p", words), legend(audits), figure, scroll(points))
 
 
-def measurements(audits: Mapping[str, AuditResult], seconds: Mapping[str, float | None] | None) -> str:
+def measurements(audits: Mapping[str, AnyAudit], seconds: Mapping[str, float | None] | None) -> str:
     """The comparison table, and every note."""
     shown = comparison_notes(audits.values())
     notes = []
@@ -118,10 +126,12 @@ def measurements(audits: Mapping[str, AuditResult], seconds: Mapping[str, float 
     return section("Measurements", table, tag("p", shown[0], "quiet"), tag("h3", "Notes and remarks"), listed(notes))
 
 
-def _compared_rows(audits: Mapping[str, AuditResult], seconds: Mapping[str, float | None] | None) -> list[str]:
+def _compared_rows(audits: Mapping[str, AnyAudit], seconds: Mapping[str, float | None] | None) -> list[str]:
     """The rows of the comparison table, with a word for each change from the first model."""
     rows = comparison_rows(audits, seconds)[1:]
-    words = [["", *(direction(first, each) for each in rest)] for _, (first, *rest) in compared(audits.values())]
+    first, *rest = audits.values()
+    found = [measured_changes(first, each) for each in rest]
+    words = [["", *map(_in_words, each)] for each in zip(*found, strict=True)]
     words += [[""] * len(audits)] * (len(rows) - len(words))
     return [
         f'<tr><th scope="row">{escape(label)}</th>'
@@ -134,7 +144,11 @@ def _compared_rows(audits: Mapping[str, AuditResult], seconds: Mapping[str, floa
     ]
 
 
-def rocs(audits: Mapping[str, AuditResult]) -> str:
+def _in_words(change: Change) -> str:
+    return f"{change.word}: {change.difference}" if change.difference else change.word
+
+
+def rocs(audits: Mapping[str, AnyAudit]) -> str:
     """The ROC of every attack."""
     drawn = []
     for attack in attacks_in(audits.values()):
@@ -147,15 +161,32 @@ def rocs(audits: Mapping[str, AuditResult]) -> str:
     if not drawn:
         return ""
     level = percent(next(iter(audits.values())).confidence)
+    shaded = f"Shaded: the {level} interval of the TPR at each FPR (pointwise: each holds by itself, not all at once)."
+    if _of_recipes(audits):
+        shaded = (
+            f"Curves are means over the models; bars: the {level} interval of the mean TPR at an FPR, where measured."
+        )
     caption = (
-        f"Both axes are logarithmic and begin at half a false positive. Shaded: the {level} interval of the TPR at "
-        "each FPR (pointwise: each holds by itself, not all of them at once). Dashed: guessing. On the left, an "
+        f"Both axes are logarithmic and begin at half a false positive. {shaded} Dashed: guessing. On the left, an "
         "attacker accuses few examples and is right most often."
     )
     return section("ROC", legend(audits), grid(drawn), tag("p", caption, "quiet"))
 
 
-def losses(audits: Mapping[str, AuditResult]) -> str:
+def tradeoffs(audits: Mapping[str, AnyAudit]) -> str:
+    """Each way of training by its test accuracy and the AUC of each attack."""
+    drawn = [
+        f"<figure>{tag('h3', attack_name(attack))}{figures.tradeoff(audits, attack)}</figure>"
+        for attack in attacks_in(audits.values())
+    ]
+    if not drawn:
+        return ""
+    words = "Further right is more accurate, further down leaks less. Lines are intervals. A way of training is worth "
+    words += "its loss of accuracy only if no other one lies below it and no further left."
+    return section("Accuracy against privacy", legend(audits), grid(drawn), tag("p", words, "quiet"))
+
+
+def losses(audits: Mapping[str, AnyAudit]) -> str:
     """Histograms of the losses of members and non-members."""
     found = loss_histograms(audits.values(), _BINS)
     drawn = []
@@ -173,77 +204,10 @@ def losses(audits: Mapping[str, AuditResult]) -> str:
     return section("Losses", key, grid(drawn), tag("p", caption, "quiet"))
 
 
-def layers(mask: WeightMask, settings: Mapping[str, Any]) -> str:
-    """Where the rewound weights lie, and what the settings, where they are known, say was done to them."""
-    how, word = _rewinding(settings)
-    found = layers_of(mask)
-    kept = sorted(sorted(range(len(found)), key=lambda i: -found[i][1])[:_LAYERS])
-    rows = []
-    for layer, count, total in (found[i] for i in kept):
-        share, part = count / max(total, 1), count / max(mask.count, 1)
-        bar = f'<span class="bar"><i style="width:{100 * part:.1f}%"></i></span>'
-        rows.append(
-            f'<tr><th scope="row">{escape(layer)}</th><td>{count:,} of {total:,}</td><td>{100 * share:.1f}%</td>'
-            f"<td>{100 * part:.1f}%{bar}</td></tr>"
-        )
-    table = table_of(("layer", word, "of the layer", f"of all {word}"), rows)
-    share = mask.count / max(mask.total, 1)
-    lead = f"{mask.count:,} of {mask.total:,} weights ({100 * share:.2f}%) were {how}."
-    rest = [layer for i, layer in enumerate(found) if i not in set(kept)]
-    more = (
-        f"Not listed: {len(rest)} further layers with {sum(layer[1] for layer in rest):,} {word} weights."
-        if rest
-        else ""
-    )
-    title = f"{word.capitalize()} weights"
-    return section(title, tag("p", lead), scroll(table), tag("p", more, "quiet") if more else "")
-
-
-def _rewinding(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """What was done to the chosen weights, and a word for them; settings of a file or a command are texts."""
-    given = settings.get("rewind", settings)
-    known = given if isinstance(given, Mapping) else {}
-    values, hold = str(known.get("values", "initial")), str(known.get("hold", True)) != "False"
-    return how_rewound(values, hold), "held" if values == "trained" else "rewound"
-
-
-def exposed(audits: Mapping[str, AuditResult], count: int, classes: Sequence[str] | None, images: Any) -> str:
-    """The members that each model's strongest attack finds most surely."""
-    tables = []
-    for name, result in audits.items():
-        aucs = {attack: found["auroc"].value for attack, found in result.estimates.items() if "auroc" in found}
-        usable = [a for a in aucs if aucs[a] == aucs[a] and not result.scores[a].isnan().any()]
-        if not usable:
-            tables.append(f"<div>{tag('h3', name)}{tag('p', 'No attack has scores to order the members by.')}</div>")
-            continue
-        attack, nonmembers = max(usable, key=lambda a: aucs[a]), int((~result.is_member).sum())
-        columns = ["", "member", "class", "score", "non-members above"][0 if images is not None else 1 :]
-        rows = []
-        for each in result.exposed(attack, count):
-            label = str(each.target) if classes is None else classes[each.target]
-            above = f"{round(each.false_positive_rate * nonmembers):,} of {nonmembers:,}"
-            cells = "".join(tag("td", cell) for cell in (label, f"{each.score:.4g}", above))
-            picture = "" if images is None else f"<td>{_picture(images[each.member], each.member)}</td>"
-            rows.append(f'<tr>{picture}<th scope="row">{each.member}</th>{cells}</tr>')
-        title = tag("h3", f"{name}, by {attack_name(attack)}")
-        beats = attack in beating_guesses(result.estimates, result.confidence)
-        doubt = "" if beats else tag("p", _NO_ORDER, "doubt")
-        tables.append(f"<div>{title}{doubt}{scroll(table_of(columns, rows))}</div>")
-    words = (
-        "Members are named by their place among the audited members, from 0. “Non-members above”: those with at least "
-    )
-    words += "this score; the fewer, the surer the attack."
-    private = (
-        "This list says of single persons or records that they were trained on: treat the page as you treat the data."
-    )
-    if images is not None:
-        private += " It shows their pictures, each stretched to its own range of values."
-    return section("Most exposed members", tag("p", private, "private"), tag("p", words), grid(tables))
-
-
-def limits() -> str:
+def limits(audits: Mapping[str, AnyAudit]) -> str:
     """What no audit shows."""
-    return section("What this does not show", listed(LIMITS))
+    own = OF_RECIPES if _of_recipes(audits) else OF_MODELS
+    return section("What this does not show", listed([*LIMITS[:2], *own, *LIMITS[2:]]))
 
 
 def settings(given: Mapping[str, Any], versions: Mapping[str, str]) -> str:
@@ -254,7 +218,7 @@ def settings(given: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     return section("Settings and versions", table, tag("p", line, "quiet"))
 
 
-def every_measure(audits: Mapping[str, AuditResult]) -> str:
+def every_measure(audits: Mapping[str, AnyAudit]) -> str:
     """Every estimate of every attack, with p-values and intervals over shadow models."""
     bodies = []
     for attack in (None, *attacks_in(audits.values())):
@@ -269,7 +233,8 @@ def every_measure(audits: Mapping[str, AuditResult]) -> str:
         bodies.append(f'<tbody class="group">{heading}{html_rows(rows)}</tbody>')
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in audits)
     table = f"<table><thead><tr><td></td>{top}</tr></thead>{''.join(bodies)}</table>"
-    words = "In brackets: intervals over examples. p: one-sided, against chance, for this measure alone."
+    over = "models and examples" if _of_recipes(audits) else "examples"
+    words = f"In brackets: intervals over {over}. p: one-sided, against chance, for this measure alone."
     return section("Every measure", tag("p", words, "quiet"), scroll(table))
 
 
@@ -281,9 +246,5 @@ def _whole(estimate: Any, otherwise: str) -> str:
     return f"{estimate}{p}" + (f"; over shadow models too: {over.low:.3f} to {over.high:.3f}" if over else "")
 
 
-def _without(result: AuditResult, attack: str) -> AuditResult:
+def _without(result: AnyAudit, attack: str) -> AnyAudit:
     return replace(result, scores={name: each for name, each in result.scores.items() if name != attack})
-
-
-def _picture(example: Any, index: int) -> str:
-    return f'<img class="thumb" alt="member {index}" src="data:image/png;base64,{thumbnail(example)}">'

@@ -32,6 +32,17 @@ class Scale:
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
         return [10.0**n for n in range(first, last + 1, step)]
 
+    def ticks(self, most: int = 6) -> list[float]:
+        """At most so many round values between the ends.
+
+        >>> Scale(0.48, 0.83, 0, 100).ticks()
+        [0.5, 0.6, 0.7, 0.8]
+        """
+        step = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
+        step *= next(n for n in (1, 2, 5, 10) if (self.high - self.low) / (n * step) <= most)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [round(n * step, 12) for n in range(first, last + 1)]
+
 
 def picture(width: int, height: int, parts: Iterable[str], label: str) -> str:
     """An SVG that scales with the page; ``label`` is what a screen reader says."""

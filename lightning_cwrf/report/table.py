@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -12,6 +12,9 @@ from lightning_cwrf.auditing import FPR, AuditResult, Estimate, RecipeAudit, ali
 from lightning_cwrf.auditing.findings import Findings
 from lightning_cwrf.auditing.names import attack_name, metric_name
 from lightning_cwrf.auditing.tables import percent
+
+AnyAudit: TypeAlias = AuditResult | RecipeAudit
+"""An audit of one model, or of a way of training."""
 
 MODEL_ROWS = {
     "train_accuracy": "train accuracy",
@@ -58,11 +61,23 @@ def comparison_rows(
     return rows
 
 
-def compared(results: Iterable[Findings]) -> list[tuple[str, list[Estimate | None]]]:
-    """The measures of :func:`comparison_table` by their labels, with each audit's estimate; None: it has none."""
+class Row(NamedTuple):
+    """A measure of :func:`comparison_table`: its label, its name as in ``values()``, and each audit's estimate."""
+
+    label: str
+    measure: str
+    estimates: list[Estimate | None]
+
+
+def compared(results: Iterable[Findings]) -> list[Row]:
+    """The measures of :func:`comparison_table`; an estimate that an audit does not have is None."""
     results = list(results)
     return [
-        (label, [_estimates(result, attack).get(metric) for result in results])
+        Row(
+            label,
+            metric if attack is None else f"{attack}/{metric}",
+            [_estimates(result, attack).get(metric) for result in results],
+        )
         for label, attack, metric in _measures(results)
     ]
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from lightning_cwrf.attacks.base import ATTACKS
-from lightning_cwrf.auditing import FPR, AuditResult
+from lightning_cwrf.auditing import FPR, AuditResult, RecipeAudit
 from lightning_cwrf.auditing.decision import beating_guesses, joint_level, judged_measures, least_auc
 from lightning_cwrf.auditing.names import attack_name
 from lightning_cwrf.auditing.tables import percent
 from lightning_cwrf.metrics import Interval
-from lightning_cwrf.report.table import attacks_in
+from lightning_cwrf.report.table import AnyAudit, attacks_in
 
 
 class Verdict(NamedTuple):
@@ -23,11 +23,12 @@ class Verdict(NamedTuple):
     details: list[str]
 
 
-def verdict(result: AuditResult) -> Verdict:
+def verdict(result: AnyAudit) -> Verdict:
     """Whether any attack tells members from non-members, and how well the strongest one does."""
+    subject = "this way of training" if isinstance(result, RecipeAudit) else "the model"
     failed = [f"Failed, and not part of this verdict: {_listed(list(result.failures))}."] if result.failures else []
     if not result.estimates:
-        return Verdict("unknown", "No attack could run: this audit says nothing about the model.", failed)
+        return Verdict("unknown", f"No attack could run: this audit says nothing about {subject}.", failed)
     found = beating_guesses(result.estimates, result.confidence)
     details = [*failed, *_unmeasured(result), *_strongest(result), *_above_all(result)]
     if found:
@@ -41,14 +42,14 @@ def verdict(result: AuditResult) -> Verdict:
             "unknown",
             f"{_listed(below)} did worse than guessing, by more than the interval. Members and non-members may be "
             f"swapped, or it is chance, which does this in at most about {percent((1 - result.confidence) / 2)} of "
-            "audits. Until that is explained (see the notes), this audit says nothing about the model.",
+            f"audits. Until that is explained (see the notes), this audit says nothing about {subject}.",
             details,
         )
     if not judged_measures(result.estimates):
         return Verdict(
             "unknown",
-            f"No attack has an AUC or a TPR at {percent(FPR)} FPR that is a number: this audit says nothing about the "
-            "model.",
+            f"No attack has an AUC or a TPR at {percent(FPR)} FPR that is a number: this audit says nothing about "
+            f"{subject}.",
             details,
         )
     return Verdict(
@@ -56,7 +57,7 @@ def verdict(result: AuditResult) -> Verdict:
     )
 
 
-def blind_spots(results: Mapping[str, AuditResult]) -> list[str]:
+def blind_spots(results: Mapping[str, AnyAudit]) -> list[str]:
     """What the attacks could not have seen: the resolution of the samples, and attacks that did not run."""
     every = list(results.values())
     lines = list(dict.fromkeys(_resolution(result) for result in every))
@@ -84,7 +85,7 @@ def blind_spots(results: Mapping[str, AuditResult]) -> list[str]:
     return lines
 
 
-def rule(results: Mapping[str, AuditResult]) -> list[str]:
+def rule(results: Mapping[str, AnyAudit]) -> list[str]:
     """By which tests a verdict says that an attack beats guessing."""
     lines = []
     for result in results.values():
@@ -106,29 +107,30 @@ def smallest_auc(result: AuditResult) -> float:
     return least_auc(members, len(result.is_member) - members, result.confidence, tests)
 
 
-def reference_points(results: Mapping[str, AuditResult]) -> list[list[str]]:
+def reference_points(results: Mapping[str, AnyAudit]) -> list[list[str]]:
     """AUCs to compare with, from each audit's own numbers: rows of what they mean and the value for each model."""
     gaps = []
     for result in results.values():
         train, test = (result.model_metrics[f"{side}_accuracy"].value for side in ("train", "test"))
         gaps.append(f"{(1 + train - test) / 2:.3f}")
-    least = [smallest_auc(result) for result in results.values()]
+    least = [smallest_auc(result) for result in results.values() if isinstance(result, AuditResult)]
+    told = ["the smallest that this audit can tell from guessing", *(f"{e:.3f}" if e <= 1 else "none" for e in least)]
     return [
         ["guessing", *("0.500" for _ in results)],
         ["saying “member” wherever the model is right, which needs no attack", *gaps],
-        ["the smallest that this audit can tell from guessing", *(f"{e:.3f}" if e <= 1 else "none" for e in least)],
+        *([told] if least else []),
         ["every member recognised", *("1.000" for _ in results)],
     ]
 
 
-def _unmeasured(result: AuditResult) -> list[str]:
+def _unmeasured(result: AnyAudit) -> list[str]:
     """The attacks that ran without one measure that can be tested."""
     tested = {attack for attack, _, _ in judged_measures(result.estimates)}
     missing = [attack for attack in result.estimates if attack not in tested]
     return [f"Without a result that is a number, and not part of this verdict: {_listed(missing)}."] if missing else []
 
 
-def _strongest(result: AuditResult) -> list[str]:
+def _strongest(result: AnyAudit) -> list[str]:
     """The highest AUC in words."""
     aucs = {a: e["auroc"] for a, e in result.estimates.items() if "auroc" in e and math.isfinite(e["auroc"].value)}
     if not aucs:
@@ -141,31 +143,51 @@ def _strongest(result: AuditResult) -> list[str]:
     ]
 
 
-def _above_all(result: AuditResult) -> list[str]:
-    """How many members an attack finds without a single false alarm."""
-    members, nonmembers = int(result.is_member.sum()), int((~result.is_member).sum())
+def _above_all(result: AnyAudit) -> list[str]:
+    """How many members an attack finds without a single false alarm; of a recipe, on average over its models."""
+    examples = len(result.targets)
+    inside = result.is_member.view(-1, examples)
+    members, nonmembers = int(inside[0].sum()), int((~inside[0]).sum())
     counts = {}
     for attack, scores in result.scores.items():
         if not scores.isnan().any():
-            counts[attack] = int((scores[result.is_member] > scores[~result.is_member].max()).sum())
+            models = zip(scores.view(-1, examples), inside, strict=True)
+            counts[attack] = sum(int((each[m] > each[~m].max()).sum()) for each, m in models) / len(inside)
     if not counts:
         return []
     attack = max(counts, key=lambda name: counts[name])
+    found = f"{counts[attack]:,.1f}" if len(inside) > 1 else f"{counts[attack]:,.0f}"
     chance = members / (nonmembers + 1)
     expected = f"{chance:.0f}" if chance >= 1 else "less than 1" if chance >= 0.05 else "almost none"
     return [
-        f"Without accusing one of the {nonmembers:,} non-members, {attack_name(attack)} finds {counts[attack]:,} of "
-        f"{members:,} members; guessing finds {expected} on average."
+        f"Without accusing one of the {nonmembers:,} non-members, {attack_name(attack)} finds {found} of {members:,} "
+        f"members{', on average over the models' * (len(inside) > 1)}; guessing finds {expected} on average."
     ]
 
 
-def _resolution(result: AuditResult) -> str:
+def _resolution(result: AnyAudit) -> str:
+    if isinstance(result, RecipeAudit):
+        return _precision(result)
     members, nonmembers, least = int(result.is_member.sum()), int((~result.is_member).sum()), smallest_auc(result)
     auc = f"an AUC below {least:.3f}" if math.isfinite(least) else "any AUC"
     return (
         f"With {members:,} members and {nonmembers:,} non-members, {auc} cannot be told from guessing at "
         f"{percent(result.confidence)} confidence, and no false positive rate below {100 / nonmembers:.2g}% can be "
         "seen: a few members who are found very surely may go unnoticed."
+    )
+
+
+def _precision(result: RecipeAudit) -> str:
+    models, examples = result.is_member.shape
+    widths = {
+        attack: (found["auroc"].interval.high - found["auroc"].interval.low) / 2
+        for attack, found in result.estimates.items()
+        if "auroc" in found and all(map(math.isfinite, found["auroc"].interval))
+    }
+    known = f" The mean AUC is known to within about ± {max(widths.values()):.3f}." if widths else ""
+    return (
+        f"{models} models on halves of {examples:,} examples: no false positive rate below {200 / examples:.2g}% can "
+        f"be seen in one model.{known}"
     )
 
 

@@ -26,7 +26,7 @@ from lightning_cwrf.weights.vanilla import VanillaSource
 BASE = "no defense"
 """What the base models are called among the audits."""
 
-_FORMAT = "lightning_cwrf.RecipeSearch/1"
+_FORMAT = "lightning_cwrf.RecipeSearch/2"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Trial:
         models: how many of its models that audit has.
         test_accuracy: its estimate.
         leak: the estimate of what the search makes low.
-        lost: its test accuracy minus that of the base models, in pairs.
+        accuracy_change: its test accuracy minus that of the base models, in pairs.
         dropped: why it got no more models; None: it is a finalist.
     """
 
@@ -48,7 +48,7 @@ class Trial:
     models: int
     test_accuracy: Estimate
     leak: Estimate
-    lost: Difference
+    accuracy_change: Difference
     dropped: str | None
 
 
@@ -122,23 +122,23 @@ class RecipeSearch:
                 "strengths or a longer fine-tuning."
             ]
         found = self.audits[self.best]
-        lost = found.minus(base, ACCURACY)
+        change = found.minus(base, ACCURACY)
         leak, accuracy = (
             f"{found.estimate(name)} instead of {base.estimate(name)}" for name in (self.measure, ACCURACY)
         )
-        lines = [f"Best: {self.best}. {attack} {leak}, test accuracy {accuracy}: {lost}."]
+        lines = [f"Best: {self.best}. {attack} {leak}, test accuracy {accuracy}: {change}."]
         gained = found.minus(base, self.measure)
         if gained.interval.high >= 0:
             lines.append(f"It was not shown to leak less than {BASE}: {attack} differs by {gained}.")
-        if lost.interval.low > 0:
+        if change.interval.low > 0:
             lines.append(
                 "The fine-tuning made the test accuracy higher: the base models may not be trained as yours was. Are "
                 "the arguments of the first training right?"
             )
-        if lost.interval.low < -self.floor:
+        if change.interval.low < -self.floor:
             lines.append(
                 f"The loss of accuracy may exceed the floor of {_points(self.floor)}: its interval reaches "
-                f"{_points(-lost.interval.low)}."
+                f"{_points(-change.interval.low)}."
             )
         lines += [f"{self.best}: {remark}" for remark in found.remarks]
         rival = self._rival()
@@ -174,24 +174,25 @@ class RecipeSearch:
         for each in content["trials"]:
             for name in ("test_accuracy", "leak"):
                 each[name] = estimate_of(each[name])
-            lost = each["lost"]
-            each["lost"] = Difference(lost["value"], Interval(*lost["interval"]), lost["p_value"])
+            change = each["accuracy_change"]
+            each["accuracy_change"] = Difference(change["value"], Interval(*change["interval"]), change["p_value"])
         content["trials"] = [Trial(**each) for each in content["trials"]]
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
     def to_markdown(self) -> str:
         """What ``print`` shows, as Markdown."""
         told = [f"- {markdown_text(line)}" for line in (*self.conclusions(), *self.remarks)]
-        tables = [[*markdown_table(rows), ""] for rows in (self._held_out_rows(), self._dropped_rows()) if rows[1:]]
-        return "\n".join([f"{self._size_line()}.", "", *(line for table in tables for line in table), *told]) + "\n"
+        tables = [[*markdown_table(rows), ""] for rows in (self._held_out_rows(), self.dropped_rows()) if rows[1:]]
+        return "\n".join([f"{self.size()}.", "", *(line for table in tables for line in table), *told]) + "\n"
 
     def __str__(self) -> str:
-        lines = [self._size_line(), "", *aligned(self._held_out_rows())]
-        dropped = self._dropped_rows()
+        lines = [self.size(), "", *aligned(self._held_out_rows())]
+        dropped = self.dropped_rows()
         lines += ["", *aligned(dropped)] if dropped[1:] else []
         return "\n".join([*lines, "", *self.conclusions(), *self.remarks])
 
-    def _size_line(self) -> str:
+    def size(self) -> str:
+        """How many candidates and models the search had."""
         models = sorted({each.models for each in self.trials})
         numbers = [f"{sum(each.models >= n for each in self.trials)} with {n}" for n in models]
         return (
@@ -203,12 +204,13 @@ class RecipeSearch:
         """A row per finalist, on the half of the examples that took no part in the choice."""
         rows = [["held-out half", "test accuracy", self._leak_name(), "change of accuracy"]]
         for name, audit in self.audits.items():
-            lost = "" if name == BASE else str(audit.minus(self.audits[BASE], ACCURACY))
+            change = "" if name == BASE else str(audit.minus(self.audits[BASE], ACCURACY))
             mark = f"{name} (best)" if name == self.best else name
-            rows.append([mark, str(audit.estimate(ACCURACY)), str(audit.estimate(self.measure)), lost])
+            rows.append([mark, str(audit.estimate(ACCURACY)), str(audit.estimate(self.measure)), change])
         return rows
 
-    def _dropped_rows(self) -> list[list[str]]:
+    def dropped_rows(self) -> list[list[str]]:
+        """A row per candidate that is no finalist, with the reason, by its last audit on the half that chooses."""
         rows = [["dropped, on the half that chooses", "models", "test accuracy", self._leak_name(), "why"]]
         dropped = [(each, each.dropped) for each in self.trials if each.dropped is not None]
         return rows + [[t.name, str(t.models), str(t.test_accuracy), str(t.leak), why] for t, why in dropped]

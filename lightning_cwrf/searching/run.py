@@ -187,7 +187,7 @@ class _Search:
             models=len(standing.audit),
             test_accuracy=standing.audit.estimate(ACCURACY),
             leak=standing.leak,
-            lost=standing.lost,
+            accuracy_change=standing.accuracy_change,
             dropped=dropped,
         )
 

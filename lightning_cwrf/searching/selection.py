@@ -17,24 +17,24 @@ class Standing:
 
     Attributes:
         audit: of its models, on the examples that choose.
-        lost: its test accuracy minus that of the base models, in pairs.
-        leaks_more: likewise of the measure.
+        accuracy_change: its test accuracy minus that of the base models, in pairs.
+        leak_change: likewise of the measure.
         within: whether it loses no more than the floor allows, by the estimate alone, and its models learned something.
         rewinds: whether its recipe rewinds weights.
     """
 
     audit: RecipeAudit
-    lost: Difference
-    leaks_more: Difference
+    accuracy_change: Difference
+    leak_change: Difference
     within: bool
     rewinds: bool
     measure: str
 
     @classmethod
     def of(cls, audit: RecipeAudit, base: RecipeAudit, floor: float, measure: str, *, rewinds: bool) -> Standing:
-        lost = audit.minus(base, ACCURACY)
-        within = lost.value >= -floor and not audit.remarks
-        return cls(audit, lost, audit.minus(base, measure), within, rewinds, measure)
+        change = audit.minus(base, ACCURACY)
+        within = change.value >= -floor and not audit.remarks
+        return cls(audit, change, audit.minus(base, measure), within, rewinds, measure)
 
     @property
     def accuracy(self) -> float:
@@ -64,10 +64,10 @@ def ruled_out(standings: Mapping[str, Standing], floor: float) -> dict[str, str]
             continue
         if each.audit.remarks:
             found[name] = each.audit.remarks[0]
-        elif each.lost.interval.high < -floor:
-            found[name] = f"loses too much test accuracy: {each.lost}"
-        elif each.leaks_more.interval.low > 0:
-            found[name] = f"leaks more than no defense: {each.leaks_more}"
+        elif each.accuracy_change.interval.high < -floor:
+            found[name] = f"loses too much test accuracy: {each.accuracy_change}"
+        elif each.leak_change.interval.low > 0:
+            found[name] = f"leaks more than no defense: {each.leak_change}"
         elif (better := next((n for n, other in standings.items() if other.beats(each)), None)) is not None:
             found[name] = f"{better} is better in one of privacy and accuracy, and no worse in the other"
     return found

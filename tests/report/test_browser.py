@@ -11,6 +11,7 @@ import torch
 
 from lightning_cwrf import WeightMask
 from lightning_cwrf.report import write_report
+from tests.auditing.recipes import run, simulated
 from tests.report.cases import audited, random_audit
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -95,6 +96,13 @@ def test_the_page_prints(page, tmp_path):
 
 def test_the_page_of_one_audit_fits_a_phone(tmp_path):
     path = write_report(audited(), tmp_path / "one.html")
+    found, console = measured(path, 360, (), tmp_path)
+    assert (found["wide"], found["beyond"], console) == (360, [], [])
+
+
+def test_the_page_of_recipes_fits_a_phone(tmp_path):
+    recipes = {"leaky": run(simulated(leak=3.0)), "<b>safe</b>": run(simulated())}
+    path = write_report(recipes, tmp_path / "recipes.html")
     found, console = measured(path, 360, (), tmp_path)
     assert (found["wide"], found["beyond"], console) == (360, [], [])
 

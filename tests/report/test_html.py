@@ -143,7 +143,7 @@ def test_saved_audits_are_read_and_named_after_their_files(tmp_path):
         ({"results": {}}, ValueError, "there is no audit to show"),
         ({"results": []}, TypeError, "results must be audits by the name"),
         ({"results": [audited()]}, TypeError, "results must be audits by the name"),
-        ({"results": {"a": 1}}, TypeError, "'a' must be an AuditResult, not a int"),
+        ({"results": {"a": 1}}, TypeError, "'a' must be an AuditResult or a RecipeAudit, not a int"),
         ({"results": ["none.json"]}, FileNotFoundError, "there is no saved audit"),
         ({"results": ["same.json", "same.json"]}, ValueError, "given twice"),
         ({"results": {"a": audited(), "b": audited(confidence=0.9)}}, ValueError, "different confidence"),
