@@ -1,11 +1,10 @@
 """Defenses that are more than a loss, on the digits: DMP, SELENA, and what is done to the outputs of a finished model.
 
-Each way of training is audited as a whole (``audit_recipe``): eight models on halves of 600 digits, each attacked by the
-others but its complement, which went through the same defense. The network is that of ``examples/harden_digits.py``, 60
-epochs. DMP distils on 500 further digits, without their labels; SELENA's ensembles have 20 models each. MemGuard's
-network learns from the half that a model was not trained on, which is the same data that the attack is measured on: a
-real one has less. The table shows the mean test accuracy on the non-members and the mean AUCs, with 95 % intervals over
-models and pools.
+Each way of training is audited as a whole (``audit_recipe``): eight models on halves of 600 digits, each attacked by
+the others but its complement, which went through the same defense. The network is that of
+``examples/harden_digits.py``, 60 epochs. DMP distils on 500 further digits, without their labels; SELENA's ensembles
+have 20 models each; MemGuard's network learns from a model's own members and from 497 further digits. The table shows
+the mean test accuracy on the non-members and the mean AUCs, with 95 % intervals over models and pools.
 
     python benchmarks/more_defenses.py
 """
@@ -48,26 +47,32 @@ class DMPRecipe:
         return replace(PLAIN, defense=DMP(teacher=teacher, temperature=self.temperature))(self.reference, seed + 1)
 
 
-def shown(shadows: ShadowOutputs, wrap: Callable[[Tensor, Tensor], Tensor]) -> ShadowOutputs:
-    """The outputs after ``wrap(logits, membership)`` of each model."""
-    pairs = zip(shadows.logits, shadows.membership, strict=True)
-    return replace(shadows, logits=torch.stack([wrap(logits, inside) for logits, inside in pairs]))
+def shown(shadows: ShadowOutputs, wrap: Callable[..., Tensor]) -> ShadowOutputs:
+    """The outputs after ``wrap(logits, membership, population's logits)`` of each model."""
+    assert shadows.population_logits is not None
+    models = zip(shadows.logits, shadows.membership, shadows.population_logits, strict=True)
+    return replace(shadows, logits=torch.stack([wrap(*model) for model in models]))
 
 
-def memguard(epsilon: float, targets: Tensor, logits: Tensor, inside: Tensor) -> Tensor:
-    sides = [TensorDataset(logits[rows], targets[rows]) for rows in (inside, ~inside)]
-    return MemGuardOutput(nn.Identity(), *sides, epsilon=epsilon)(logits)
+def rounding(digits: int, logits: Tensor, *_: Tensor) -> Tensor:
+    return RoundedOutput(nn.Identity(), digits)(logits)
+
+
+def memguard(epsilon: float, targets: Tensor, logits: Tensor, inside: Tensor, others: Tensor) -> Tensor:
+    members = TensorDataset(logits[inside], targets[inside])
+    nonmembers = TensorDataset(others, torch.zeros(len(others), dtype=torch.long))  # whose labels are not used
+    return MemGuardOutput(nn.Identity(), members, nonmembers, epsilon=epsilon)(logits)
 
 
 def main(store: Path) -> None:
     parts = split(digits(), seed=0)
-    reference = Subset(parts.population, range(500))
+    reference, population = (Subset(parts.population, range(*ends)) for ends in ((500,), (500, 997)))
     common = {"store": store, "progress": False}
-    plain = train_shadows(PLAIN, parts.pool, MODELS, stack=MODELS, workers=1, **common)
+    plain = train_shadows(PLAIN, parts.pool, MODELS, stack=MODELS, workers=1, population=population, **common)
     ways: dict[str, Callable[[], ShadowOutputs]] = {
         "none": lambda: plain,
-        "rounded to 1 decimal": lambda: shown(plain, lambda logits, _: RoundedOutput(nn.Identity(), 1)(logits)),
-        "rounded to 3 decimals": lambda: shown(plain, lambda logits, _: RoundedOutput(nn.Identity(), 3)(logits)),
+        "rounded to 1 decimal": lambda: shown(plain, functools.partial(rounding, 1)),
+        "rounded to 3 decimals": lambda: shown(plain, functools.partial(rounding, 3)),
         "MemGuard, ε = 0.3": lambda: shown(plain, functools.partial(memguard, 0.3, plain.targets)),
         "MemGuard, ε = 1": lambda: shown(plain, functools.partial(memguard, 1.0, plain.targets)),
         "DMP, temperature 1": lambda: train_shadows(DMPRecipe(reference, 1.0), parts.pool, MODELS, **common),
