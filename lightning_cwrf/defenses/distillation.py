@@ -55,7 +55,7 @@ class DMP(Defense):
     """
 
     teacher: nn.Module | None = field(default=None, repr=False, metadata={"data": True})
-    temperature: float = 4.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.teacher is None:

@@ -73,6 +73,7 @@ def fitted(seed, d=40, n=30, steps=3000):
     return model, members, nonmembers
 
 
+@pytest.mark.slow
 def test_iha_finds_members_of_a_trained_model_and_nothing_in_an_untrained_one():
     trained = [auc(inverse_hessian_attack(*fitted(s, steps=300), learning_rate=0.5, weight_decay=0.01)) for s in (0, 1)]
     assert min(trained) > 0.9
@@ -188,6 +189,7 @@ def test_samples_depend_on_the_seed_alone_and_the_model_stays():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_bmia_finds_members_and_nothing_where_there_is_nothing():
     torch.manual_seed(0)
     audited, reference, stranger = (Classifier() for _ in range(3))

@@ -108,6 +108,7 @@ def test_an_audit_of_dmp_refuses_the_reference_data_as_non_members():
         audit(student, members=part(0, 64), nonmembers=part(320, 364), attacks=["loss"])
 
 
+@pytest.mark.slow
 def test_a_student_learns_what_its_teacher_knows():
     teacher, _ = trained(epochs=20)
     x, y = digits()[:][0][:600], digits()[:][1][:600]
@@ -163,7 +164,7 @@ def test_selenas_loss_is_the_divergence_from_the_models_that_had_not_seen_an_exa
 
 def test_examples_that_the_ensemble_lacks_are_an_error(ensemble):
     with pytest.raises(ValueError, match="SELENA: 16 of the 16 examples of this batch are not in the ensemble's pool"):
-        trainer().fit(SELENA(ensemble=ensemble).attach(Small()), loader(64, 80))
+        trainer().fit(create_defense("selena", ensemble=ensemble).attach(Small()), loader(64, 80))
 
     class Two(Small):
         def forward(self, x):
