@@ -1,7 +1,8 @@
 """Train a small classifier on handwritten digits, harden it with CWRF, and audit it before and after.
 
-The audit is adaptive: every shadow model goes through the very same recipe as the model that it shadows, CWRF
-included. The middle column of the table is the control: the same fine-tuning with the same loss, without rewinding.
+The table is about the three ways of training, each over many models that went through the very same recipe, CWRF
+included, and were attacked with one another. Its middle column is the control: the same fine-tuning with the same loss,
+without rewinding. One page is about the ways of training, another one about the three models themselves.
 
     python examples/harden_digits.py --out out/digits
 """
@@ -9,14 +10,15 @@ included. The middle column of the table is the control: the same fine-tuning wi
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
-from digits import BATCH, DigitsClassifier, digits, quiet, split
+from digits import BATCH, DigitsClassifier, Split, digits, quiet, split
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset
@@ -28,14 +30,18 @@ from lightning_cwrf import (
     DefenseCallback,
     GradientMaskCallback,
     PrivacyScoringCallback,
+    RecipeAudit,
     ShadowRecipe,
     VanillaSnapshotCallback,
     WeightMask,
+    audit_recipe,
     train_shadows,
 )
 from lightning_cwrf.auditing import audit
-from lightning_cwrf.report import comparison_table, plot_losses, plot_roc, write_report
-from lightning_cwrf.shadows import ShadowOutputs
+from lightning_cwrf.report import comparison_table, plot_roc, plot_tradeoff, write_report
+from lightning_cwrf.report.changes import conclusion
+
+UNPROTECTED = "unprotected"
 
 
 def build(seed: int, epochs: int) -> DigitsClassifier:
@@ -88,72 +94,95 @@ def cwrf(reference: Dataset[Any], vanilla: Any, rate: float) -> list[Callback]:
     ]
 
 
-def main(arguments: argparse.Namespace) -> None:
-    quiet()
-    torch.set_num_threads(1)  # the model is too small for a second thread to help
-    out, seed = arguments.out, arguments.seed
-    out.mkdir(parents=True, exist_ok=True)
-    members, nonmembers, reference, population, pool = split(digits(), seed)
-    print(
-        f"{len(members)} members, {len(nonmembers)} non-members, {len(reference)} reference, "
-        f"{len(population)} further test images"
-    )
+class Hardened(NamedTuple):
+    """A model, the Trainer that fitted it, which its recipe is read off, and the seconds that this took."""
 
-    def shadows(trainer: Trainer, model: LightningModule, base: ShadowOutputs | None = None) -> ShadowOutputs:
-        """Models that were trained as this one was, read off its Trainer: defense and CWRF included."""
-        return train_shadows(
-            ShadowRecipe.like(trainer, model, callbacks=list),
-            pool,
-            arguments.shadows,
-            population=population,
-            store=out / "shadows",
-            base=base,
-            keep_weights=base is None,
-            seed=seed,
-        )
+    model: LightningModule
+    trainer: Trainer
+    seconds: float
 
-    def audited(model: LightningModule, signals: ShadowOutputs) -> AuditResult:
-        return audit(model, members=members, nonmembers=nonmembers, shadows=signals, seed=seed)
 
-    mask: WeightMask | None = None
-    results: dict[str, AuditResult] = {}
-    seconds: dict[str, float] = {}
-    vanilla = out / "vanilla.safetensors"
+def train(arguments: argparse.Namespace, parts: Split) -> tuple[dict[str, Hardened], WeightMask | None]:
+    """The finished model, and its two fine-tunings by name; and which weights CWRF rewound."""
+    seed, vanilla = arguments.seed, arguments.out / "vanilla.safetensors"
     finished = build(seed, arguments.epochs)
     began = time.perf_counter()
     snapshot = VanillaSnapshotCallback(vanilla, overwrite=True)
-    trainer = fit(finished, members, arguments.epochs, [snapshot], bar="unprotected")
-    seconds["unprotected"] = time.perf_counter() - began
-    base = shadows(trainer, finished)
-    results["unprotected"] = audited(finished, base)
+    trainer = fit(finished, parts.members, arguments.epochs, [snapshot], bar=UNPROTECTED)
+    found = {UNPROTECTED: Hardened(finished, trainer, time.perf_counter() - began)}
+    mask = None
     for name, rate in (("fine-tuned, r = 0", 0.0), (f"CWRF, r = {arguments.rate:g}", arguments.rate)):
         hardened = build(seed, arguments.tune_epochs)
         hardened.load_state_dict(finished.state_dict())
-        callbacks = [DefenseCallback("relaxloss", alpha=arguments.alpha), *cwrf(reference, vanilla, rate)]
+        callbacks = [DefenseCallback("relaxloss", alpha=arguments.alpha), *cwrf(parts.reference, vanilla, rate)]
         began = time.perf_counter()
-        trainer = fit(hardened, members, arguments.tune_epochs, callbacks, bar=name)
-        seconds[name] = time.perf_counter() - began
-        mask = next((each.mask for each in callbacks if isinstance(each, CriticalRewindCallback)), None)
-        results[name] = audited(hardened, shadows(trainer, hardened, base))
-    print("\n" + comparison_table(results, seconds))
+        trainer = fit(hardened, parts.members, arguments.tune_epochs, callbacks, bar=name)
+        found[name] = Hardened(hardened, trainer, time.perf_counter() - began)
+        mask = next((each.mask for each in callbacks if isinstance(each, CriticalRewindCallback)), mask)
+    return found, mask
+
+
+def audits(
+    arguments: argparse.Namespace, parts: Split, trained: dict[str, Hardened]
+) -> tuple[dict[str, RecipeAudit], dict[str, AuditResult]]:
+    """Of each way of training, over many models, and of each of these models itself."""
+    recipes: dict[str, RecipeAudit] = {}
+    models: dict[str, AuditResult] = {}
+    base = None
+    for name, each in trained.items():
+        shadows = train_shadows(
+            ShadowRecipe.like(each.trainer, each.model, callbacks=list),  # defense and CWRF included
+            parts.pool,
+            arguments.shadows,
+            population=parts.population,
+            store=arguments.out / "shadows",
+            base=base,
+            keep_weights=base is None,
+            seed=arguments.seed,
+            stack=math.ceil(arguments.shadows / 2),
+        )
+        base = base or shadows
+        recipes[name] = audit_recipe(shadows, seed=arguments.seed)
+        models[name] = audit(
+            each.model,
+            members=parts.members,
+            nonmembers=parts.nonmembers,
+            shadows=shadows,
+            attacks=["loss", "lira", "rmia"],
+            seed=arguments.seed,
+        )
+    return recipes, models
+
+
+def main(arguments: argparse.Namespace) -> None:
+    quiet()
+    torch.set_num_threads(1)  # the model is too small for a second thread to help
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    parts = split(digits(), arguments.seed)
+    sizes = ", ".join(f"{len(part)} {name}" for name, part in parts._asdict().items() if name != "pool")
+    print(f"{sizes}; {arguments.shadows} models of each recipe")
+    trained, mask = train(arguments, parts)
+    recipes, models = audits(arguments, parts, trained)
+    print(f"\n{comparison_table(recipes)}\n")
+    print("\n".join(conclusion(recipes)))
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    report = write_report(
-        results,
-        out / "report.html",
-        title="Handwritten digits: membership inference before and after CWRF",
-        mask=mask,
-        settings=settings,
-        seconds=seconds,
-        overwrite=True,
-    )
-    saved = [report, plot_roc(results, out / "roc.png"), plot_losses(results, out / "losses.png")]
+    title = "Handwritten digits: membership inference before and after CWRF"
+    shared: dict[str, Any] = {"title": title, "mask": mask, "settings": settings, "overwrite": True}
+    seconds = {name: each.seconds for name, each in trained.items()}
+    saved = [
+        write_report(recipes, out / "report.html", **shared),
+        write_report(models, out / "models.html", seconds=seconds, **shared),
+        plot_tradeoff({name: {name: each} for name, each in recipes.items()}, out / "tradeoff.png"),
+        plot_roc(recipes, out / "roc.png"),
+    ]
     print(f"\nsaved {', '.join(map(str, saved))}")
 
 
 def even(word: str) -> int:
     count = int(word)
-    if count < 4 or count % 2:
-        raise argparse.ArgumentTypeError(f"must be even and at least 4, not {word}")
+    if count < 8 or count % 2:
+        raise argparse.ArgumentTypeError(f"must be even and at least 8, not {word}")
     return count
 
 
@@ -161,8 +190,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.03, help="share of weights to rewind and freeze")
-    parser.add_argument("--alpha", type=float, default=0.6, help="level of RelaxLoss")
-    parser.add_argument("--shadows", type=even, default=8, help="number of shadow models, even")
+    parser.add_argument("--alpha", type=float, default=0.3, help="level of RelaxLoss")
+    parser.add_argument("--shadows", type=even, default=32, help="models of each recipe, even")
     parser.add_argument("--epochs", type=int, default=60, help="of the first training")
     parser.add_argument("--tune-epochs", type=int, default=40, help="of the fine-tuning")
     parser.add_argument("--out", type=Path, default=Path("out/digits"))

@@ -57,7 +57,8 @@ def train_stack(
 def check_stackable(recipe: Any, model: LightningModule) -> None:
     """Raise a ValueError if the training of a recipe's module is more than its training step, with the reason."""
     for field, why in _NOT_STACKED.items():
-        if getattr(recipe, field) is not None:
+        given = getattr(recipe, field)
+        if given is not None and not (field == "callbacks" and not given()):
             raise ValueError(f"a recipe with {field} cannot be stacked: {why}. Leave stack=1.")
     name = type(model).__name__
     if not model.automatic_optimization:

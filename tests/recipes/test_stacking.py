@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,6 +34,10 @@ class Replacing(Plain):
     def training_step(self, batch, batch_idx):
         self.mean = 0.9 * self.mean + 0.1 * batch[0].mean()
         return F.cross_entropy(self(batch[0] - self.mean), batch[1])
+
+
+def test_a_recipe_whose_callbacks_are_none_stacks(tmp_path):
+    assert_stacking_changes_nothing(replace(stackable(Plain), callbacks=list), tmp_path)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop", "adagrad"])
@@ -172,7 +177,7 @@ class Two(Plain):
         (stackable(functools.partial(Plain, "lbfgs")), "LBFGS cannot be stacked"),
         (stackable(Two), "needs one optimizer, not 2"),
         (replace(stackable(Plain), augment=lambda item: item), "a recipe with augment cannot be stacked"),
-        (replace(stackable(Plain), callbacks=list), "a recipe with callbacks cannot be stacked"),
+        (replace(stackable(Plain), callbacks=lambda: [Timer()]), "a recipe with callbacks cannot be stacked"),
         (replace(stackable(Plain), cwrf=CWRFConfig(part(100, 120))), "CWRF hardens finished models"),
     ],
 )  # fmt: skip
