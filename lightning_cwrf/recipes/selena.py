@@ -58,9 +58,10 @@ class SELENARecipe:
             members: its training examples; they must read the same every time.
             seed: of the ensemble and of the model.
         """
+        halves = replace(self.recipe, examples=None)  # the ensemble is no attack, so its sizes may differ from it
         with TemporaryDirectory() as folder:
             ensemble = train_shadows(
-                self.recipe, members, self.models, store=folder, seed=seed, workers=1, stack=self.stack, progress=False
+                halves, members, self.models, store=folder, seed=seed, workers=1, stack=self.stack, progress=False
             )
         distilled = replace(self.recipe, defense=SELENA(ensemble=ensemble))
         return distilled(members, seed)
