@@ -5,7 +5,7 @@ Four simulations:
 - Members listed with a false discovery rate: the share of false ones, and of those at risk that are found. Members at
   risk score N(3.5, 1), the others N(0, 1) as the non-members do.
 - The risk of each example over models: how often its interval holds the truth, and how often p is at most 5 %. The
-  signal is N(separation, 1) with the example, N(0, 1) without it.
+  signal is N(separation, 1) with the example, N(0, 1) without it, and the two models of a pair are correlated.
 
 - The spread that comes from the other examples. A "model" is the mean of about n = 100 training examples from N(0, I),
   its signal of x the inner product with x. Twenty audited examples are in by the toss of a coin, the others are drawn
@@ -17,7 +17,7 @@ Four simulations:
 
 ``docs/numbers.md`` has the output.
 
-    python benchmarks/single_examples.py [--runs 40]
+    python benchmarks/single_examples.py [--runs 40] [--pairs]
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ import argparse
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from scipy import special
+from sklearn.datasets import load_digits
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from lightning_cwrf import example_risk
-from lightning_cwrf.attacks import lira
+from lightning_cwrf import example_risk, probabilities_to_logits
+from lightning_cwrf.attacks import lira, logit_signal
 from lightning_cwrf.metrics.functional import benjamini_hochberg, conformal_p_values, membership_auroc, tpr_at_fpr
 from lightning_cwrf.shadows import ShadowOutputs, balanced_membership
 
@@ -79,20 +83,24 @@ def discovered(run: int, size: int, share: float, fdr: float) -> tuple[float, fl
 
 
 def of_examples() -> Iterator[str]:
-    yield "| models | AUC | interval holds it | TPR at 10 % FPR | interval holds it | p ≤ 0.05 | listed at 5 % |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| models | correlation | AUC | interval holds | width | TPR interval holds | p ≤ 0.05 | listed at 5 % |"
+    yield "|---|---|---|---|---|---|---|---|"
     for k in (8, 16, 32, 64):
-        for separation in (0.0, 1.0, 2.0, 3.5):
-            membership = balanced_membership(k, 3000, 0)
-            noise = torch.randn(k, 3000, generator=torch.Generator().manual_seed(k))
-            targets = torch.ones(3000, dtype=torch.long)
-            found = example_risk(ShadowOutputs.from_arrays(noise + separation * membership, membership, targets))
-            auc, tpr = special.ndtr(separation / math.sqrt(2)), special.ndtr(separation + special.ndtri(0.1))
-            held = float(((found.auroc_low <= auc) & (auc <= found.auroc_high)).double().mean())
-            tpr_held = float(((found.tpr_low <= tpr) & (tpr <= found.tpr_high)).double().mean())
-            low = float((found.p_values <= 0.05).double().mean())
-            listed = len(found.at_risk()) / 3000
-            yield f"| {k} | {auc:.3f} | {held:.3f} | {tpr:.3f} | {tpr_held:.3f} | {low:.3f} | {listed:.3f} |"
+        for correlation in (0.0, -0.85):
+            for separation in (0.0, 1.0, 2.0):
+                membership = balanced_membership(k, 3000, 0)
+                first, own = torch.randn(2, k // 2, 3000, generator=torch.Generator().manual_seed(k))
+                second = correlation * first + math.sqrt(1 - correlation**2) * own
+                signals = torch.stack([first, second], 1).reshape(k, 3000) + separation * membership
+                targets = torch.ones(3000, dtype=torch.long)
+                found = example_risk(ShadowOutputs.from_arrays(signals, membership, targets))
+                auc, tpr = special.ndtr(separation / math.sqrt(2)), special.ndtr(separation + special.ndtri(0.1))
+                held = float(((found.auroc_low <= auc) & (auc <= found.auroc_high)).double().mean())
+                tpr_held = float(((found.tpr_low <= tpr) & (tpr <= found.tpr_high)).double().mean())
+                width = float((found.auroc_high - found.auroc_low).mean())
+                low = float((found.p_values <= 0.05).double().mean())
+                cells = (auc, held, width, tpr_held, low, len(found.at_risk()) / 3000)
+                yield f"| {k} | {correlation:g} | {' | '.join(f'{cell:.3f}' for cell in cells)} |"
 
 
 def of_pools(runs: int) -> Iterator[str]:
@@ -141,9 +149,36 @@ def _over_models(scores: Tensor, membership: Tensor) -> float:
     return float(example_risk(ShadowOutputs.from_arrays(scores, membership, targets)).auroc.mean())
 
 
+def of_pairs() -> Iterator[str]:
+    """Mean correlation of the signals of an example by the two models of a pair, and by those of different pairs."""
+    data = load_digits()
+    pool = np.random.default_rng(0).permutation(len(data.target))[:600]
+    x, y = data.data[pool] / 16, data.target[pool]
+    membership = balanced_membership(64, 600, 0)
+    kinds = {
+        "random forests": (lambda seed: RandomForestClassifier(30, random_state=seed, n_jobs=1), 1 / 60),
+        "logistic regression": (lambda seed: LogisticRegression(max_iter=300), 1e-6),
+    }
+    yield "| models | in a pair | in different pairs |"
+    yield "|---|---|---|"
+    for name, (make, floor) in kinds.items():
+        fitted = [make(i).fit(x[half], y[half]) for i, half in enumerate(membership.numpy())]
+        logits = torch.stack([probabilities_to_logits(each.predict_proba(x), floor=floor) for each in fitted])
+        signals = logit_signal(logits, torch.from_numpy(y))
+        means = [(signals * flags).sum(0) / flags.sum(0) for flags in (membership, ~membership)]
+        rest = signals - torch.where(membership, *means)
+        pair, other = (float((rest[::2] * rest[1::2].roll(r, 0)).mean() / rest.square().mean()) for r in (0, 1))
+        yield f"| {name} | {pair:.2f} | {other:.2f} |"
+
+
+def simulations(runs: int) -> tuple[Iterator[str], ...]:
+    return of_discoveries(20 * runs), of_examples(), of_pools(10 * runs), of_attackers(runs)
+
+
 def main(arguments: argparse.Namespace) -> None:
     runs = arguments.runs
-    for table in (of_discoveries(20 * runs), of_examples(), of_pools(10 * runs), of_attackers(runs)):
+    tables = (of_pairs(),) if arguments.pairs else simulations(runs)
+    for table in tables:
         for line in table:
             print(line, flush=True)
         print()
@@ -152,4 +187,7 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument(
+        "--pairs", action="store_true", help="the correlation of the two models of a pair, on the digits"
+    )
     main(parser.parse_args())

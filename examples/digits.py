@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 MEMBERS = NONMEMBERS = 300
 REFERENCE = 200
@@ -67,12 +67,13 @@ def digits() -> TensorDataset:
     return TensorDataset(images, torch.tensor(found.target))
 
 
-def split(data: TensorDataset, seed: int) -> Split:
-    """Members, non-members and reference data of the sizes above, and the rest as population, drawn by a seed."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    edges = [0, *itertools.accumulate((MEMBERS, NONMEMBERS, REFERENCE)), len(data)]
+def split(data: Dataset[Any], seed: int, sizes: tuple[int, int, int] = (MEMBERS, NONMEMBERS, REFERENCE)) -> Split:
+    """Members, non-members and reference data of these sizes, and the rest as population, drawn by a seed."""
+    size = len(data)  # type: ignore[arg-type]
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+    edges = [0, *itertools.accumulate(sizes), size]
     parts = (Subset(data, order[a:b]) for a, b in itertools.pairwise(edges))
-    return Split(*parts, pool=Subset(data, order[: MEMBERS + NONMEMBERS]))
+    return Split(*parts, pool=Subset(data, order[: edges[2]]))
 
 
 def quiet() -> None:

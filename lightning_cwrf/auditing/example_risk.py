@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from scipy import special
 from torch import Tensor
 
 from lightning_cwrf.attacks import PerModel, logit_signal
@@ -14,8 +16,8 @@ from lightning_cwrf.auditing.run import check_shadows
 from lightning_cwrf.auditing.tables import aligned, percent
 from lightning_cwrf.checks import check_confidence, check_number
 from lightning_cwrf.metrics.functional import benjamini_hochberg
-from lightning_cwrf.metrics.functional.discoveries import rank_sum_p_values
-from lightning_cwrf.metrics.functional.intervals import auroc_interval, tpr_interval
+from lightning_cwrf.metrics.functional.discoveries import rank_sum_p_values, signed_rank_p_values
+from lightning_cwrf.metrics.functional.intervals import auroc_interval, normal_quantile, tpr_interval
 from lightning_cwrf.metrics.functional.roc import ScoreCounts, auroc_of, tpr_of
 from lightning_cwrf.shadows.outputs import ShadowOutputs
 
@@ -33,7 +35,8 @@ class ExampleRisk:
         tpr: the share of models with the example that are above all but ``fpr`` of those without it.
         tpr_low: lower bound of its interval; 0 where the models are too few for one.
         tpr_high: upper bound.
-        p_values: exact one-sided rank-sum tests of an AUC above 1/2, for each example alone.
+        p_values: exact one-sided tests against chance, for each example alone: signed-rank tests where models come in
+            complementary pairs, else rank-sum tests.
         models_in: how many models were trained on the example.
         models_out: how many were not.
         targets: its class.
@@ -60,8 +63,8 @@ class ExampleRisk:
     def at_risk(self, fdr: float = 0.05) -> Tensor:
         """Places in the pool of the examples that can be told, the most surely first, with a false discovery rate.
 
-        By the rule of Benjamini and Hochberg. The smallest p-value is one over the number of ways to choose the models
-        with the example, 1 / 12,870 for 8 of 16, so with few models nothing may be found: that says nothing.
+        By the rule of Benjamini and Hochberg. The smallest p-value of k models in pairs is 2 to the power of −k / 2, so
+        with few models nothing may be found: that says nothing.
         """
         check_number("fdr", fdr, low=0, high=1, low_open=True, high_open=True)
         order = torch.argsort(self.p_values, stable=True)
@@ -123,19 +126,23 @@ def example_risk(
     pool of one.
 
     Args:
-        shadows: outputs of repeated trainings, such as those of :func:`~lightning_cwrf.train_shadows`; models count as
-            independent of each other. Use 32 or more.
+        shadows: outputs of repeated trainings, such as those of :func:`~lightning_cwrf.train_shadows`. Use 32 or more.
+            Where models 2 i and 2 i + 1 are trained on the two halves of a pool, they depend on each other: what one
+            lacks the other has. The tests allow for any such dependence, and so do the intervals, by twice the variance
+            of independent models; one comparison in k / 2 is within a pair, where the AUC is lower. All other models
+            count as independent.
         signal: a function of logits ``(..., n, K)`` and targets ``(n,)``, higher where a model was trained on it.
         fpr: of the TPR. With fewer than 1 / fpr models without an example it is the TPR at no false positive.
         confidence: of the intervals, of each example alone.
 
     Raises:
         TypeError: ``shadows`` that are no :class:`~lightning_cwrf.shadows.ShadowOutputs`.
-        ValueError: an example that all models were trained on, or none; a signal that is NaN; settings out of range.
+        ValueError: an example that all models were trained on, or none; models of two halves that are not beside each
+            other; a signal that is NaN; settings out of range.
 
     >>> from lightning_cwrf.shadows import balanced_membership
-    >>> membership, targets = balanced_membership(16, 20), torch.arange(20) % 2
-    >>> logits = torch.nn.functional.one_hot(targets, 2) * (membership[..., None] + torch.rand(16, 20, 1))
+    >>> membership, targets = balanced_membership(32, 20), torch.arange(20) % 2
+    >>> logits = torch.nn.functional.one_hot(targets, 2) * (membership[..., None] + torch.rand(32, 20, 1))
     >>> risk = example_risk(ShadowOutputs.from_arrays(logits, membership, targets))
     >>> float(risk.auroc.min()), len(risk.at_risk())
     (1.0, 20)
@@ -156,7 +163,12 @@ def example_risk(
     if bool(values.isnan().any()):
         raise ValueError("the signal of some models is NaN.")
     counts = _counts(values, inside)
-    (low, high), (tpr_low, tpr_high) = auroc_interval(counts, confidence), tpr_interval(counts, fpr, confidence)
+    paired = _in_pairs(shadows.membership)
+    level = confidence
+    if paired:  # the variance of a difference is at most twice that of independent terms
+        level = 2 * float(special.ndtr(math.sqrt(2) * normal_quantile(confidence))) - 1
+        differences = torch.where(inside[:, ::2], 1, -1) * (values[:, ::2] - values[:, 1::2])
+    (low, high), (tpr_low, tpr_high) = auroc_interval(counts, level), tpr_interval(counts, fpr, level)
     return ExampleRisk(
         auroc=auroc_of(counts),
         auroc_low=low,
@@ -164,13 +176,34 @@ def example_risk(
         tpr=tpr_of(counts, fpr),
         tpr_low=tpr_low,
         tpr_high=tpr_high,
-        p_values=rank_sum_p_values(values, inside),
+        p_values=signed_rank_p_values(differences) if paired else rank_sum_p_values(values, inside),
         models_in=inside.sum(1),
         models_out=(~inside).sum(1),
         targets=shadows.targets,
         fpr=fpr,
         confidence=confidence,
     )
+
+
+def _in_pairs(membership: Tensor) -> bool:
+    """Whether models 2 i and 2 i + 1 are of the two halves of a pool."""
+    models, examples = membership.shape
+    if examples == 1:
+        return False
+    if models % 2 == 0 and torch.equal(membership[::2], ~membership[1::2]):
+        return True
+    rows = {bytes(row.numpy()): i for i, row in enumerate(membership)}
+    halves = [(i, rows[other]) for i, row in enumerate(~membership) if (other := bytes(row.numpy())) in rows]
+    if examples >= _NO_CHANCE and halves:
+        raise ValueError(
+            f"models {halves[0][0]} and {halves[0][1]} are of two halves of the pool, and so depend on each other: "
+            "order the models such that 2 i and 2 i + 1 are, for all of them, or leave one of each two out."
+        )
+    return False
+
+
+_NO_CHANCE = 20
+"""Examples of which no two models have opposite ones by chance."""
 
 
 def _counts(values: Tensor, inside: Tensor) -> ScoreCounts:

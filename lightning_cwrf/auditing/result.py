@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cwrf._deprecated import renamed
+from lightning_cwrf._deprecated import renamed, warn_renamed
 from lightning_cwrf._version import __version__
 from lightning_cwrf.auditing.decision import judged_measures, resolution
 from lightning_cwrf.auditing.findings import RAW, Findings
@@ -149,6 +149,12 @@ class AuditResult(Findings):
         scores = self._scores(attack)
         return slices_of(scores, self.is_member, column, attack=attack, confidence=self.confidence, fpr=fpr)
 
+    def auc_by_class(self, attack: str = "lira") -> dict[int, float]:
+        """The former name of ``slices("class")``: the AUC of each class that has both members and non-members."""
+        warn_renamed("AuditResult.auc_by_class", 'AuditResult.slices("class")')
+        found = self.slices("class", attack)
+        return {each.value: each.estimates["auroc"].value for each in found.slices if each.estimates}
+
     def user_level(self, groups: Any, *, combine: str | Mapping[str, str] = "mean") -> AuditResult:
         """The audit of persons rather than examples: the scores of several examples of one person become one.
 
@@ -166,7 +172,7 @@ class AuditResult(Findings):
         Returns:
             An audit of as many members and non-members as there are persons on each side, in the order in which they
             first appear. Its losses are means, its targets a person's class, or −1 where that is not one. Metrics of
-            the model itself are of examples still.
+            the model itself are of examples still; P1 takes their accuracy as measured on the non-members alone.
 
         Raises:
             ValueError: a person on both sides; groups of another length, or missing; a way to combine or an attack that

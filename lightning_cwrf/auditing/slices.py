@@ -147,7 +147,8 @@ def slices_of(
                 for metric in (MembershipAUROC(sync_on_compute=False), TPRAtFPR(fpr, sync_on_compute=False))
             ]
         made[i] = replace(made[i], estimates=dict(zip(metrics, found, strict=True)))
-    adjusted = iter(holm(torch.tensor([_p(e) for i in usable for e in made[i].estimates.values()])).tolist())
+    p_values = torch.tensor([_p(e) for i in usable for e in made[i].estimates.values()], dtype=torch.float64)
+    adjusted = iter(holm(p_values).tolist())
     for i in usable:
         each = {n: replace(e, p_value=next(adjusted)) for n, e in made[i].estimates.items()}
         made[i] = replace(made[i], estimates=each)
@@ -168,7 +169,8 @@ def labels_of(given: Any, size: int, name: str) -> list[Any]:
         raise ValueError(
             f"{name} must have a value for each of the {size} audited examples, members first; it has {length}."
         )
-    missing = [i for i, value in enumerate(values) if value is None or value != value]
+    values = [value.item() if isinstance(value, (Tensor, np.generic)) else value for value in values]
+    missing = [i for i, value in enumerate(values) if value is None or (isinstance(value, float) and value != value)]
     if missing:
         raise ValueError(
             f"{name} has no value for {len(missing)} examples (first {missing[:10]}); give them one of their own."
@@ -177,7 +179,7 @@ def labels_of(given: Any, size: int, name: str) -> list[Any]:
         set(values)
     except TypeError as error:
         raise ValueError(f"{name} must have one value for each example, which can be compared: {error}.") from error
-    return list(values)
+    return values
 
 
 def column_of(by: Any, targets: Tensor, losses: Tensor) -> Column:

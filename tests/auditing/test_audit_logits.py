@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 
-from lightning_cwrf import audit, audit_logits, audit_recipe, probabilities_to_logits, train_shadows
+from lightning_cwrf import MIAAuditCallback, audit, audit_logits, audit_recipe, probabilities_to_logits, train_shadows
 from lightning_cwrf.attacks import Evidence, create_attack
 from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.shadows import ShadowOutputs, balanced_membership
@@ -223,6 +223,8 @@ def test_shadow_models_without_inputs_are_for_outputs_alone(tmp_path):
         audit(nn.Linear(4, 2), members=part(0, 4), nonmembers=part(4, 8), shadows=SHADOWS)
     with pytest.raises(ValueError, match="do not say which inputs"):
         train_shadows(tune, part(0, 4), 4, base=SHADOWS, store=tmp_path)
+    with pytest.raises(ValueError, match="do not say which inputs"):
+        MIAAuditCallback(part(4, 8), shadows=SHADOWS)
     with pytest.raises(ValueError, match="have no weights"):
         SHADOWS.weights(0)
     assert "from arrays" in repr(SHADOWS)

@@ -10,37 +10,48 @@ from scipy import special, stats
 
 from lightning_cwrf import example_risk
 from lightning_cwrf.metrics.functional import membership_auroc, tpr_at_fpr
-from lightning_cwrf.metrics.functional.discoveries import rank_sum_p_values
+from lightning_cwrf.metrics.functional.discoveries import rank_sum_p_values, signed_rank_p_values
 from lightning_cwrf.shadows import ShadowOutputs, balanced_membership
 from tests.helpers import load_benchmark
-from tests.oracles.discoveries import rank_sum
+from tests.oracles.discoveries import rank_sum, signed_rank
 
 benchmark = load_benchmark("single_examples")
 
 
-def models(separation, k, n, seed=0, step=0.0):
-    """Models whose signal of each example is N(separation, 1) with it and N(0, 1) without it; one logit."""
+def models(separation, k, n, seed=0, step=0.0, correlation=0.0):
+    """Models whose signal of each example is N(separation, 1) with it and N(0, 1) without it; one logit.
+
+    The two models of a pair, which have opposite halves of the pool, have this ``correlation``.
+    """
     generator = torch.Generator().manual_seed(seed)
     membership = balanced_membership(k, n, seed)
-    z = torch.randn(k, n, generator=generator) + separation * membership
+    first, own = torch.randn(2, k // 2, n, generator=generator)
+    second = correlation * first + math.sqrt(1 - correlation**2) * own
+    z = torch.stack([first, second], 1).reshape(k, n) + separation * membership
     z = step * (z / step).round() if step else z
     return ShadowOutputs.from_arrays(z, membership, torch.ones(n, dtype=torch.long))
 
 
-@given(st.integers(0, 10_000), st.integers(2, 7), st.booleans())
-def test_each_example_is_a_small_audit(seed, k, ties):
-    """AUC and TPR of each column by the functions of an audit, and every order of the rank-sum test."""
+@given(st.integers(0, 10_000), st.integers(2, 7), st.booleans(), st.booleans())
+def test_each_example_is_a_small_audit(seed, k, ties, paired):
+    """AUC and TPR of each column by the functions of an audit, and every order, or sign, of the tests."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(k, 4, generator=generator)
     z = z.round() if ties else z
     membership = torch.rand(k, 4, generator=generator) < 0.5
     membership[0], membership[1] = True, False
+    if paired and k % 2 == 0:
+        membership[1::2] = ~membership[::2]
     found = example_risk(ShadowOutputs.from_arrays(z, membership, [1, 1, 1, 1]), fpr=0.5)
     for j in range(4):
         scores, inside = z[:, j], membership[:, j]
         assert float(found.auroc[j]) == pytest.approx(float(membership_auroc(scores, inside)))
         assert float(found.tpr[j]) == pytest.approx(float(tpr_at_fpr(scores, inside, 0.5)))
-        assert float(found.p_values[j]) == pytest.approx(rank_sum(scores.tolist(), inside.tolist()))
+        expected = rank_sum(scores.tolist(), inside.tolist())
+        if k % 2 == 0 and torch.equal(membership[::2], ~membership[1::2]):
+            gaps = [a - b if first else b - a for (a, b), first in zip(scores.view(-1, 2), inside[::2], strict=True)]
+            expected = signed_rank([float(gap) for gap in gaps])
+        assert float(found.p_values[j]) == pytest.approx(expected)
         assert (int(found.models_in[j]), int(found.models_out[j])) == (int(inside.sum()), int((~inside).sum()))
     assert (found.auroc_low <= found.auroc).all()
     assert (found.auroc <= found.auroc_high).all()
@@ -56,26 +67,42 @@ def test_rank_sums_are_those_of_scipy(members):
     assert rank_sum_p_values(scores, inside).tolist() == pytest.approx(expected, rel=1e-9)
 
 
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=8))
+def test_signed_ranks_by_every_sign(differences):
+    found = signed_rank_p_values(torch.tensor([differences], dtype=torch.float64))
+    assert float(found) == pytest.approx(signed_rank(differences))
+
+
+def test_signed_ranks_are_those_of_scipy():
+    differences = torch.randn(20, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    expected = stats.wilcoxon(differences.numpy(), axis=1, alternative="greater", method="exact").pvalue
+    assert signed_rank_p_values(differences).tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("correlation", [0.0, -0.85])
 @pytest.mark.parametrize("k", [8, 16, 64])
 @pytest.mark.parametrize("separation", [0.0, 1.0, 3.5])
-def test_intervals_hold_for_each_example(separation, k):
-    found = example_risk(models(separation, k, 1000, seed=k))
+def test_intervals_hold_for_each_example(separation, k, correlation):
+    """Also where the two models of a pair depend on each other, as two halves of a pool do."""
+    found = example_risk(models(separation, k, 1000, seed=k, correlation=correlation))
     truth, tpr = special.ndtr(separation / math.sqrt(2)), special.ndtr(separation + special.ndtri(0.1))
     least = stats.binom.ppf(0.001, 1000, 0.94)
     for low, high, true in ((found.auroc_low, found.auroc_high, truth), (found.tpr_low, found.tpr_high, tpr)):
         assert int(((low <= true) & (true <= high)).sum()) >= least
-    # No bias: no model is left out of what it is compared with (docs/numbers.md).
-    assert float(found.auroc.mean()) == pytest.approx(truth, abs=4 * float(found.auroc.std()) / math.sqrt(1000) + 1e-3)
+    if correlation == 0:  # else one in k / 2 comparisons is within a pair
+        error = 4 * float(found.auroc.std()) / math.sqrt(1000) + 1e-3
+        assert float(found.auroc.mean()) == pytest.approx(truth, abs=error)
 
 
-@pytest.mark.parametrize("step", [0.0, 1.0])
-def test_without_a_signal_hardly_anybody_is_at_risk(step):
-    """P-values up to 5 % in at most 5 % of examples, and any discovery in at most 5 % of 100 pools of 50."""
-    p_values = example_risk(models(0.0, 16, 4000, seed=1, step=step)).p_values
+@pytest.mark.parametrize(("step", "correlation"), [(0.0, 0.0), (1.0, 0.0), (0.0, -0.85), (0.0, 0.85)])
+def test_without_a_signal_hardly_anybody_is_at_risk(step, correlation):
+    """P-values up to 5 % in at most 5 % of examples, and any discovery in at most 5 % of 60 pools of 50."""
+    p_values = example_risk(models(0.0, 16, 4000, seed=1, step=step, correlation=correlation)).p_values
     for level in (0.01, 0.05):
         assert int((p_values <= level).sum()) <= stats.binom.ppf(0.999, 4000, level)
-    found = sum(len(example_risk(models(0.0, 16, 50, seed=s, step=step)).at_risk()) > 0 for s in range(100))
-    assert found <= stats.binom.ppf(0.999, 100, 0.05)
+    pools = (models(0.0, 32, 50, seed=s, step=step, correlation=correlation) for s in range(60))
+    found = sum(len(example_risk(pool).at_risk()) > 0 for pool in pools)
+    assert found <= stats.binom.ppf(0.999, 60, 0.05)
 
 
 def test_the_one_example_that_leaks_is_named():
@@ -131,6 +158,18 @@ ALL = torch.tensor([[True, True], [False, True]])
 def test_bad_input_raises(given, settings, error, message):
     with pytest.raises(error, match=message):
         example_risk(given, **settings)
+
+
+def test_halves_that_are_not_beside_each_other_raise():
+    """They would count as independent."""
+    shadows = models(0.0, 8, 40)
+    order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
+    mixed = ShadowOutputs.from_arrays(shadows.logits[order], shadows.membership[order], shadows.targets)
+    with pytest.raises(ValueError, match="models 0 and 4 are of two halves of the pool"):
+        example_risk(mixed)
+    one_of_each = ShadowOutputs.from_arrays(shadows.logits[::2], shadows.membership[::2], shadows.targets)
+    chosen = (one_of_each.membership.any(0) & ~one_of_each.membership.all(0)).nonzero().flatten()
+    assert len(example_risk(one_of_each.part(chosen))) == len(chosen)
 
 
 def test_a_rate_of_false_discoveries_is_checked():

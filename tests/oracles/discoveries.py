@@ -42,3 +42,11 @@ def rank_sum(scores, is_member):
     won = sum(scores[i] > scores[j] for i in indices if is_member[i] for j in indices if not is_member[j])
     ways = list(itertools.combinations(indices, sum(is_member)))  # of ranks without ties
     return sum(sum(i > j for i in way for j in indices if j not in way) >= won for way in ways) / len(ways)
+
+
+def signed_rank(differences):
+    """Over all signs: the share with as high a sum of the ranks above 0 or higher; these get the lowest of ties."""
+    ordered = sorted(differences, key=lambda d: (abs(d), d <= 0))
+    found = sum(rank for rank, d in enumerate(ordered, 1) if d > 0)
+    sums = [sum(signs) for signs in itertools.product(*((0, rank) for rank in range(1, len(ordered) + 1)))]
+    return sum(each >= found for each in sums) / len(sums)

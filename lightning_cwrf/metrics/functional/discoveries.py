@@ -117,6 +117,33 @@ def rank_sum_p_values(scores: Tensor, is_member: Tensor) -> Tensor:
     return found
 
 
+def signed_rank_p_values(differences: Tensor) -> Tensor:
+    """Exact one-sided signed-rank tests (Wilcoxon 1945) of many small samples; ties and zeros count against.
+
+    The sum of the ranks by size of the differences that are above 0, compared with its distribution if every difference
+    is as likely to be negative. The two values of a pair may depend on each other in any way.
+
+    Args:
+        differences: ``(n, h)``: n samples of the differences of h pairs.
+
+    Returns:
+        float64 ``(n,)``, the probability of so large a sum or larger; at least 2 to the power of −h.
+
+    >>> signed_rank_p_values(torch.tensor([[3.0, 2.0, 1.0], [3.0, -2.0, 1.0]]))
+    tensor([0.1250, 0.3750], dtype=torch.float64)
+    """
+    positive_first = (differences <= 0).long().argsort(dim=1, stable=True)
+    values = differences.gather(1, positive_first)
+    values = values.gather(1, values.abs().argsort(dim=1, stable=True))
+    pairs = values.shape[1]
+    found = ((values > 0) * torch.arange(1, pairs + 1)).sum(1)
+    chances = np.ones(1)
+    for rank in range(1, pairs + 1):
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    tail = np.asarray(np.minimum(1.0, chances[::-1].cumsum()[::-1]))
+    return torch.from_numpy(tail)[found]
+
+
 def _rank_sum_tail(members: int, others: int) -> NDArray[np.float64]:
     """P(U ≥ u) for u = 0, ..., members · others; U is the number of pairs in which the member is higher.
 

@@ -1,0 +1,240 @@
+"""What every study does: train recipes over one pool, audit them, and record every number.
+
+A study is a script that says what is trained and what is measured. Everything that was trained is in ``--out``, which
+all studies may share: a killed run resumes. NAME.json has every number and interval and is the same for the same seed
+on the same machine; NAME.times.json has the minutes and the memory, NAME.md a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from comparing import ACCURACY, AUC, cell_of
+from tables import markdown, rounded
+from tasks import SCALES, Task, quick, quiet
+
+import lightning_cwrf
+from lightning_cwrf import CWRFConfig, RecipeAudit, ShadowRecipe, audit_recipe, train_shadows
+from lightning_cwrf.defenses import Defense
+from lightning_cwrf.shadows import ShadowOutputs
+
+BASE = "no defense"
+
+
+class Study:
+    """Recipes over one pool and membership, so that they are compared in pairs.
+
+    Args:
+        name: of its files.
+        title: what it studies.
+        arguments: of :func:`parse`.
+        attacks: the attacks of every audit.
+    """
+
+    def __init__(
+        self, name: str, title: str, arguments: argparse.Namespace, attacks: Sequence[str] = ("lira",)
+    ) -> None:
+        quiet()
+        torch.set_num_threads(arguments.threads)
+        self.name, self.title, self.attacks, self.arguments = name, title, list(attacks), arguments
+        self.task: Task = arguments.task
+        self.out: Path = arguments.out
+        fake = arguments.quick and arguments.scale == "paper"
+        self.parts = self.task.parts(arguments.seed, arguments.folder, fake=fake)
+        self.audits: dict[str, RecipeAudit] = {}
+        self._seconds: dict[str, float] = {}
+
+    def recipe(self, epochs: int | None = None, defense: Defense | None = None, lr: float = 1e-3) -> ShadowRecipe:
+        """A training from scratch; ``epochs``: other than the task's."""
+        epochs = self.task.epochs if epochs is None else epochs
+        accelerator = "cpu" if self.arguments.scale == "cpu" else "auto"
+        arguments = {"max_epochs": epochs, "accelerator": accelerator}
+        return ShadowRecipe(self.task.build(epochs, lr), arguments, self.task.batch, defense=defense)
+
+    def tuning(
+        self,
+        defense: Defense | None,
+        cwrf: Mapping[str, Any] | None = None,
+        *,
+        epochs: int | None = None,
+        lr: float = 1e-3,
+    ) -> ShadowRecipe:
+        """A fine-tuning; with settings of :class:`CWRFConfig`, after a rewind."""
+        plain = self.recipe(self.task.tune_epochs if epochs is None else epochs, defense, lr)
+        if not cwrf:
+            return plain
+        return replace(plain, cwrf=CWRFConfig(self.parts.reference, **{**self.scoring, **cwrf}))
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """λ and T."""
+        return {"lam": self.task.lam, "steps": self.task.steps}
+
+    @functools.cached_property
+    def base(self) -> ShadowOutputs:
+        """The finished models, with their weights."""
+        return self.train(self.recipe(), keep_weights=True)
+
+    def train(self, recipe: Any, *, base: ShadowOutputs | None = None, keep_weights: bool = False) -> ShadowOutputs:
+        """The models of a recipe, from the store where they are there."""
+        began = time.perf_counter()
+        defense = getattr(recipe, "defense", None)
+        alone = not hasattr(recipe, "train_stack") or (defense is not None and defense.mixin.why_not_stacked())
+        shadows = train_shadows(
+            recipe,
+            self.parts.pool,
+            self.task.models,
+            population=self.parts.population,
+            store=self.out / "store",
+            base=base,
+            keep_weights=keep_weights,
+            seed=self.arguments.seed,
+            workers=self.arguments.workers,
+            stack=1 if alone else self.arguments.stack or self.task.models // 2,
+            progress=False,
+        )
+        self.took(shadows.store.key, time.perf_counter() - began)
+        return shadows
+
+    def audit(self, label: str, shadows: ShadowOutputs) -> RecipeAudit:
+        """The audit of a recipe's models, which is kept beside them."""
+        began = time.perf_counter()
+        name = f"{shadows.store.key}-{len(shadows)}-{'-'.join(self.attacks)}"
+        path = self.out / "audits" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            audit_recipe(shadows, attacks=self.attacks, seed=self.arguments.seed, progress=False).save(path)
+        found = self.audits[label] = RecipeAudit.load(path)
+        self.took(name, time.perf_counter() - began)
+        print(f"{label}: {found.estimate(ACCURACY)}, LiRA {found.estimate(AUC)}", flush=True)
+        return found
+
+    def unprotected(self) -> RecipeAudit:
+        """The audit of the finished models."""
+        return self.audit(BASE, self.base)
+
+    def from_scratch(self, label: str, defense: Defense | None) -> RecipeAudit:
+        return self.audit(label, self.train(self.recipe(defense=defense)))
+
+    def tuned(self, label: str, recipe: Any) -> RecipeAudit:
+        """Of models that go on from the finished ones."""
+        return self.audit(label, self.train(recipe, base=self.base))
+
+    def write(
+        self, head: Sequence[str], rows: Sequence[Sequence[Any]], verdict: Mapping[str, str], **more: Any
+    ) -> dict[str, Any]:
+        """Write the study's files.
+
+        Args:
+            head: the titles of the columns.
+            rows: their cells: text, a number, None, an estimate or a difference.
+            verdict: ``word`` (reproduced, partly, not), ``sentence`` and ``rule``.
+            more: further content.
+        """
+        settings = {k: v for k, v in vars(self.arguments).items() if k not in ("command", "out", "task", "folder")}
+        content = {
+            "study": self.name,
+            "title": self.title,
+            "command": self.arguments.command,
+            "settings": settings,
+            "task": vars(self.task),
+            "versions": versions(),
+            "head": list(head),
+            "rows": [[cell_of(cell) for cell in row] for row in rows],
+            "verdict": dict(verdict),
+            **more,
+            "recipes": {label: {**audit.values(), **audit.bounds()} for label, audit in self.audits.items()},
+        }
+        content = rounded(content)
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (self.out / f"{self.name}.md").write_text(markdown(content), encoding="utf-8")
+        self._write_times()
+        print(markdown(content))
+        return content
+
+    def took(self, what: str, seconds: float) -> None:
+        """Add to the time that something has taken, in this run and earlier ones, of this study and others."""
+        path = self.out / "seconds" / what
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._seconds[what] = seconds + (float(path.read_text()) if path.is_file() else 0.0)
+        path.write_text(f"{self._seconds[what]:.1f}")
+
+    def _write_times(self) -> None:
+        path = self.out / f"{self.name}.times.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        here = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        memory = max(known.get("peak_memory_gb", 0), round(here / 1024**2, 2))
+        times = {"minutes": round(sum(self._seconds.values()) / 60, 1), "peak_memory_gb": memory}
+        path.write_text(json.dumps(times, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    ours, torchs = lightning_cwrf.__version__, torch.__version__
+    return {
+        "python": platform.python_version(),
+        "torch": torchs,
+        "lightning": lightning.__version__,
+        "lightning_cwrf": ours,
+    }
+
+
+def parser(script: str, description: str | None) -> argparse.ArgumentParser:
+    """The options that all studies have, of one script and its docstring."""
+    made = argparse.ArgumentParser(Path(script).name, description=(description or "").splitlines()[0])
+    made.add_argument("--scale", choices=list(SCALES), default="cpu", help="how large")
+    made.add_argument("--data", choices=sorted({name for each in SCALES.values() for name in each}), help="which data")
+    made.add_argument("--network", choices=["digits", "mlp", "resnet8", "resnet18", "vit"], help="another network")
+    made.add_argument("--quick", action="store_true", help="a few models, examples and epochs, to try the script")
+    made.add_argument("--models", type=int, help="of each recipe, even, at least 8")
+    made.add_argument("--epochs", type=int, help="of the first training")
+    made.add_argument("--tune-epochs", type=int, help="of the fine-tuning")
+    made.add_argument("--folder", type=Path, help="of the data, where they are not downloaded")
+    made.add_argument("--stack", type=int, default=0, help="models trained as one; 0: half of them")
+    made.add_argument("--workers", type=int, default=1, help="processes")
+    made.add_argument("--threads", type=int, default=1, help="of each process")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, default=Path("out/paper"), help="results; all studies may share it")
+    return made
+
+
+def _without(words: Sequence[str], *options: str) -> list[str]:
+    """The words of a command line less some options with one value each."""
+    return [each for before, each in zip(["", *words], words, strict=False) if not {before, each} & set(options)]
+
+
+def parse(made: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with the task that they name."""
+    words = sys.argv[1:] if words is None else list(words)
+    arguments = made.parse_args(words)
+    arguments.command = " ".join(["python", f"examples/paper/{made.prog}", *_without(words, "--out", "--folder")])
+    tasks = SCALES[arguments.scale]
+    arguments.data = arguments.data or next(iter(tasks))
+    if arguments.data not in tasks:
+        made.error(f"--scale {arguments.scale} has {', '.join(tasks)}, not {arguments.data}.")
+    task = tasks[arguments.data]
+    if arguments.network is not None and (arguments.network, task.network) != ("digits", "digits"):
+        if (arguments.network == "mlp") != (task.network == "mlp") or arguments.network == "digits":
+            made.error(f"--network {arguments.network} does not take the {arguments.data}.")
+        if arguments.data == "digits" and arguments.network == "vit":
+            made.error("--network vit is for images of 28 or 32 pixels, and the digits have 8.")
+        task = replace(task, network=arguments.network)
+    task = quick(task) if arguments.quick else task
+    given = {name: getattr(arguments, name) for name in ("models", "epochs", "tune_epochs")}
+    task = replace(task, **{name: value for name, value in given.items() if value is not None})
+    if task.models < 8 or task.models % 2:
+        made.error(f"--models must be even and at least 8, not {task.models}.")
+    arguments.task = task
+    return arguments

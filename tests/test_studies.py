@@ -1,0 +1,187 @@
+"""The studies of examples/paper in their quick form, what they share, and the page of their results."""
+
+import importlib
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lightning_cwrf.metrics.functional import CrossedJackknife
+
+ROOT = Path(__file__).parents[1]
+STUDIES = {
+    "frontier": ["--alphas", "0.3"],
+    "ablation": [],
+    "pruning": [],
+    "defenses": ["--defenses", "hamp"],
+    "levers": ["--lever", "values"],
+    "past": [],
+    "correlation": [],
+}
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch):
+    """Scripts import one another by their names."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "paper"))
+    yield
+    ours = [name for name, each in sys.modules.items() if "/examples/paper/" in str(getattr(each, "__file__", ""))]
+    for name in ours:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """The studies share what they train."""
+    return tmp_path_factory.mktemp("studies")
+
+
+def run(script, out, *words):
+    module = importlib.import_module(script)
+    content = module.main(["--quick", "--out", str(out), *words])
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    return content, (out / f"{content['study']}.json").read_text(), files
+
+
+def check(content):
+    assert content["verdict"]["word"] in ("reproduced", "partly", "not")
+    assert content["rows"]
+    assert all(len(row) == len(content["head"]) for row in content["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", list(STUDIES))
+def test_a_study_in_its_quick_form_resumes_to_the_same_record(script, out):
+    content, first, files = run(script, out, *STUDIES[script])
+    check(content)
+    assert (out / f"{content['study']}.png").stat().st_size > 10_000
+    _, second, later = run(script, out, *STUDIES[script])
+    assert second == first
+    assert later == files
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_record_in_another_folder(out, tmp_path):
+    _, first, _ = run("correlation", out)
+    _, second, _ = run("correlation", tmp_path)
+    assert first == second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lever", ["rounds", "lr"])
+def test_a_lever(lever, out):
+    content, *_ = run("levers", out, "--lever", lever)
+    check(content)
+
+
+@pytest.mark.slow
+def test_the_papers_scale_on_fake_images(tmp_path):
+    words = ["--scale", "paper", "--data", "cifar100", "--network", "resnet8", "--tune-epochs", "1", "--epochs", "1"]
+    content, *_ = run("correlation", tmp_path, *words)
+    check(content)
+    assert {row[0]: row[-1] for row in content["rows"]} == {
+        "all": 0.8329,
+        "conv": 0.941,
+        "norm": 0.6776,
+        "linear": 0.8096,
+    }
+    assert content["task"]["lam"] == 0.9
+
+
+@pytest.mark.parametrize("network", ["resnet18", "vit"])
+def test_the_papers_networks_take_the_papers_images(network):
+    tasks = importlib.import_module("tasks")
+    for scale, data, size in (("gpu", "fashion", 28), ("paper", "cifar10", 32)):
+        task = replace(tasks.SCALES[scale][data], network=network)
+        module = task.build(1)().eval()
+        assert module(torch.zeros(1, task.inputs, size, size)).shape == (1, 10)
+        assert module.configure_optimizers()[0][0].param_groups[0]["weight_decay"] == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--models", "9"], "even"),
+        (["--scale", "gpu", "--data", "digits"], "--scale gpu has fashion, not digits"),
+        (["--network", "vit"], "have 8"),
+        (["--network", "mlp"], "does not take the digits"),
+        (["--data", "tabular", "--network", "resnet8"], "does not take the tabular"),
+    ],
+)
+def test_bad_arguments_end_before_any_training(words, message, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("frontier").main(words)
+    assert message in capsys.readouterr().err
+
+
+def audit(accuracy, auc, generator):
+    """What stands for an audit: two measures, with what their errors are estimated from."""
+
+    def jackknife(value):
+        noise = [torch.randn(shape, generator=generator, dtype=torch.float64) / 100 for shape in ((4,), (4, 16))]
+        return CrossedJackknife(value, value + noise[0], value + noise[1])
+
+    found = {"test_accuracy": jackknife(accuracy), "lira/auroc": jackknife(auc)}
+    return SimpleNamespace(jackknives=found, estimate=lambda measure: SimpleNamespace(value=found[measure].value))
+
+
+def test_the_distance_from_the_frontier_is_that_from_the_line_between_its_neighbours():
+    generator = torch.Generator().manual_seed(0)
+    low, high, far = (audit(*point, generator) for point in ((0.8, 0.6), (0.9, 0.7), (0.95, 0.9)))
+    found = audit(0.82, 0.65, generator)
+    comparing = importlib.import_module("comparing")
+    above = comparing.above_frontier(found, [far, high, low])
+    assert above.value == pytest.approx(0.65 - 0.62)
+    assert comparing.above_frontier(found, [far, high]) is None
+    assert comparing.above_frontier(audit(0.96, 0.5, generator), [far, high, low]) is None
+    assert comparing.above_frontier(found, [found, high]) is None
+
+
+def test_its_error_is_that_of_all_six_numbers():
+    """The value without one pair, to first order, from numerical derivatives of the distance."""
+    generator = torch.Generator().manual_seed(1)
+    points = [(0.8, 0.6), (0.9, 0.7), (0.82, 0.65)]
+    low, high, found = (audit(*point, generator) for point in points)
+    above = importlib.import_module("comparing").above_frontier(found, [low, high])
+
+    def distance(numbers):
+        (xa, ya), (xb, yb), (x, y) = numbers.view(3, 2)
+        return y - ya - (yb - ya) * (x - xa) / (xb - xa)
+
+    at = torch.tensor(points, dtype=torch.float64).flatten()
+    slopes = torch.autograd.functional.jacobian(distance, at)
+    without = torch.stack([each.jackknives[m].without_pair for each in (low, high, found) for m in each.jackknives])
+    expected = distance(at) + slopes @ (without - at[:, None])
+    assert torch.allclose(above.without_pair, expected)
+
+
+def test_cells_are_saved_and_shown():
+    tables = importlib.import_module("tables")
+    saved = tables.rounded({"a": float("nan"), "b": [0.12345678, 3, "x", None]})
+    assert saved == {"a": None, "b": [0.123457, 3, "x", None]}
+    assert tables.shown({"value": 0.5, "low": 0.4, "high": 0.61}) == "0.500 [0.400, 0.610]"
+    assert tables.shown({"difference": 0.02, "low": -0.01, "high": 0.05, "p": 0.2}) == "+0.020 [-0.010, +0.050]"
+    assert (tables.shown(None), tables.shown(0.9068), tables.shown("r = 0")) == ("", "0.9068", "r = 0")
+
+
+def test_the_page_of_results_is_what_the_tool_makes_of_the_records():
+    tool = runpy.run_path(str(ROOT / "tools" / "results.py"))
+    records = [study["study"] for study, _ in tool["studies"]()]
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page == tool["page"](), "run python tools/results.py"
+    assert records
+    assert all(f"\n## {name}\n" in page for name in records)
+
+
+def test_records_are_small_and_whole():
+    for path in (ROOT / "examples" / "paper" / "results").glob("*.json"):
+        assert path.stat().st_size < 500_000
+        if not path.name.endswith(".times.json"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            assert not content["settings"]["quick"]
+            check(content)

@@ -1,0 +1,122 @@
+"""Write docs/results.md from the saved studies in examples/paper/results; no number on that page is typed.
+
+python tools/results.py                 # write the page
+python tools/results.py out/paper       # first take the studies that were run there
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "paper"))
+from tables import table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "examples" / "paper" / "results"
+PAGE = ROOT / "docs" / "results.md"
+HEAD = """# What the studies show
+
+Each study is a script in [`examples/paper/`](../examples/paper/) that trains many models by each recipe, attacks each
+of them with the others ([`audit_recipe`](audit.md#a-way-of-training)), and records every number. This page is made
+from these records (`examples/paper/results/*.json`) by `tools/results.py`.
+
+A verdict says whether a claim of the papers on CWRF and PAST holds at the size that was run, which is far below
+theirs, by the rule that stands beside it. The papers' own numbers stand beside ours where they have any; they are of
+other data and networks.
+
+Brackets are 95 % intervals over models and pools. *Above r = 0 at equal accuracy* is how much more AUC a recipe has
+than the fine-tuning alone: than the line between the two strengths of r = 0 (or no defense) that have just less and
+just more test accuracy. The curve of r = 0 bends below that line, which favours the recipe. Where no r = 0 has more
+accuracy, or none has less, the cell is empty.
+
+Run one with `python examples/paper/frontier.py`; `--scale cpu` is for two cores overnight, `gpu` for one GPU, and
+`paper` has the papers' data, sizes and epochs. All share what they have trained in `--out`, and go on where they were.
+`--quick` tries a script.
+
+Minutes are those of all recipes that the study needs, on one thread of a machine with two cores that others used too;
+what several studies share counts in each.
+"""
+
+
+def take(folder: Path) -> list[str]:
+    """Copy the finished studies of a folder."""
+    names = sorted(path.name.removesuffix(".times.json") for path in folder.glob("*.times.json"))
+    RESULTS.mkdir(exist_ok=True)
+    for name in names:
+        for suffix in (".json", ".times.json"):
+            shutil.copy(folder / f"{name}{suffix}", RESULTS)
+    return names
+
+
+def studies() -> list[tuple[dict[str, Any], dict[str, float]]]:
+    """The saved studies with their times, by name."""
+    paths = sorted(path for path in RESULTS.glob("*.json") if not path.name.endswith(".times.json"))
+    return [(_read(path), _read(path.with_suffix(".times.json"))) for path in paths]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def page() -> str:
+    """The page."""
+    found = studies()
+    head = ["study", "claim", "data", "network", "models of each recipe", "minutes", "peak memory"]
+    lines = [HEAD, f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for study, times in found:
+        task, name = study["task"], study["study"]
+        cells = [f"[{name}](#{name})", study["verdict"]["word"], task["data"], task["network"], task["models"]]
+        cells += [f"{times['minutes']:.0f}", f"{times['peak_memory_gb']:.1f} GB"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    waiting = not_run([study["command"] for study, _ in found])
+    if waiting:
+        lines += ["", "Scripts without a record yet:", "", *(f"- `{name}`: {what}" for name, what in waiting.items())]
+    return "\n".join([*lines, "", *(section(study) for study, _ in found)])
+
+
+def not_run(commands: list[str]) -> dict[str, str]:
+    """The scripts of studies that none of these commands ran, with the first lines of their docstrings."""
+    run = {command.split()[1] for command in commands}
+    found = {}
+    for path in sorted((ROOT / "examples" / "paper").glob("*.py")):
+        name, text = f"examples/paper/{path.name}", path.read_text(encoding="utf-8")
+        if name not in run and "parser(__file__" in text:
+            found[name] = (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
+    return found
+
+
+def section(study: dict[str, Any]) -> str:
+    """What was run, the verdict, and the table."""
+    task, verdict = study["task"], study["verdict"]
+    members, nonmembers, reference = task["sizes"]
+    lines = [
+        f"## {study['study']}",
+        f"{study['title']}: `{study['command']}`. {members:,} members of a pool of {members + nonmembers:,}, "
+        f"{reference:,} examples of reference data, {task['epochs']} epochs and then {task['tune_epochs']} of "
+        f"fine-tuning, {task['models']} models of each recipe, seed {study['settings']['seed']}, "
+        f"torch {study['versions']['torch']}.",
+        f"**{verdict['word']}**: {verdict['sentence']} Rule: {verdict['rule']}.",
+    ]
+    if study.get("agreement"):
+        near, of = (study["agreement"][name] for name in ("within_two_standard_errors", "numbers"))
+        lines.append(
+            "The *earlier* numbers were measured by other code on another draw of the pool: "
+            f"{near} of {of} agree within two standard errors of the difference."
+        )
+    return "\n\n".join([*lines, table(study)])
+
+
+def main() -> None:
+    for folder in sys.argv[1:]:
+        print(f"taken: {', '.join(take(Path(folder)))}")
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
