@@ -17,7 +17,8 @@ from lightning_cwrf.report.verdict import joined, verdict
 PAIRED = (
     "Of two recipes with the same pool, “lower” and “higher” are said where the paired difference has a p-value of at "
     "most (1 − confidence) divided by the number of measures in the comparison: all of them together raise a false "
-    "alarm in at most the share 1 − confidence of comparisons. Elsewhere there may be a difference or none: these models cannot tell."
+    "alarm in at most the share 1 − confidence of comparisons. Elsewhere there may be a difference or none: these "
+    "models cannot tell."
 )
 OVERLAP = (
     "Of other audits, “lower” and “higher” are said only where the two intervals do not overlap. Where they do, there "
