@@ -53,6 +53,8 @@ def test_bad_arguments_raise_before_any_training(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "even" in done.stderr
+    done = subprocess.run([*command[:-1], "8", "--rate", "0"], capture_output=True, text=True, timeout=120)
+    assert "r = 0 is run in any case" in done.stderr
 
 
 def test_compare_defenses_runs_and_resumes(tmp_path):

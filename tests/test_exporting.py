@@ -226,3 +226,14 @@ def test_nothing_is_replaced_unless_asked_for_and_invalid_arguments_raise(tmp_pa
     with pytest.raises(ValueError, match="more than tensors"):
         export(WithState(), tmp_path / "new.safetensors")
     assert not (tmp_path / "new.md").exists()
+
+
+def test_weights_that_changed_after_the_hardening_get_no_card_of_it(tmp_path):
+    model, vanilla = trained(epochs=6)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    callbacks = [PrivacyScoringCallback(loader(200, 240), vanilla, steps=2), CriticalRewindCallback(rate=0.1)]
+    trainer(callbacks=[*callbacks, GradientMaskCallback()], max_epochs=1).fit(model, loader(0, 64))
+    model.load_state_dict(before)
+    with pytest.raises(ValueError, match=r"not those of the model's last fit: .* Export right after"):
+        export(model, tmp_path / "model.ckpt")
+    assert not list(tmp_path.iterdir())

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from lightning_cwrf import RecipeAudit
-from lightning_cwrf.attacks import logit_signal
+from lightning_cwrf.attacks import logit_signal, register_attack
+from lightning_cwrf.attacks.base import ATTACKS
+from lightning_cwrf.auditing.decision import beating_guesses
+from lightning_cwrf.metrics import TPRAtFPR
 from lightning_cwrf.metrics.functional import attack_advantage, membership_auroc
 from tests.auditing.recipes import run, simulated
 
@@ -162,3 +165,45 @@ def test_a_part_of_the_pool_is_audited_as_a_pool():
     for wrong, error in (([0], TypeError), (torch.tensor([96]), ValueError), (torch.tensor([1, 1]), ValueError)):
         with pytest.raises(error, match="examples must be"):
             shadows.part(wrong)
+
+
+def test_chance_is_the_mean_tpr_of_scores_without_a_signal():
+    """Over all orders of one member among the non-members, with each number of false positives allowed."""
+    for nonmembers in (4, 9):
+        for rate in (0.0, 0.12, 0.5, 1.0):
+            found = []
+            for place in range(nonmembers + 1):  # of the member in the order
+                scores = torch.arange(nonmembers + 1.0)
+                inside = torch.arange(nonmembers + 1) == place
+                found.append(float(TPRAtFPR(rate).value_of(scores, inside)))
+            assert TPRAtFPR(rate).chance(nonmembers) == pytest.approx(min(1, sum(found) / len(found)))
+
+
+def test_a_recipe_without_a_leak_does_not_beat_guessing():
+    """By the TPR neither, which is far above its FPR by chance where the non-members are few."""
+    found = [run(simulated(32, 64, seed=seed, population=1), ("loss",)) for seed in range(6)]
+    assert all(each.estimates["loss"]["tpr_at_fpr_0.001"].value > 0.005 for each in found)
+    assert all(each.estimates["loss"]["tpr_at_fpr_0.001"].interval.low > 0.001 for each in found[:1])
+    assert sum(bool(beating_guesses(each.estimates, 0.95)) for each in found) <= 1
+    leaky = run(simulated(8, 96, leak=4.0), ("loss",))
+    assert leaky.estimates["loss"]["tpr_at_fpr_0.001"].p_value < 0.01
+
+
+def test_a_failed_attack_is_named_and_the_others_stand():
+    def broken(evidence):
+        raise RuntimeError("no luck")
+
+    with ATTACKS.temporary():
+        register_attack("broken")(broken)
+        found = run(simulated(), ("loss", "broken"))
+        assert found.failures == {"broken": "RuntimeError: no luck"}
+        assert list(found.estimates) == ["loss"]
+        assert "broken" in str(found)
+        with pytest.raises(RuntimeError, match="no luck"):
+            run(simulated(), ("broken",))
+
+
+def test_audits_of_different_confidence_have_no_difference():
+    shadows = simulated()
+    with pytest.raises(ValueError, match=r"different confidence, 0\.95 and 0\.9: audit both at one"):
+        run(shadows).minus(run(shadows, confidence=0.9))

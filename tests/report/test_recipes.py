@@ -9,7 +9,7 @@ import torch
 
 from lightning_cwrf.auditing.recipe_result import Difference
 from lightning_cwrf.metrics import Interval
-from lightning_cwrf.report import plot_losses, plot_roc, write_report
+from lightning_cwrf.report import plot_losses, plot_roc, plot_tradeoff, write_report
 from lightning_cwrf.report.changes import gain, measured_changes
 from lightning_cwrf.report.curves import mean_roc, smallest_rate
 from lightning_cwrf.report.svg import Scale
@@ -158,3 +158,32 @@ def test_ticks_are_round_few_and_inside(low, width):
     steps = {round(b - a, 9) for a, b in itertools.pairwise(found)}
     assert len(steps) <= 1
     assert all(f"{step:e}"[0] in "125" for step in steps)
+
+
+def test_names_with_dollars_are_no_formulas(recipes, tmp_path):
+    names = {f"$5 and _x_ $a {name}": each for name, each in recipes.items()}
+    for path in (plot_roc(names, tmp_path / "a.png"), plot_losses(names, tmp_path / "b.png")):
+        assert path.stat().st_size > 10_000
+    assert plot_tradeoff({"$\\frac$": names}, tmp_path / "c.png").stat().st_size > 10_000
+
+
+def test_the_caution_says_how_each_comparison_was_made(recipes, tmp_path):
+    other = run(simulated(seed=1), ("loss", "lira"))
+    page, _ = page_of({**recipes, "other": other}, tmp_path)
+    assert "Of two recipes with the same pool" in page.text
+    assert "Of other audits" in page.text
+    page, _ = page_of(recipes, tmp_path, overwrite=True)
+    assert "Of other audits" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("names", "seconds", "message"),
+    [
+        (["", "b"], None, "an audit has an empty name"),
+        (["a", "b"], {"a": math.nan, "b": 1.0}, "seconds of a must be a number"),
+        (["a", "b"], {"a": 1.0, "b": -1.0}, "seconds of b must be a number"),
+    ],
+)
+def test_names_and_seconds_that_say_nothing_raise(names, seconds, message, recipes, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        write_report(dict(zip(names, recipes.values(), strict=True)), tmp_path / "x.html", seconds=seconds)

@@ -195,6 +195,7 @@ def test_the_epsilon_of_a_mu_is_where_its_delta_is(mu, delta):
 
 def test_the_epsilon_of_a_mu_at_its_ends():
     assert gaussian_epsilon(0.0, 1e-5) == 0
+    assert gaussian_epsilon(torch.tensor(1.0, dtype=torch.float64), 1e-5) == gaussian_epsilon(1.0, 1e-5)
     assert gaussian_epsilon(1e-6, 1e-5) == 0
     assert gaussian_epsilon(30.0, 1e-9) > 450
     for wrong in ({"mu": -1.0, "delta": 0.1}, {"mu": 1.0, "delta": 0.0}, {"mu": 1.0, "delta": 1.0}):
