@@ -3,7 +3,7 @@
 Models are binary. The margin of an example is its own, N(1, 4), plus noise N(0, 1); a member's is higher by the leak of
 the example, |N(0, 1)| times ``leak``, times a factor of the model, N(1, 0.04). ``docs/numbers.md`` has the output.
 
-    python benchmarks/recipe_coverage.py [--draws 100]
+    python benchmarks/recipe_coverage.py [--draws 200]
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import argparse
 
 import torch
 from scipy import stats
+from torch.utils.data import TensorDataset
 
 from lightning_cwrf import audit_recipe
 from lightning_cwrf.shadows import ShadowOutputs, balanced_membership
 from lightning_cwrf.shadows.store import ShadowStore
 
-CASES = ((8, 96, 0.0), (8, 96, 2.0))  # models, examples, leak
-MEASURES = ("loss/auroc", "lira/auroc", "lira/tpr_at_fpr_0.001", "lira/advantage", "train_accuracy", "loss_gap")
+CASES = ((8, 96, 0.0), (8, 96, 2.0), (16, 96, 0.0), (16, 96, 2.0))  # models, examples, leak
+MEASURES = (
+    "loss/auroc", "lira/auroc", "lira/tpr_at_fpr_0.001", "lira/advantage", "rmia/auroc", "train_accuracy", "loss_gap"
+)  # fmt: skip
+POPULATION = 96
 
 
 def simulated(models: int, examples: int, leak: float, seed: int) -> ShadowOutputs:
@@ -29,13 +33,15 @@ def simulated(models: int, examples: int, leak: float, seed: int) -> ShadowOutpu
     leaks = leak * torch.randn(examples, generator=drawn).abs()
     factor = 1 + 0.2 * torch.randn(models, 1, generator=drawn)
     margin = own + factor * leaks * membership + torch.randn(models, examples, generator=drawn)
+    outside = 1 + 2 * torch.randn(POPULATION, generator=drawn) + torch.randn(models, POPULATION, generator=drawn)
+    names = torch.randn(POPULATION, 1, generator=drawn)  # so that each example of the population is another one
     return ShadowOutputs(
         logits=torch.stack([margin, torch.zeros_like(margin)], -1),
         membership=membership,
         targets=torch.zeros(examples, dtype=torch.long),
         digests=[str(i).encode() for i in range(examples)],
-        population=None,
-        population_logits=None,
+        population=TensorDataset(names, torch.zeros(POPULATION, dtype=torch.long)),
+        population_logits=torch.stack([outside, torch.zeros_like(outside)], -1),
         store=ShadowStore("nowhere", "key"),
     )
 
@@ -46,7 +52,7 @@ def main(draws: int) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for models, examples, leak in CASES:
         audits = [
-            audit_recipe(simulated(models, examples, leak, seed), attacks=["loss", "lira"], progress=False)
+            audit_recipe(simulated(models, examples, leak, seed), attacks=["loss", "lira", "rmia"], progress=False)
             for seed in range(draws)
         ]
         for name in MEASURES:
@@ -63,5 +69,5 @@ def main(draws: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--draws", type=int, default=200)
     main(parser.parse_args().draws)

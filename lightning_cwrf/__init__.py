@@ -7,11 +7,14 @@ from lightning_cwrf import _deprecated
 from lightning_cwrf._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_cwrf.arrays import probabilities_to_logits as probabilities_to_logits
     from lightning_cwrf.attacks import create_attack as create_attack
     from lightning_cwrf.auditing import AuditResult as AuditResult
     from lightning_cwrf.auditing import RecipeAudit as RecipeAudit
     from lightning_cwrf.auditing import audit as audit
+    from lightning_cwrf.auditing import audit_logits as audit_logits
     from lightning_cwrf.auditing import audit_recipe as audit_recipe
+    from lightning_cwrf.auditing import example_risk as example_risk
     from lightning_cwrf.auditing import insert_canaries as insert_canaries
     from lightning_cwrf.callbacks import CriticalRewindCallback as CriticalRewindCallback
     from lightning_cwrf.callbacks import DefenseCallback as DefenseCallback
@@ -59,8 +62,17 @@ if TYPE_CHECKING:
 
 # The public names by subpackage. Each subpackage is imported on first use, so that importing this one is fast.
 _PUBLIC = {
+    "arrays": ("probabilities_to_logits",),
     "attacks": ("create_attack",),
-    "auditing": ("AuditResult", "RecipeAudit", "audit", "audit_recipe", "insert_canaries"),
+    "auditing": (
+        "AuditResult",
+        "RecipeAudit",
+        "audit",
+        "audit_logits",
+        "audit_recipe",
+        "example_risk",
+        "insert_canaries",
+    ),
     "callbacks": (
         "CriticalRewindCallback",
         "DefenseCallback",

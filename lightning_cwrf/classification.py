@@ -205,11 +205,12 @@ def deferred_checks() -> Iterator[DeferredChecks]:
         yield checks
 
 
-def check_no_probabilities(logits: Tensor, name: str) -> None:
+def check_no_probabilities(logits: Tensor, name: str, *, fix: str | None = None) -> None:
     """Raise a ValueError where every row of ``logits`` is a probability distribution; warn where all are within [0, 1].
 
     The latter is what a sigmoid gives. Logits can be so by chance, before the training above all, so it is no error,
-    except for one logit per example that goes from below 0.25 to above 0.75 and is negative for none of many.
+    except for one logit per example that goes from below 0.25 to above 0.75 and is negative for none of many. ``fix``
+    is what to do, for the message; None: in a module.
     """
     values = logits.detach().float()
     if values.numel() == 0 or values.min() < 0 or values.max() > 1 + 1e-3:
@@ -217,12 +218,12 @@ def check_no_probabilities(logits: Tensor, name: str) -> None:
     sums = values.sum(-1)
     if torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         raise ValueError(
-            f"the model's outputs on {name} are probabilities (every row sums to 1): return logits, from before the "
-            "softmax; or define classification_step(batch) -> (logits, targets), with the logarithm of them."
+            f"the model's outputs on {name} are probabilities (every row sums to 1): "
+            + (fix or f"return logits, from before the softmax; or {_OVERRIDE}, with the logarithm of them.")
         )
     if values.numel() < _ENOUGH or values.min() == values.max():
         return
-    fix = f"return logits, from before the sigmoid; or {_OVERRIDE}, with torch.logit of them."
+    fix = fix or f"return logits, from before the sigmoid; or {_OVERRIDE}, with torch.logit of them."
     z = values[:, 1]
     if values.shape[1] == 2 and not values[:, 0].any() and len(z) >= _ENOUGH and z.min() < 0.25 and z.max() > 0.75:
         raise ValueError(

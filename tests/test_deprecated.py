@@ -135,3 +135,12 @@ def test_what_chosen_weights_are_rewound_to():
 def test_old_names_are_not_listed():
     for home in (lightning_cwrf, lightning_cwrf.recipes, lightning_cwrf.shadows):
         assert not {"CWRF", "ShadowSignals"} & {*dir(home), *home.__all__}
+
+
+def test_auc_by_class_is_slices():
+    members, nonmembers = part(0, 60), part(60, 120)
+    result = audit(Classifier(), members=members, nonmembers=nonmembers, attacks=["loss"])
+    with deprecated(r"AuditResult\.auc_by_class", r"AuditResult\.slices\(\"class\"\)"):
+        found = result.auc_by_class("loss")
+    assert found == {s.value: s.estimates["auroc"].value for s in result.slices("class", "loss") if s.estimates}
+    assert len(found) > 5

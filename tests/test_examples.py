@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_cwrf import AuditResult
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -83,3 +85,16 @@ def test_a_search_on_the_digits_is_the_same_when_it_resumes(tmp_path):
     assert written[0] == written[1]
     assert (tmp_path / "search.png").stat().st_size > 10_000
     assert (tmp_path / "search.md").read_text().startswith("search over 6 recipes, 6 with 8 models")
+
+
+def test_a_forest_is_audited_from_its_outputs(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "audit_forest.py"), "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = AuditResult.load(tmp_path / "forest.json")
+    assert {name: each["auroc"].interval.low > 0.75 for name, each in found.estimates.items()} == {
+        "loss": True,
+        "lira": True,
+        "rmia": True,
+    }
+    assert str(found).splitlines()[0] in done.stdout

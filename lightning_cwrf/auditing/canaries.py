@@ -15,7 +15,7 @@ from lightning_cwrf.attacks import Attack, Evidence, create_attacks
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.classification import TARGET_KEYS, split_batch
 from lightning_cwrf.data import isolated_rng
-from lightning_cwrf.metrics.functional import one_run_epsilon, one_run_mu
+from lightning_cwrf.metrics.functional import exposure, one_run_epsilon, one_run_mu
 from lightning_cwrf.outputs import collect_outputs
 from lightning_cwrf.targets import class_indices
 
@@ -80,6 +80,18 @@ class Canaries:
         :func:`~lightning_cwrf.metrics.functional.gaussian_epsilon` gives the ε of a μ at a δ.
         """
         return one_run_mu(self._scores(model, attack), self.included, guesses=guesses, confidence=confidence)
+
+    def exposure(self, model: nn.Module, *, attack: str | Attack = "loss") -> Tensor:
+        """How far each included canary stands out from those that were left out, in bits: ``(included,)``, in order.
+
+        :func:`~lightning_cwrf.metrics.functional.exposure`, with the canaries that were not included as references; at
+        most log2(1 + their number). About 1.44 on average if nothing is memorised. Arguments and errors are those of
+        :meth:`epsilon`; ValueError too where no canary is included, or none is left out.
+        """
+        scores = self._scores(model, attack)
+        if not 0 < int(self.included.sum()) < len(self):
+            raise ValueError("an exposure needs canaries that are included and some that are not; insert more.")
+        return exposure(scores[self.included], scores[~self.included])
 
     def _scores(self, model: nn.Module, attack: str | Attack) -> Tensor:
         (chosen,) = create_attacks([attack])

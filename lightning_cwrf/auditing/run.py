@@ -129,7 +129,14 @@ def _check_arguments(model: Any, shadows: Any) -> None:
     if not isinstance(model, nn.Module):
         is_class = isinstance(model, type)
         what = f"the class {model.__name__}; make one, and train it" if is_class else type(model).__name__
-        raise TypeError(f"audit needs a finished module, not {what}.")
+        raise TypeError(f"audit needs a finished module, not {what}. Of another engine: audit_logits.")
+    check_shadows(shadows)
+    if shadows is not None:
+        shadows.check_inputs()
+
+
+def check_shadows(shadows: Any) -> None:
+    """Raise a TypeError for anything but shadow models' outputs, or None."""
     if shadows is not None and not isinstance(shadows, ShadowOutputs):
         raise TypeError(f"shadows must be what train_shadows returns, not a {type(shadows).__name__}.")
 

@@ -100,6 +100,8 @@ class MIAAuditCallback(ReadsData):
             raise TypeError(f"name must be a non-empty string, such as 'mia', not {name!r}.")
         if shadows is not None and not isinstance(shadows, ShadowOutputs):
             raise TypeError(f"shadows must be what train_shadows returns, not {type(shadows).__name__}.")
+        if shadows is not None:
+            shadows.check_inputs()
         if attacks is not None:
             _check_attacks(attacks)
         self.take_data(nonmembers=nonmembers, members=members)

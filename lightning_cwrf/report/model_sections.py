@@ -73,6 +73,7 @@ def exposed(audits: Mapping[str, AnyAudit], count: int, classes: Sequence[str] |
         rows = []
         for each in result.exposed(attack, count):
             label = str(each.target) if classes is None else classes[each.target]
+            label = "several" if each.target < 0 else label  # a person at the level of users
             above = f"{round(each.false_positive_rate * nonmembers):,} of {nonmembers:,}"
             cells = "".join(tag("td", cell) for cell in (label, f"{each.score:.4g}", above))
             picture = "" if images is None else f"<td>{_picture(images[each.member], each.member)}</td>"

@@ -20,19 +20,21 @@ from lightning_cwrf.targets import class_indices
 
 @dataclass(frozen=True)
 class PoolData:
-    """Digests and targets of the pool, and digests of the population."""
+    """Digests and targets of the pool, and of the population, which has none where there is no population."""
 
     digests: list[bytes]
     targets: Tensor
     population: list[bytes]
+    population_targets: Tensor
 
 
 def read_data(pool: Dataset[Any], population: Dataset[Any] | None) -> PoolData:
     """Read and check the pool and the population."""
     digests, targets = _read(pool, "pool")
-    others: list[bytes] = [] if population is None else _read(population, "population")[0]
+    none: tuple[list[bytes], Tensor] = ([], torch.empty(0, dtype=torch.long))
+    others, other_targets = none if population is None else _read(population, "population")
     check_disjoint(digests, others, "the population", "in the pool, which shadow models train on")
-    return PoolData(digests, targets, others)
+    return PoolData(digests, targets, others, other_targets)
 
 
 def batched(data: Any, recipe: Any) -> Any:

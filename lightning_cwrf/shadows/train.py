@@ -98,7 +98,8 @@ def train_shadows(
     views = tuple(views)
     training, read = recipe_identity(recipe, views, version), joint_digest(data.digests)
     content = [read, data.targets, joint_digest(data.population), population is not None]
-    key = identity([__version__, training, *content, dtype, seed, None if base is None else base.store.key])[:32]
+    base_store = None if base is None else base.store
+    key = identity([__version__, training, *content, dtype, seed, None if base_store is None else base_store.key])[:32]
     shared = Run(
         recipe=recipe,
         pool=pool,
@@ -107,7 +108,7 @@ def train_shadows(
         dtype=dtype,
         # Absolute, because worker processes are reused and keep the working directory that they started in.
         store=ShadowStore(Path(store).resolve(), key),
-        base=None if base is None else base.store,
+        base=base_store,
         keep_weights=keep_weights,
         recipe_identity=training if version is None else None,
         pool_digest=read,
@@ -172,6 +173,7 @@ def _check_call(recipe: Callable[..., Any], *, with_base: bool) -> None:
 
 
 def _check_base(base: ShadowOutputs, digests: list[bytes], membership: Tensor) -> None:
+    base.check_inputs()
     if base.digests != digests:
         raise ValueError("base was trained on another pool; shadow models can only be fine-tuned on the same pool.")
     if len(base) < len(membership) or not torch.equal(base.membership[: len(membership)], membership):
@@ -263,6 +265,7 @@ def _load(jobs: list[Job], data: PoolData, membership: Tensor) -> ShadowOutputs:
         digests=data.digests,
         population=shared.population,
         population_logits=None if shared.population is None else stacked("population_logits"),
+        population_read=(data.population_targets, data.population),
         store=shared.store,
         views=shared.views,
         view_logits=stacked("view_logits") if shared.views else None,

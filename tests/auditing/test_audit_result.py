@@ -258,7 +258,7 @@ def test_the_most_exposed_by_hand():
     assert result.exposed("loss") == [(0, 0, 3.0, 0.0), (2, 1, 3.0, 0.0), (1, 1, 1.0, 2 / 3)]
     assert result.exposed("loss", count=1, target=1) == [(2, 1, 3.0, 0.0)]
     assert result.exposed("loss", count=0) == []
-    assert result.auc_by_class("loss") == {0: 1.0, 1: 0.5}
+    assert [each.estimates["auroc"].value for each in result.slices(attack="loss")] == [1.0, 0.5]
 
 
 def test_a_mean_of_one_value_and_a_high_confidence():

@@ -1,6 +1,8 @@
 """Canaries: who is in the training set with which label, and bounds on ε of real trainings."""
 
 import collections
+import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -199,3 +201,37 @@ def test_the_bound_stays_below_what_dp_sgd_spends(target):
 def test_settings_of_another_type_raise(settings, message):
     with pytest.raises(TypeError, match=message):
         insert_canaries(TensorDataset(torch.randn(100, 4), torch.arange(100) % 3), **settings)
+
+
+def test_exposure_of_included_canaries():
+    """A model that knows them by heart puts each included one above all others; a fresh one tells nothing."""
+    canaries = insert_canaries(part(0, 300), m=200, seed=1)
+
+    class Knows(nn.Module):
+        """Puts all weight on the label of the included canaries."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+            items = [canaries.examples[i] for i in canaries.included.nonzero().flatten().tolist()]
+            self.known = torch.stack([x.flatten() for x, _ in items])
+            self.labels = torch.stack([torch.as_tensor(y) for _, y in items])
+
+        def forward(self, x):
+            near = torch.cdist(x.flatten(1), self.known).min(1)
+            return 9.0 * nn.functional.one_hot(self.labels[near.indices], 10) * (near.values < 1e-6)[:, None]
+
+    included = int(canaries.included.sum())
+    most = math.log2(201 - included)
+    assert canaries.exposure(Knows()).tolist() == pytest.approx(included * [most])
+    found = canaries.exposure(Classifier())
+    assert found.shape == (included,)
+    assert 0.5 < float(found.mean()) < 2.5  # about 1.44
+
+
+def test_exposure_needs_canaries_of_both_kinds():
+    canaries = dataclasses.replace(insert_canaries(part(0, 20), m=4), included=torch.ones(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="included and some that are not"):
+        canaries.exposure(Classifier())
+    with pytest.raises(ValueError, match="needs"):
+        insert_canaries(part(0, 20), m=4).exposure(Classifier(), attack="lira")

@@ -2,11 +2,12 @@
 
 import functools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from lightning_cwrf.attacks.augmentation import default_views
 from lightning_cwrf.shadows import train_shadows
@@ -204,3 +205,27 @@ def test_invalid_arguments_raise_before_any_training(tmp_path, arguments, error,
     with pytest.raises(error, match=message):
         train(**{"recipe": no_training, "pool": part(0, 20), "n": 2, "store": tmp_path, **arguments})
     assert sorted(tmp_path.rglob("*")) == before
+
+
+class Counting(Dataset):
+    """Counts how often its examples are read."""
+
+    reads = 0
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        Counting.reads += 1
+        return part(100 + i, 101 + i)[0]
+
+
+def test_the_population_is_read_for_the_training_alone(tmp_path):
+    shadows = train(Counted(tmp_path / "log"), part(0, 20), 2, population=Counting(), store=tmp_path)
+    reads = Counting.reads
+    targets, digests = shadows.read_population()
+    some, few = shadows.part(torch.arange(20), torch.tensor([5, 2])).read_population()
+    assert Counting.reads == reads
+    again, same = replace(shadows, population_read=None).read_population()
+    assert (again.tolist(), same) == (targets.tolist(), digests)
+    assert (some.tolist(), few) == (targets[[5, 2]].tolist(), [digests[5], digests[2]])

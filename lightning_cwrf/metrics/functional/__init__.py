@@ -2,6 +2,7 @@
 
 from lightning_cwrf.metrics.functional.advantage import advantage_interval, balanced_accuracy_interval
 from lightning_cwrf.metrics.functional.crossed import CrossedJackknife
+from lightning_cwrf.metrics.functional.discoveries import benjamini_hochberg, conformal_p_values, exposure, holm
 from lightning_cwrf.metrics.functional.epsilon import epsilon_lower_bound, largest_epsilon_bound, mu_lower_bound
 from lightning_cwrf.metrics.functional.intervals import (
     Interval,
@@ -43,11 +44,15 @@ __all__ = [
     "auroc_p_value",
     "balanced_accuracy",
     "balanced_accuracy_interval",
+    "benjamini_hochberg",
     "clopper_pearson",
+    "conformal_p_values",
     "epsilon_lower_bound",
+    "exposure",
     "f_dp_rejects",
     "fewest_nonmembers",
     "gaussian_epsilon",
+    "holm",
     "largest_epsilon_bound",
     "loss_gap",
     "loss_gap_interval",
