@@ -34,6 +34,7 @@ DEFENSES: dict[str, dict[str, Any]] = {
     "past": {},
     "adversarial_regularization": {},
     "mixup_mmd": {},
+    "dmp": {},
     "dpsgd": {"noise_multiplier": 1.0, "fix": True},
     "dpsgd, ghost": {"noise_multiplier": 1.0, "fix": True, "ghost": True},
 }
@@ -87,7 +88,9 @@ def benchmark() -> list[Row]:
 
     def defended(name: str) -> Classifier:
         kind = name.partition(",")[0]
-        data = dict.fromkeys(defense_class(kind).data_names(), nonmembers)
+        data: dict[str, Any] = dict.fromkeys(defense_class(kind).data_names(), nonmembers)
+        if kind == "dmp":
+            data = {"teacher": Classifier()}
         return create_defense(kind, **DEFENSES[name], **data).attach(Classifier())
 
     best: dict[str, float] = {}

@@ -179,6 +179,13 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"\nsaved {', '.join(map(str, saved))}")
 
 
+def share(word: str) -> float:
+    value = float(word)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {word}: r = 0 is run in any case")
+    return value
+
+
 def even(word: str) -> int:
     count = int(word)
     if count < 8 or count % 2:
@@ -189,7 +196,7 @@ def even(word: str) -> int:
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=0.03, help="share of weights to rewind and freeze")
+    parser.add_argument("--rate", type=share, default=0.03, help="share of weights to rewind and freeze")
     parser.add_argument("--alpha", type=float, default=0.3, help="level of RelaxLoss")
     parser.add_argument("--shadows", type=even, default=32, help="models of each recipe, even")
     parser.add_argument("--epochs", type=int, default=60, help="of the first training")

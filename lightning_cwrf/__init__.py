@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from lightning_cwrf.callbacks import DefenseCallback as DefenseCallback
     from lightning_cwrf.callbacks import FinishedWeightsCallback as FinishedWeightsCallback
     from lightning_cwrf.callbacks import GradientMaskCallback as GradientMaskCallback
+    from lightning_cwrf.callbacks import LossTraceCallback as LossTraceCallback
     from lightning_cwrf.callbacks import MIAAuditCallback as MIAAuditCallback
     from lightning_cwrf.callbacks import PrivacyScoringCallback as PrivacyScoringCallback
     from lightning_cwrf.callbacks import VanillaSnapshotCallback as VanillaSnapshotCallback
     from lightning_cwrf.data import without_overlap as without_overlap
     from lightning_cwrf.defenses import CCL as CCL
+    from lightning_cwrf.defenses import DMP as DMP
     from lightning_cwrf.defenses import DPSGD as DPSGD
     from lightning_cwrf.defenses import HAMP as HAMP
     from lightning_cwrf.defenses import PAST as PAST
+    from lightning_cwrf.defenses import SELENA as SELENA
     from lightning_cwrf.defenses import AdversarialRegularization as AdversarialRegularization
     from lightning_cwrf.defenses import AdversarialRegularizationMixin as AdversarialRegularizationMixin
     from lightning_cwrf.defenses import CCLMixin as CCLMixin
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from lightning_cwrf.defenses import ConfidencePenaltyMixin as ConfidencePenaltyMixin
     from lightning_cwrf.defenses import Defense as Defense
     from lightning_cwrf.defenses import DefenseMixin as DefenseMixin
+    from lightning_cwrf.defenses import DMPMixin as DMPMixin
     from lightning_cwrf.defenses import DPSGDMixin as DPSGDMixin
     from lightning_cwrf.defenses import HAMPMixin as HAMPMixin
     from lightning_cwrf.defenses import LabelSmoothing as LabelSmoothing
@@ -44,12 +48,14 @@ if TYPE_CHECKING:
     from lightning_cwrf.defenses import PASTMixin as PASTMixin
     from lightning_cwrf.defenses import RelaxLoss as RelaxLoss
     from lightning_cwrf.defenses import RelaxLossMixin as RelaxLossMixin
+    from lightning_cwrf.defenses import SELENAMixin as SELENAMixin
     from lightning_cwrf.defenses import WeightPenalty as WeightPenalty
     from lightning_cwrf.defenses import WeightPenaltyMixin as WeightPenaltyMixin
     from lightning_cwrf.defenses import create_defense as create_defense
     from lightning_cwrf.exporting import export as export
     from lightning_cwrf.preflight import check as check
     from lightning_cwrf.recipes import CWRFConfig as CWRFConfig
+    from lightning_cwrf.recipes import SELENARecipe as SELENARecipe
     from lightning_cwrf.recipes import ShadowRecipe as ShadowRecipe
     from lightning_cwrf.searching import RecipeSearch as RecipeSearch
     from lightning_cwrf.searching import default_candidates as default_candidates
@@ -78,6 +84,7 @@ _PUBLIC = {
         "DefenseCallback",
         "FinishedWeightsCallback",
         "GradientMaskCallback",
+        "LossTraceCallback",
         "MIAAuditCallback",
         "PrivacyScoringCallback",
         "VanillaSnapshotCallback",
@@ -90,6 +97,8 @@ _PUBLIC = {
         "CCLMixin",
         "ConfidencePenalty",
         "ConfidencePenaltyMixin",
+        "DMP",
+        "DMPMixin",
         "DPSGD",
         "DPSGDMixin",
         "Defense",
@@ -104,13 +113,15 @@ _PUBLIC = {
         "PASTMixin",
         "RelaxLoss",
         "RelaxLossMixin",
+        "SELENA",
+        "SELENAMixin",
         "WeightPenalty",
         "WeightPenaltyMixin",
         "create_defense",
     ),
     "exporting": ("export",),
     "preflight": ("check",),
-    "recipes": ("CWRFConfig", "ShadowRecipe"),
+    "recipes": ("CWRFConfig", "SELENARecipe", "ShadowRecipe"),
     "searching": ("RecipeSearch", "default_candidates", "search_recipes"),
     "shadows": ("train_shadows",),
     "weights": ("WeightMask", "learnability_scores", "privacy_vulnerability_scores", "score_correlation"),

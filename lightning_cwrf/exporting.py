@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf._version import __version__
@@ -227,6 +227,8 @@ def _recipe(model: LightningModule, settings: Mapping[str, Any]) -> list[str]:
     trainer = trainer_of(model)
     rows = [["setting", "value"]]
     rows += [[name.replace(".", ": "), value] for name, value in flat_settings(settings)]
+    if trainer is not None:
+        _check_held(model, trainer)
     for callback in [] if trainer is None else callbacks_of(trainer, PrivacyScoringCallback, CriticalRewindCallback):
         rows += _settings(callback)
         if isinstance(callback, CriticalRewindCallback) and callback.mask is not None:
@@ -245,6 +247,18 @@ def _recipe(model: LightningModule, settings: Mapping[str, Any]) -> list[str]:
         "",
         "Of the defenses only DP-SGD gives a guarantee, for the data that it trained on.",
     ]
+
+
+def _check_held(model: LightningModule, trainer: Trainer) -> None:
+    """Raise if weights that were held in the model's last fit have other values now: its settings are not theirs."""
+    for callback in callbacks_of(trainer, GradientMaskCallback):
+        moved = callback.mask.moved(model) if callback.mask is not None and callback.mask.is_frozen else {}
+        if moved:
+            raise ValueError(
+                f"these weights are not those of the model's last fit: {sum(moved.values()):,} weights that were held "
+                f"in it have other values now ({', '.join(list(moved)[:3])}). Export right after the fit, or load the "
+                "weights into a new model, whose card then says nothing of a hardening."
+            )
 
 
 def _settings(callback: OncePerModule) -> list[list[str]]:

@@ -17,9 +17,12 @@ from lightning_cwrf.attacks.base import (
     register_attack,
 )
 from lightning_cwrf.attacks.bavaria import bavaria
+from lightning_cwrf.attacks.bayesian import bmia, laplace_outputs
+from lightning_cwrf.attacks.inverse_hessian import IHAScores, conjugate_gradients, inverse_hessian_attack
 from lightning_cwrf.attacks.likelihood_ratio import tune_rmia
 from lightning_cwrf.attacks.lira import lira
 from lightning_cwrf.attacks.loss import loss_threshold
+from lightning_cwrf.attacks.loss_trace import LossTraces, loss_tnr, lt_iqr
 from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
 from lightning_cwrf.attacks.neural import neural_attack
 from lightning_cwrf.attacks.per_model import PerModel
@@ -36,6 +39,8 @@ for _module in iter_modules(__path__):
 __all__ = [
     "Attack",
     "Evidence",
+    "IHAScores",
+    "LossTraces",
     "PerModel",
     "attack_p",
     "attack_r",
@@ -43,16 +48,22 @@ __all__ = [
     "available_attacks",
     "base_attack",
     "bavaria",
+    "bmia",
     "calibrated",
     "confidence",
+    "conjugate_gradients",
     "correctness",
     "create_attack",
     "create_attacks",
     "entropy",
     "example_losses",
+    "inverse_hessian_attack",
+    "laplace_outputs",
     "lira",
     "logit_signal",
     "loss_threshold",
+    "loss_tnr",
+    "lt_iqr",
     "modified_entropy",
     "neural_attack",
     "quantile_regression",

@@ -45,7 +45,7 @@ class AuditedData:
     def check(self, transfer: Callable[[Any], Any] | None = None) -> None:
         """Raise if data cannot be audited: random augmentation, one-shot iterators, several loaders."""
         for name, data in self.sides.items():
-            _check_side(data, name, transfer)
+            check_side(data, name, transfer)
 
     def outputs(self, model: nn.Module, transfer: Callable[[Any], Any] | None = None) -> dict[str, Any]:
         """The arguments of :func:`audit_outputs` that depend on the data: outputs on each side, and their overlap."""
@@ -96,7 +96,8 @@ def warn_of_draws(members: Batches) -> None:
         )
 
 
-def _check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None) -> None:
+def check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None) -> None:
+    """Raise if one side cannot be audited; ``name`` is that of its argument."""
     check_batches(data, name)
     if isinstance(data, Iterator):
         raise TypeError(

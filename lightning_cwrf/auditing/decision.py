@@ -17,12 +17,15 @@ Estimates = Mapping[str, Mapping[str, Estimate]]
 
 
 def judged_measures(estimates: Estimates) -> list[tuple[str, str, Estimate]]:
-    """The measures that can be tested: those with a p-value, or without one a bound, that is a number."""
+    """The measures that can be tested: those with a p-value that is a number, and AUCs with such a bound.
+
+    A TPR without a p-value cannot: its chance level depends on the number of non-members.
+    """
     return [
         (attack, metric, found[metric])
         for attack, found in estimates.items()
         for metric in TESTED
-        if metric in found and _is_measured(found[metric])
+        if metric in found and _is_measured(metric, found[metric])
     ]
 
 
@@ -39,7 +42,7 @@ def beating_guesses(estimates: Estimates, confidence: float) -> list[str]:
     """The attacks that beat guessing."""
     tests = judged_measures(estimates)
     level = joint_level(confidence, len(tests))
-    return list(dict.fromkeys(attack for attack, metric, each in tests if _beats_chance(metric, each, level)))
+    return list(dict.fromkeys(attack for attack, _, each in tests if _beats_chance(each, level)))
 
 
 def least_auc(members: int, nonmembers: int, confidence: float, tests: int) -> float:
@@ -62,12 +65,12 @@ def resolution(members: int, nonmembers: int, confidence: float, tests: int) -> 
     )
 
 
-def _is_measured(estimate: Estimate) -> bool:
+def _is_measured(metric: str, estimate: Estimate) -> bool:
+    if estimate.p_value is None and metric != "auroc":
+        return False
     tested = estimate.interval.low if estimate.p_value is None else estimate.p_value
     return not math.isnan(estimate.value) and not math.isnan(tested)
 
 
-def _beats_chance(metric: str, estimate: Estimate, level: float) -> bool:
-    if estimate.p_value is not None:
-        return estimate.p_value <= level
-    return estimate.interval.low > (0.5 if metric == "auroc" else FPR)
+def _beats_chance(estimate: Estimate, level: float) -> bool:
+    return estimate.interval.low > 0.5 if estimate.p_value is None else estimate.p_value <= level

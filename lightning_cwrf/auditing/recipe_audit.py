@@ -15,7 +15,7 @@ from lightning_cwrf.attacks.resampling import check_pairs
 from lightning_cwrf.auditing.estimates import attack_metrics, depends_on_shadows
 from lightning_cwrf.auditing.recipe_result import RecipeAudit
 from lightning_cwrf.auditing.recipe_targets import Measures, RecipeTargets, in_groups, jackknives_of
-from lightning_cwrf.auditing.run import chosen_attacks, run_attacks
+from lightning_cwrf.auditing.run import WrittenEvidence, chosen_attacks, failure_of, run_attacks
 from lightning_cwrf.auditing.values import Estimate
 from lightning_cwrf.checks import check_confidence, check_flag, check_integer
 from lightning_cwrf.metrics import Interval, MembershipMetric
@@ -72,14 +72,24 @@ def audit_recipe(
     scores: dict[str, Tensor] = {}
     jackknives = targets.of_models()
     measures: dict[str, MembershipMetric] = {}
+    failures: dict[str, str] = {}
+    for attack in chosen:
+        attack.check(targets.evidence(0))
     with tqdm(total=len(chosen) * len(targets), desc="audit of the recipe", unit="attack", disable=not progress) as bar:
         for attack in chosen:
-            scores[attack.name], found, metrics = _attacked(attack, targets, seed, bar.update)
+            try:
+                scores[attack.name], found, metrics = _attacked(attack, targets, seed, bar.update)
+            except WrittenEvidence:
+                raise
+            except Exception as error:  # a user's own attack may raise anything
+                if len(chosen) == 1:
+                    raise
+                failures[attack.name] = failure_of(error)
+                continue
             jackknives |= {f"{attack.name}/{name}": each for name, each in found.items()}
             measures |= {f"{attack.name}/{name}": each for name, each in metrics.items()}
-    estimates = {
-        n: _estimate(n, each, confidence, measures.get(n), len(targets.targets) // 2) for n, each in jackknives.items()
-    }
+    nonmembers = int((~targets.membership).sum(1).min())
+    estimates = {n: _estimate(n, each, confidence, measures.get(n), nonmembers) for n, each in jackknives.items()}
     result = RecipeAudit(
         scores=scores,
         is_member=targets.membership,
@@ -91,6 +101,7 @@ def audit_recipe(
         model_metrics={name: each for name, each in estimates.items() if "/" not in name},
         confidence=confidence,
         jackknives=jackknives,
+        failures=failures,
         remarks=targets.remarks(),
         data=targets.digest(),
     )
@@ -163,18 +174,19 @@ class _Metrics:
 
 
 def _estimate(
-    name: str, jackknife: CrossedJackknife, confidence: float, metric: MembershipMetric | None, examples: int
+    name: str, jackknife: CrossedJackknife, confidence: float, metric: MembershipMetric | None, nonmembers: int
 ) -> Estimate:
     low, high = jackknife.interval(confidence)
     if metric is None:
         if not name.endswith("accuracy"):
             return Estimate(jackknife.value, Interval(low, high))
         if jackknife.error == 0:  # every model is right on all examples, or on none: as of one model
-            low, high = clopper_pearson(round(jackknife.value * examples), examples, confidence)
+            low, high = clopper_pearson(round(jackknife.value * nonmembers), nonmembers, confidence)
         return Estimate(jackknife.value, _within(low, high, 0.0, 1.0))
     if jackknife.error == 0:  # every model has the same value, which shows no spread: as in the audit of one of them
         low, high = metric.interval(confidence)
-    p = jackknife.p_value(0.5) if name.endswith("auroc") else None
+    chance = metric.chance(nonmembers)
+    p = None if chance is None else jackknife.p_value(chance)
     return Estimate(
         jackknife.value, _within(low, high, metric.plot_lower_bound, metric.plot_upper_bound), metric.note, p
     )

@@ -88,6 +88,11 @@ class RecipeAudit(Findings):
                 "the two recipes cannot be compared in pairs: their shadow models have another pool, population, "
                 "number or seed, or the audits another seed. Train and audit both with the same."
             )
+        if self.confidence != other.confidence:
+            raise ValueError(
+                f"the two audits have intervals of different confidence, {self.confidence:g} and {other.confidence:g}: "
+                "audit both at one."
+            )
         for audit in (self, other):
             if measure not in audit.jackknives:
                 raise ValueError(f"there is no measure {measure!r}; there are {', '.join(audit.jackknives)}.")

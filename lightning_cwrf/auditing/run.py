@@ -224,6 +224,15 @@ def chosen_attacks(attacks: Sequence[str | Attack] | None, *, with_shadows: bool
     return create_attacks(attacks)
 
 
+class WrittenEvidence(ValueError):
+    """An attack wrote into the evidence, which other attacks see too."""
+
+
+def failure_of(error: Exception) -> str:
+    """Why an attack failed, in words."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
 def run_attacks(attacks: list[Attack], evidence: Evidence, *, asked: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Scores of the attacks, and the reasons of those that failed.
 
@@ -240,10 +249,10 @@ def run_attacks(attacks: list[Attack], evidence: Evidence, *, asked: bool) -> tu
         except Exception as error:  # a user's own attack may raise anything
             if len(attacks) == 1:
                 raise
-            failures[attack.name] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            failures[attack.name] = failure_of(error)
         changed = [name for name, count in evidence.writes().items() if count != untouched.get(name, 0)]
         if changed:
-            raise ValueError(
+            raise WrittenEvidence(
                 f"the {attack.name} attack changed the evidence's {', '.join(changed)} in place, which other attacks "
                 "see too; let it work on a copy (.clone())."
             )

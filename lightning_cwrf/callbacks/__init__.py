@@ -4,6 +4,7 @@ from lightning_cwrf.callbacks.audit import MIAAuditCallback
 from lightning_cwrf.callbacks.defense import DefenseCallback
 from lightning_cwrf.callbacks.finished import FinishedWeightsCallback
 from lightning_cwrf.callbacks.gradient_mask import GradientMaskCallback
+from lightning_cwrf.callbacks.loss_trace import LossTraceCallback
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.callbacks.snapshot import VanillaSnapshotCallback
@@ -13,6 +14,7 @@ __all__ = [
     "DefenseCallback",
     "FinishedWeightsCallback",
     "GradientMaskCallback",
+    "LossTraceCallback",
     "MIAAuditCallback",
     "PrivacyScoringCallback",
     "VanillaSnapshotCallback",

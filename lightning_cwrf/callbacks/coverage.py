@@ -55,8 +55,8 @@ def _unseen(trainer: Trainer, loader: Any, batches: int, epochs: float | None) -
     return 1 - len(part.places) * (1 - part.unseen(1)) / len(given.places)
 
 
-def check_coverage(trainer: Trainer) -> float:
-    """The planned :func:`unseen_share`: above 1 % it is a warning, above 10 % an error."""
+def check_coverage(trainer: Trainer, callback: str = "MIAAuditCallback") -> float:
+    """The planned :func:`unseen_share`: above 1 % it is a warning, above 10 % an error, with advice to ``callback``."""
     reload_every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
     if reload_every:
         rank_zero_warn(
@@ -71,9 +71,9 @@ def check_coverage(trainer: Trainer) -> float:
         )
         if unseen > 0.1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise MisconfigurationException(
-                f"{problem}. Train on a Subset instead of setting a limit, or pass MIAAuditCallback(members=...)."
+                f"{problem}. Train on a Subset instead of setting a limit, or pass {callback}(members=...)."
             )
-        rank_zero_warn(f"{problem}. Pass MIAAuditCallback(members=...).")
+        rank_zero_warn(f"{problem}. Pass {callback}(members=...).")
     return unseen
 
 

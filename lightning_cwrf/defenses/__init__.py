@@ -22,9 +22,20 @@ from lightning_cwrf.defenses.baselines import (
     weight_penalty,
 )
 from lightning_cwrf.defenses.ccl import CCL, CCLMixin, ccl_loss
+from lightning_cwrf.defenses.distillation import (
+    DMP,
+    SELENA,
+    DMPMixin,
+    SELENAMixin,
+    distillation_loss,
+    most_certain,
+    split_ai_labels,
+)
 from lightning_cwrf.defenses.dpsgd import DPSGD, DPSGDMixin, PrivacySpent
 from lightning_cwrf.defenses.hamp import HAMP, HAMPMixin, HAMPOutput, hamp_loss, hamp_target_probability
+from lightning_cwrf.defenses.memguard import MemGuardOutput, memguard_probability, memguard_scores
 from lightning_cwrf.defenses.mixup_mmd import MixupMMD, MixupMMDMixin, mixup_loss, mmd2
+from lightning_cwrf.defenses.output import OutputDefense, RoundedOutput
 from lightning_cwrf.defenses.past import PAST, PASTMixin, past_penalty, past_weights
 from lightning_cwrf.defenses.registry import available_defenses, create_defense, defense_class, register_defense
 from lightning_cwrf.defenses.relaxloss import RelaxLoss, RelaxLossMixin, relaxloss_loss
@@ -37,14 +48,17 @@ for _module in iter_modules(__path__):
 
 __all__ = [
     "CCL",
+    "DMP",
     "DPSGD",
     "HAMP",
     "PAST",
+    "SELENA",
     "AdversarialRegularization",
     "AdversarialRegularizationMixin",
     "CCLMixin",
     "ConfidencePenalty",
     "ConfidencePenaltyMixin",
+    "DMPMixin",
     "DPSGDMixin",
     "Defense",
     "DefenseMixin",
@@ -53,12 +67,16 @@ __all__ = [
     "HAMPOutput",
     "LabelSmoothing",
     "LabelSmoothingMixin",
+    "MemGuardOutput",
     "MixupMMD",
     "MixupMMDMixin",
+    "OutputDefense",
     "PASTMixin",
     "PrivacySpent",
     "RelaxLoss",
     "RelaxLossMixin",
+    "RoundedOutput",
+    "SELENAMixin",
     "WeightPenalty",
     "WeightPenaltyMixin",
     "adversarial_regularization_loss",
@@ -68,14 +86,19 @@ __all__ = [
     "confidence_penalty_loss",
     "create_defense",
     "defense_class",
+    "distillation_loss",
     "hamp_loss",
     "hamp_target_probability",
     "label_smoothing_loss",
+    "memguard_probability",
+    "memguard_scores",
     "mixup_loss",
     "mmd2",
+    "most_certain",
     "past_penalty",
     "past_weights",
     "register_defense",
     "relaxloss_loss",
+    "split_ai_labels",
     "weight_penalty",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import check_targets, extract_logits
 from lightning_cwrf.defenses.base import DefenseMixin
+from lightning_cwrf.defenses.output import next_above
 from lightning_cwrf.defenses.registry import register_defense
 from lightning_cwrf.defenses.settings import Defense
 from lightning_cwrf.outputs import evaluating
@@ -146,7 +147,7 @@ class HAMPOutput(nn.Module):
         order = logits.argsort(dim=-1, descending=True, stable=True)
         # Where the two largest values are equal, argmax would take the class of the lower number.
         first, second = values[..., :1], values[..., 1:2]
-        values = torch.cat([torch.where(first == second, _next_above(first), first), values[..., 1:]], dim=-1)
+        values = torch.cat([torch.where(first == second, next_above(first), first), values[..., 1:]], dim=-1)
         return torch.empty_like(logits).scatter_(-1, order, values)
 
 
@@ -166,12 +167,6 @@ def example_noise(inputs: Tensor, seed: int) -> Tensor:
     key = _mix(flat.contiguous().view(torch.int32) ^ _mix(place)).sum(-1, keepdim=True)
     key = _mix(key ^ _mix(torch.tensor(_signed(seed), device=flat.device)))
     return ((_mix(key + place) >> 40) & 0xFFFFFF).float().div(1 << 24).view(inputs.shape)
-
-
-def _next_above(x: Tensor) -> Tensor:
-    """The next larger number of the dtype (torch.nextafter does not know float16 on every device)."""
-    bits = (x + 0.0).contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-    return torch.where(x < 0, bits - 1, bits + 1).view(x.dtype)
 
 
 def _signed(number: int) -> int:

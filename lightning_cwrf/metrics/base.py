@@ -146,6 +146,10 @@ class MembershipMetric(Metric):
         with self._synced():
             return self.p_value_function(*self._data(), **self._settings())
 
+    def chance(self, nonmembers: int) -> float | None:
+        """The mean value of an attack without any signal, at this number of non-members; None: it is not known."""
+        return None
+
     @property
     def note(self) -> str | None:
         """What the number of examples cannot show, in a sentence, or None."""

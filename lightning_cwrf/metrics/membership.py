@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning_cwrf.checks import check_number
@@ -28,6 +29,9 @@ class MembershipAUROC(MembershipMetric):
     interval_function = of_counts(functional.auroc_interval)
     p_value_function = staticmethod(functional.auroc_p_value)
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
+
+    def chance(self, nonmembers: int) -> float:
+        return 0.5
 
 
 @register_metric("tpr_at_fpr")
@@ -65,6 +69,13 @@ class TPRAtFPR(MembershipMetric):
     @classmethod
     def for_audit(cls, context: AuditContext) -> dict[str, MembershipMetric]:
         return {f"{cls.name}_{fpr:g}": cls(fpr, **context.common) for fpr in FPRS}
+
+    def chance(self, nonmembers: int) -> float:
+        """(k + 1) / (n + 1): with k false positives allowed, a member is found if at most k non-members are above it.
+
+        It is more than ``max_fpr``, and much more where the non-members are few.
+        """
+        return (math.floor(self.max_fpr * nonmembers + 1e-9) + 1) / (nonmembers + 1)
 
     @property
     def note(self) -> str | None:

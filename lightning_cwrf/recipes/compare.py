@@ -11,6 +11,7 @@ from torch import nn
 from lightning_cwrf.callbacks.defense import defense_of
 from lightning_cwrf.data.seen import SCORED, seen_by
 from lightning_cwrf.defenses import Defense, DefenseMixin
+from lightning_cwrf.shadows import ShadowOutputs
 from lightning_cwrf.weights.copies import check_not_lazy
 
 
@@ -25,6 +26,16 @@ def differences(built: LightningModule, model: LightningModule, *, with_cwrf: bo
     if not with_cwrf and SCORED in seen_by(model):
         found.append("it was hardened by CWRF, and they were not")
     return found
+
+
+def check_no_models(name: str, data: Any) -> None:
+    """Raise a ValueError where what shapes a recipe's training, called ``name``, is a model of the protected data."""
+    if isinstance(data, (nn.Module, ShadowOutputs)):
+        raise ValueError(
+            f"{name} was trained on the data to protect, and each shadow model needs one that was trained on its own "
+            "half. Make that a part of the recipe: SELENARecipe(recipe) does for SELENA; for DMP, write a function of "
+            "members and seed (docs/defenses/dmp.md)."
+        )
 
 
 def check_rebuilt(built: LightningModule, model: LightningModule, *, may_freeze: bool) -> None:

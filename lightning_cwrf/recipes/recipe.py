@@ -16,7 +16,7 @@ from lightning_cwrf._deprecated import renamed
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.data import OverlapCheck, SeededOrder, isolated_rng
 from lightning_cwrf.defenses import Defense
-from lightning_cwrf.recipes.compare import check_rebuilt, differences
+from lightning_cwrf.recipes.compare import check_no_models, check_rebuilt, differences
 from lightning_cwrf.recipes.cwrf import CWRFConfig, rewound
 from lightning_cwrf.recipes.fit import SILENT, Augmented, fit, quiet
 from lightning_cwrf.recipes.like import read_training
@@ -225,7 +225,7 @@ class ShadowRecipe:
         Raises:
             TypeError: ``build_module`` does not build a LightningModule.
             ValueError: CWRF without base models, reference data or a defense's data that are in the pool or the
-                population, or a stack that is impossible.
+                population, a defense with models of the data (DMP, SELENA), or a stack that is impossible.
         """
         if self.cwrf is not None:
             _check_base(base)
@@ -234,6 +234,7 @@ class ShadowRecipe:
             mixin = self.defense.mixin.__name__
             shaping |= {f"{mixin}'s {name}": data for name, data in self.defense.data_settings.items()}
         for name, data in shaping.items():
+            check_no_models(name, data)
             OverlapCheck(pool, data, name)
             if population is not None:
                 OverlapCheck(population, data, name, "in the population, which no shadow model may see")

@@ -15,14 +15,15 @@ from lightning_cwrf.report.table import MODEL_ROWS, AnyAudit, Row, compared, sam
 from lightning_cwrf.report.verdict import joined, verdict
 
 PAIRED = (
-    "“Lower” and “higher” are said where the paired difference of two recipes has a p-value of at most (1 − "
-    "confidence) divided by the number of measures in the comparison: all of them together raise a false alarm in at "
-    "most that share of comparisons. Elsewhere there may be a difference or none: these models cannot tell."
+    "Of two recipes with the same pool, “lower” and “higher” are said where the paired difference has a p-value of at "
+    "most (1 − confidence) divided by the number of measures in the comparison: all of them together raise a false "
+    "alarm in at most the share 1 − confidence of comparisons. Elsewhere there may be a difference or none: these "
+    "models cannot tell."
 )
 OVERLAP = (
-    "“Lower” and “higher” are said only where the two intervals do not overlap. Where they do, there may be a "
-    "difference or none: these audits cannot tell. A difference between two trainings is not yet one between two "
-    "methods: for that, repeat both with other seeds, or audit the recipes."
+    "Of other audits, “lower” and “higher” are said only where the two intervals do not overlap. Where they do, there "
+    "may be a difference or none: these audits cannot tell. A difference between two trainings is not yet one between "
+    "two methods: for that, repeat both with other seeds, or audit the recipes over one pool."
 )
 
 

@@ -50,7 +50,7 @@ def roc_figure(results: Mapping[str, AnyAudit], attack: str = "lira") -> Figure:
     axes = figure.add_subplot()
     floor = smallest_rate(results.values())
     for name, result in results.items():
-        label = f"{name} (AUC {result.estimates[attack]['auroc'].value:.3f})"
+        label = f"{_plain(name)} (AUC {result.estimates[attack]['auroc'].value:.3f})"
         if isinstance(result, RecipeAudit):
             fpr, tpr = torch.tensor(mean_roc(result, attack, floor)).T
             axes.plot(fpr, tpr.clamp(min=floor), label=label)
@@ -88,7 +88,7 @@ def plot_losses(results: Mapping[str, AnyAudit], path: str | PathLike[str], bins
     for axes, name, (members, nonmembers) in zip(panels, results, found.shares, strict=True):
         for shares, label in ((members, "members"), (nonmembers, "non-members")):
             axes.hist(found.edges[:-1], bins=found.edges, weights=shares, alpha=0.6, label=label)
-        axes.set(title=name, xlabel="loss", xscale="log")
+        axes.set(title=_plain(name), xlabel="loss", xscale="log")
     panels[0].set_ylabel("share of examples")
     panels[0].legend(fontsize="small")
     return _save(figure, path)
@@ -130,13 +130,18 @@ def plot_tradeoff(
             )
     axes.axhline(0.5, linestyle="--", color="gray", linewidth=1)
     for way, marker in zip(results, cycle("osD^vPX"), strict=False):
-        axes.plot([], [], marker, color="gray", label=way)
+        axes.plot([], [], marker, color="gray", label=_plain(way))
     for defense, colour in colours.items():
-        axes.plot([], [], "s", color=colour, label=defense)
+        axes.plot([], [], "s", color=colour, label=_plain(defense))
     axes.set(xlabel="test accuracy", ylabel=f"AUC of {attack_name(attack)} (0.5: chance)")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     axes.grid(alpha=0.3)
     return _save(figure, path)
+
+
+def _plain(text: str) -> str:
+    """Text in which no dollar begins a formula."""
+    return str(text).replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -12,7 +12,7 @@ from lightning_cwrf.auditing import RecipeAudit
 from lightning_cwrf.auditing.names import attack_name, metric_name
 from lightning_cwrf.auditing.tables import html_cell, html_rows, html_table, percent
 from lightning_cwrf.report import figures
-from lightning_cwrf.report.changes import OVERLAP, PAIRED, Change, changes, measured_changes, paired
+from lightning_cwrf.report.changes import OVERLAP, PAIRED, Change, changes, compared_pairs, measured_changes, paired
 from lightning_cwrf.report.curves import loss_histograms
 from lightning_cwrf.report.elements import grid, legend, listed, scroll, section, table_of, tag
 from lightning_cwrf.report.inputs import flat_settings
@@ -92,8 +92,8 @@ def _changes(audits: Mapping[str, AnyAudit]) -> str:
     lines = changes(audits)
     if not lines:
         return ""
-    first, *others = audits.values()
-    caution = PAIRED if all(paired(first, each) for each in others) else OVERLAP
+    kinds = {paired(audits[one], audits[other]) for one, other in compared_pairs(audits)}
+    caution = " ".join(text for text, used in ((PAIRED, True in kinds), (OVERLAP, False in kinds)) if used)
     return tag("h3", "Before and after") + listed(lines) + tag("p", caution, "quiet")
 
 

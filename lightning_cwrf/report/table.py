@@ -12,6 +12,7 @@ from lightning_cwrf.auditing import FPR, AuditResult, Estimate, RecipeAudit, ali
 from lightning_cwrf.auditing.findings import Findings
 from lightning_cwrf.auditing.names import attack_name, metric_name
 from lightning_cwrf.auditing.tables import percent
+from lightning_cwrf.checks import check_number
 
 AnyAudit: TypeAlias = AuditResult | RecipeAudit
 """An audit of one model, or of a way of training."""
@@ -49,6 +50,9 @@ def comparison_rows(
     check_comparable(results)
     if seconds is not None and (missing := [name for name in results if name not in seconds]):
         raise ValueError(f"seconds must have one number for each model; {', '.join(missing)} has none.")
+    for name in results if seconds is not None else ():
+        if seconds is not None and seconds[name] is not None:
+            check_number(f"seconds of {name}", seconds[name], low=0)
     rows = [["", *results]]
     rows += [
         [label, *(cell(result, attack, metric) for result in results.values())]
@@ -165,6 +169,8 @@ def check_results(results: Any, attack: str | None = None, kinds: tuple[type[Fin
     if not results:
         raise ValueError("there is no audit to show: results is empty.")
     for name, result in results.items():
+        if not str(name).strip():
+            raise ValueError("an audit has an empty name: name what was audited.")
         if isinstance(result, Mapping):
             raise TypeError(
                 f"{name!r} is a {type(result).__name__} of audits, not an AuditResult: results by way and defense are "

@@ -34,7 +34,7 @@ OTHER_CODE = (
 )
 """The failure of a job whose recipe differs between the worker and its parent."""
 
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()  # a recipe may train shadow models of its own
 """Trainings in threads of one process would share its random state; some backends run threads."""
 
 _verified: set[str] = set()

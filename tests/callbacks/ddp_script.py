@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from lightning_cwrf import (
     CriticalRewindCallback,
     GradientMaskCallback,
+    LossTraceCallback,
     MIAAuditCallback,
     PrivacyScoringCallback,
     RelaxLossMixin,
@@ -31,11 +32,13 @@ def main(out: Path) -> None:
     rewind = CriticalRewindCallback(rate=0.1)
     reference = loader(140, 180, shuffle=True)
     scoring = PrivacyScoringCallback(reference, out / "vanilla.safetensors", steps=3, keep_scores=True)
-    run = trainer(callbacks=[scoring, rewind, GradientMaskCallback(), audit], **settings)
+    traces = LossTraceCallback(nonmembers=loader(180, 201))
+    run = trainer(callbacks=[scoring, rewind, GradientMaskCallback(), audit, traces], **settings)
     run.fit(RelaxLossMixin.attach(first, alpha=0.5), loader(0, 64, shuffle=True))
     state = {f"weight/{n}": p.detach().clone() for n, p in first.named_parameters()}
     state |= {f"mask/{n}": m for n, m in rewind.mask.masks.items()}
     state |= {f"score/{n}": s for n, s in scoring.scores.items()}
+    state |= {"trace/losses": traces.result.losses, "trace/nonmembers": traces.result.nonmember_losses}
     state["audited"] = torch.tensor(len(audit.result.is_member))
     found = audit.result.estimates["loss"]
     measured = {

@@ -33,6 +33,10 @@ def test_two_processes_agree_on_the_mask_and_hold_it(tmp_path):
         weight = ranks[0][f"weight/{name}"]
         assert torch.equal(weight[mask], vanilla[name][mask]), name
         assert mask.all() or not torch.equal(weight[~mask], vanilla[name][~mask]), name
+    assert ranks[0]["trace/losses"].shape == (3, 64)  # of both ranks' shares, the same on each, as the loop above saw
+    assert ranks[0]["trace/nonmembers"].shape == (21,)
+    for rank in ranks:  # a share measured with another rank's BatchNorm statistics is close to one's own
+        torch.testing.assert_close(rank["trace/losses"][-1].double(), rank["audit/losses"][:64], rtol=0.2, atol=0.2)
     assert ranks[0]["audited"] == 104  # 64 members and 40 non-members, each once
     for rank in ranks:  # each audits all examples: they must not be counted once per process
         said = {n.removeprefix("measured/"): v for n, v in rank.items() if n.startswith("measured/")}

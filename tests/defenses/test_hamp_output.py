@@ -10,7 +10,8 @@ from torch import nn
 
 from lightning_cwrf.auditing import audit
 from lightning_cwrf.defenses import HAMPOutput
-from lightning_cwrf.defenses.hamp import _GOLDEN, _mix, _next_above, example_noise
+from lightning_cwrf.defenses.hamp import _GOLDEN, _mix, example_noise
+from lightning_cwrf.defenses.output import next_above
 from tests.helpers import Classifier, loader, part
 
 
@@ -73,7 +74,7 @@ def test_tied_logits_by_hand():
 
     shown = HAMPOutput(Flat())(torch.rand(2, 4))
     assert shown.tolist() == [[7.0, 6.0, 5.0]] * 2  # the first of equal classes is the predicted one
-    assert _next_above(torch.tensor([0.0, 1.0, -1.0])).tolist() == [
+    assert next_above(torch.tensor([0.0, 1.0, -1.0])).tolist() == [
         pytest.approx(1.4e-45), 1.0 + 2**-23, -1.0 + 2**-24]  # fmt: skip
 
 

@@ -25,10 +25,11 @@ from lightning_cwrf.defenses import (
     register_defense,
 )
 from lightning_cwrf.defenses.registry import DEFENSES
+from tests.defenses.cases import MODELS
 from tests.helpers import Classifier, loader, part, trainer
 
 PAGES = Path(__file__).parents[2] / "docs" / "defenses"
-NEEDED = {"dpsgd": {"noise_multiplier": 1.0, "accountant": "rdp", "fix": True}}
+NEEDED = {"dpsgd": {"noise_multiplier": 1.0, "accountant": "rdp", "fix": True}, **MODELS}
 KEPT = {"_dpsgd_ledger", "_lightning_cwrf_seen", "_hparams", "_hparams_initial"}
 """Attributes that outlive detach: what the weights have spent, and what they have seen; and Lightning's own."""
 

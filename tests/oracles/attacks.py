@@ -226,3 +226,27 @@ def rmia_with_ties_broken(
         ratio = rmia_ratio(target[i], [row[i] for row in shadows], inside, online, a, trim)
         scores.append((m * share + ratio / (1 + ratio)) / (m + 1))
     return scores
+
+
+def quantile(values, share):
+    """Linear interpolation between the two nearest of the sorted values."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def lt_iqr(losses):
+    """One score per column of a list of points in time."""
+    columns = [[row[i] for row in losses] for i in range(len(losses[0]))]
+    return [quantile(column, 0.75) - quantile(column, 0.25) for column in columns]
+
+
+def loss_tnr(members, nonmembers, max_fnr):
+    """The best true negative rate of all thresholds that at most ``max_fnr`` of the members exceed."""
+    best = 0.0
+    for threshold in [*members, *nonmembers]:
+        if sum(loss > threshold for loss in members) <= max_fnr * len(members):
+            best = max(best, sum(loss > threshold for loss in nonmembers) / len(nonmembers))
+    return best

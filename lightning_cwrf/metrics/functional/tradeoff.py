@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
+from torch import Tensor
 
 from lightning_cwrf.checks import check_number
 
@@ -40,14 +41,14 @@ def gaussian_power(fpr: NDArray[np.float64] | float, mu: float) -> NDArray[np.fl
     return np.asarray(special.ndtr(special.ndtri(fpr) + mu))
 
 
-def gaussian_epsilon(mu: float, delta: float) -> float:
+def gaussian_epsilon(mu: float | Tensor, delta: float) -> float:
     """The ε for which μ-GDP is (ε, δ)-DP: δ = Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ) (Dong, Roth & Su 2022, Corollary 1).
 
     A lower bound on μ says that no Gaussian mechanism with less explains an attack; the ε of that μ is a lower bound on
     the training's own ε at this δ only so far as the training is Gaussian DP, as DP-SGD over many steps nearly is.
 
     Args:
-        mu: μ, 0 or more.
+        mu: μ, 0 or more; or a scalar tensor of it.
         delta: δ, above 0.
 
     Raises:
@@ -57,6 +58,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     >>> round(gaussian_epsilon(1.0, 1e-5), 2)
     4.38
     """
+    mu = float(mu) if isinstance(mu, Tensor) and mu.ndim == 0 else mu  # as mu_lower_bound returns it
     check_number("mu", mu, low=0)
     check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
 
