@@ -20,6 +20,8 @@ from lightning_cwrf.report import plot_tradeoff
 
 CONTROL = "r = 0"
 ALPHAS = [0.3, 0.6, 0.9]
+DENSE = [0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.9]
+"""Of r = 0: a line between distant strengths would lie far above its curve, and favour every option."""
 LEVERS: dict[str, dict[str, dict[str, Any]]] = {
     "values": {
         "initial values, held": {},
@@ -65,9 +67,10 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     controls: dict[str, list[RecipeAudit]] = {}
     cwrf = {"rate": arguments.rate}
     tunings = _options(study) if arguments.lever in TUNINGS else {"": {}}
+    dense = arguments.alphas if arguments.quick else sorted({*arguments.alphas, *DENSE})
     for option, tuning in tunings.items():
         name = f"{CONTROL}, {option}".strip(", ")
-        own = {(name, alpha): _tuned(study, name, alpha, {}, tuning) for alpha in arguments.alphas}
+        own = {(name, alpha): _tuned(study, name, alpha, {}, tuning) for alpha in dense}
         found |= own
         controls[option] = [base, *own.values()]
     options: dict[str, list[RecipeAudit]] = {}
