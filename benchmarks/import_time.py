@@ -1,6 +1,7 @@
-"""``import lightning_cwrf`` beside ``import lightning``: fresh processes in turn.
+"""What ``import lightning_cwrf`` adds to ``import lightning``, timed within the same fresh processes.
 
-The package loads what is used when it is used, so the second row reads the names of a hardening too.
+Whole processes differ by more than the import takes. The package loads what is used when it is used, so the second row
+reads the names of a hardening too.
 
     python benchmarks/import_time.py
 """
