@@ -185,3 +185,15 @@ def test_records_are_small_and_whole():
             content = json.loads(path.read_text(encoding="utf-8"))
             assert not content["settings"]["quick"]
             check(content)
+
+
+def test_the_frontier_in_readme_is_that_of_the_results():
+    def rows(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+    readme = rows(ROOT / "README.md")
+    shown = readme[readme.index(["way", "α", "test accuracy", "LiRA AUC", "AUC above r = 0 at equal accuracy"]) + 2 :]
+    known = [row[:5] for row in rows(ROOT / "docs" / "results.md")]
+    assert len(shown) == 7
+    assert all(row in known for row in shown)
