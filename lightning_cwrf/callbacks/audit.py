@@ -18,7 +18,7 @@ from lightning_cwrf.auditing.names import failure_note
 from lightning_cwrf.auditing.run import unlike_shadows
 from lightning_cwrf.auditing.saved import check_json_path
 from lightning_cwrf.callbacks.common import (
-    ReadsData,
+    SavesResult,
     averaging_in,
     saved_state,
     training_data,
@@ -29,14 +29,13 @@ from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.checks import check_choice, check_confidence, check_flag, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.overlap import OVERLAPS
-from lightning_cwrf.lightning_private import in_started_processes
 from lightning_cwrf.report.plots import roc_figure
 from lightning_cwrf.shadows import ShadowOutputs
 from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
 from lightning_cwrf.weights.copies import weights_digest
 
 
-class MIAAuditCallback(ReadsData):
+class MIAAuditCallback(SavesResult):
     """Runs membership inference attacks on the model during training, and logs their results.
 
     The loss attack runs every few epochs; at the end also LiRA and RMIA where shadow models are given. Every value is
@@ -74,6 +73,8 @@ class MIAAuditCallback(ReadsData):
     """
 
     several = ", or give each another name="
+    why_lost = "the audit runs in processes that the strategy starts, which do not return its result"
+    reads = "AuditResult.load"
     why_not_sharded = (
         "each process runs the model by itself here, which only all of them together can. Save a full checkpoint, load "
         "it on one device after the fit, and pass it to lightning_cwrf.audit"
@@ -131,18 +132,9 @@ class MIAAuditCallback(ReadsData):
         super().prepare(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if self.save is None and in_started_processes(trainer):
-            rank_zero_warn(
-                "the audit runs in processes that the strategy starts, which do not return its result: pass "
-                f"{type(self).__name__}(save=...), a file for AuditResult.load, or use the strategy 'ddp'."
-            )
         files = [each.save.resolve() for each in callbacks_of(trainer, MIAAuditCallback) if each.save is not None]
         if self.save is not None and files.count(self.save.resolve()) > 1:
             raise MisconfigurationException(f"two audits in this Trainer save to {self.save}: give each its own save=.")
-        if self.save is not None and self.save.exists() and self.result is None and not self.overwrite:
-            raise MisconfigurationException(
-                f"{self.save} exists; pass another file as save=, or overwrite=True to replace it."
-            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the attacks once before training, so that bad data is an error before any time is spent."""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.checks import check_choice
 from lightning_cwrf.data import check_batches, first_batches
 from lightning_cwrf.data.poisson import PoissonBatches, users_loader
 from lightning_cwrf.defenses.state import saved_defense
+from lightning_cwrf.lightning_private import in_started_processes
 from lightning_cwrf.trainers import (
     SPLITS,
     callbacks_of,
@@ -165,6 +168,32 @@ class ReadsData(OncePerModule):
                 split: Any = data
                 source = getattr(trainer, "datamodule", None) or pl_module
                 setattr(self, name, datamodule_loader(source, split, ready=("fit",)))
+
+
+class SavesResult(ReadsData):
+    """A callback whose ``result`` can be saved to a file, which is checked when a fit starts."""
+
+    save: Path | None
+    overwrite: bool
+    result: Any
+    why_lost: ClassVar[str]
+    """What happens in processes that a strategy starts, and what they do not return."""
+    reads: ClassVar[str]
+    """What loads the file."""
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().prepare(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if self.save is None and in_started_processes(trainer):
+            rank_zero_warn(
+                f"{self.why_lost}: pass {type(self).__name__}(save=...), a file for {self.reads}, or use the strategy "
+                "'ddp'."
+            )
+        if self.save is not None and self.save.exists() and self.result is None and not self.overwrite:
+            raise MisconfigurationException(
+                f"{self.save} exists; pass another file as save=, or overwrite=True to replace it."
+            )
 
 
 class RewindsWeights(OncePerModule):

@@ -17,18 +17,17 @@ from torch import Tensor
 from lightning_cwrf.attacks import example_losses
 from lightning_cwrf.attacks.loss_trace import LossTraces
 from lightning_cwrf.auditing.audited import check_side
-from lightning_cwrf.callbacks.common import ReadsData, saved_state, training_data
+from lightning_cwrf.callbacks.common import SavesResult, saved_state, training_data
 from lightning_cwrf.callbacks.coverage import check_coverage
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.classification import classification_step
 from lightning_cwrf.data import Batches, OverlapCheck, all_ids, as_loader, bring_to
 from lightning_cwrf.files import check_place
-from lightning_cwrf.lightning_private import in_started_processes
 from lightning_cwrf.outputs import evaluating
 from lightning_cwrf.trainers import Split, transfer_of
 
 
-class LossTraceCallback(ReadsData):
+class LossTraceCallback(SavesResult):
     """Records every training example's loss over a training, which tells who is at risk without shadow models.
 
     Add it to a first training or a hardening. Before the first step, after every ``every_n_epochs`` epochs and at the
@@ -69,6 +68,8 @@ class LossTraceCallback(ReadsData):
     5
     """
 
+    why_lost = "the losses are recorded in processes that the strategy starts, which do not return them"
+    reads = "LossTraces.load"
     why_not_sharded = (
         "each process runs the model by itself here, which only all of them together can. Record the losses in a "
         "training on one device or DDP"
@@ -105,15 +106,6 @@ class LossTraceCallback(ReadsData):
         super().prepare(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if self.save is None and in_started_processes(trainer):
-            rank_zero_warn(
-                "the losses are recorded in processes that the strategy starts, which do not return them: pass "
-                f"{type(self).__name__}(save=...), a file for LossTraces.load, or use the strategy 'ddp'."
-            )
-        if self.save is not None and self.save.exists() and self.result is None and not self.overwrite:
-            raise MisconfigurationException(
-                f"{self.save} exists; pass another file as save=, or overwrite=True to replace it."
-            )
         if self.members is None and trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "the training loader is recreated during the training, so its examples have no fixed places: pass "
