@@ -103,7 +103,8 @@ def read_logits(given: Any, name: str, *, models: bool = False) -> Tensor:
             f"the logits of {name} are NaN or infinite in {bad} rows. The logarithm of a probability of 0 is infinite: "
             "probabilities_to_logits has a floor for it."
         )
-    check_no_probabilities(values[0] if models else values, name, fix=_FIX)
+    for i, rows in enumerate(values if models else values[None]):
+        check_no_probabilities(rows, f"{name}, model {i}" if models else name, fix=_FIX)
     return values
 
 

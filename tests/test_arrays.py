@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lightning_cwrf import probabilities_to_logits
 from lightning_cwrf.arrays import read_outputs
 from lightning_cwrf.attacks import logit_signal
+from lightning_cwrf.shadows import ShadowOutputs, balanced_membership
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(sum), min_size=1, max_size=5))
@@ -94,3 +95,10 @@ def test_what_is_no_output_of_a_classifier_raises(given, error, message):
 def test_what_are_no_probabilities_raises(given, settings, error, message):
     with pytest.raises(error, match=message):
         probabilities_to_logits(given, **settings)
+
+
+def test_probabilities_of_any_model_are_an_error():
+    logits = torch.randn(4, 30, 3)
+    logits[2] = logits[2].softmax(-1)
+    with pytest.raises(ValueError, match="the shadow models, model 2 are probabilities"):
+        ShadowOutputs.from_arrays(logits, balanced_membership(4, 30), torch.arange(30) % 3)

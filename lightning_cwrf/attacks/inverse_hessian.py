@@ -46,10 +46,10 @@ def inverse_hessian_attack(
 
     The attacker knows the model's weights, how it was trained by SGD, and **every training example but the one in
     question**; this is the leave-one-out game of differential privacy, and a much stronger attacker than that of other
-    attacks here. With ℓ the loss of the example z, g its gradient, L the mean loss of the n other training examples (of
-    a member: without it), H the Hessian of the mean loss of the training data plus ``weight_decay`` and ``damping``,
-    d = H⁻¹g, a = H⁻¹∇L, η the learning rate, μ the momentum and λ the weight decay, the score is that of the authors'
-    code::
+    attacks here. With ℓ the loss of the example z, g its gradient, n the number of training examples, L their mean
+    loss (of a member: that of the others), H the Hessian of the mean loss of the training data plus ``weight_decay``
+    and ``damping``, d = H⁻¹g, a = H⁻¹∇L, η the learning rate, μ the momentum and λ the weight decay, the score is that
+    of the authors' code::
 
         ℓ / (1 + μ) − (d·d / n + 2 a·d) · (1 − ηλ / (1 + μ)) / η − (d·e / n + 2 a·e) · λ / η,    e = H⁻¹d
 

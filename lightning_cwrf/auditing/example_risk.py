@@ -82,6 +82,14 @@ class ExampleRisk:
             raise ImportError("to_pandas needs pandas: pip install pandas.") from error
         return pd.DataFrame({name: each.numpy() for name, each in vars(self).items() if isinstance(each, Tensor)})
 
+    def _power(self) -> list[str]:
+        """A line where these models are too few to tell any example."""
+        models = int((self.models_in + self.models_out).min())
+        least = 2.0 ** -(models // 2)
+        if least <= 0.05:
+            return []
+        return [f"With {models} models no p-value is below {least:.2g}, so none could be: train more of them."]
+
     def __str__(self) -> str:
         found, shares = self.at_risk(), (0.5, 0.9, 0.99, 1.0)
         spread = ", ".join(f"{percent(q)} {float(self.auroc.quantile(q)):.3f}" for q in shares)
@@ -101,6 +109,7 @@ class ExampleRisk:
                 f"{len(self)} examples; at least {least} to {most} models with and without each.",
                 f"Mean AUC {float(self.auroc.mean()):.3f}; quantiles over examples: {spread}.",
                 f"{len(found)} examples can be told, with a false discovery rate of 5%.",
+                *self._power(),
                 "",
                 *aligned(rows),
                 "",
@@ -123,7 +132,7 @@ def example_risk(
     as a mean over training sets, which that paper calls the average setup. In its specific setup one training set is
     fixed, and the risk there may be higher or lower: train models of other seeds on that set with and without the one
     example, and pass them by :meth:`ShadowOutputs.from_arrays <lightning_cwrf.shadows.ShadowOutputs.from_arrays>` as a
-    pool of one.
+    pool of one: all models with it first, since models that alternate count as pairs.
 
     Args:
         shadows: outputs of repeated trainings, such as those of :func:`~lightning_cwrf.train_shadows`. Use 32 or more.
@@ -188,8 +197,6 @@ def example_risk(
 def _in_pairs(membership: Tensor) -> bool:
     """Whether models 2 i and 2 i + 1 are of the two halves of a pool."""
     models, examples = membership.shape
-    if examples == 1:
-        return False
     if models % 2 == 0 and torch.equal(membership[::2], ~membership[1::2]):
         return True
     rows = {bytes(row.numpy()): i for i, row in enumerate(membership)}

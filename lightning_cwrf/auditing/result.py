@@ -175,8 +175,9 @@ class AuditResult(Findings):
             the model itself are of examples still; P1 takes their accuracy as measured on the non-members alone.
 
         Raises:
-            ValueError: a person on both sides; groups of another length, or missing; a way to combine or an attack that
-                does not exist; infinite scores of both signs for one person, whose sum does not exist.
+            ValueError: a person on both sides; persons with visibly more examples on one side than on the other; groups
+                of another length, or missing; a way to combine or an attack that does not exist; infinite scores of
+                both signs for one person, whose sum does not exist.
         """
         fields, remark = at_user_level(
             groups,

@@ -29,6 +29,7 @@ class Sides:
     population: ModelOutputs | None
     kept: dict[str, list[int]] = field(default_factory=dict)
     overlap: dict[str, list[int]] = field(default_factory=dict)
+    members_seen: dict[str, int] = field(default_factory=dict)
 
 
 def apart(
@@ -55,8 +56,9 @@ def apart(
             overlaps[name] = together
     if messages and overlap == "error":
         raise ValueError(f"{'; '.join(messages)}: the sets must be disjoint. {REMEDY}")
+    members_seen = {what: len(places) for what, places in _seen(members, seen).items() if places}
     if overlap != "drop":
-        return Sides(members, nonmembers, population, overlap=overlaps)
+        return Sides(members, nonmembers, population, overlap=overlaps, members_seen=members_seen)
     kept = {name: sorted(set(range(len(others[name]))).difference(places)) for name, places in overlaps.items()}
     for name, left in kept.items():
         if not left:
@@ -64,7 +66,7 @@ def apart(
                 f"every example of {name} is on another side too: {'; '.join(messages)}; none is left to audit with."
             )
         others[name] = others[name].at(left)
-    return Sides(members, others["nonmembers"], others.get("population"), kept, overlaps)
+    return Sides(members, others["nonmembers"], others.get("population"), kept, overlaps, members_seen)
 
 
 def examples_digest(sides: Sides) -> str:
@@ -90,6 +92,11 @@ def suspicions(sides: Sides, model: Mapping[str, Estimate], overlap: Overlap) ->
         "p-values count each as an independent example; remove copies if they are unintended."
         for name, outputs in (("members", sides.members), ("non-members", sides.nonmembers))
         if overlap != "allow" and is_ambiguous(outputs.ids)
+    ]
+    remarks += [
+        f"{count} of the {len(sides.members)} members are {what}: the audit is of these, and not of the data that were "
+        "to be protected. Pass members=, the examples that the model, or its teacher, was trained on."
+        for what, count in sides.members_seen.items()
     ]
     if overlap == "drop" and sides.members.keys is None and is_ambiguous(sides.members.ids):
         remarks += [

@@ -162,6 +162,8 @@ def labels_of(given: Any, size: int, name: str) -> list[Any]:
         ValueError: another length, more than one dimension, or a missing value.
     """
     values = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    if hasattr(values, "isna"):  # of pandas, whose missing values have several types
+        values = [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
     if not isinstance(values, (list, tuple)):
         values = np.asarray(values).tolist()
     if not isinstance(values, (list, tuple)) or len(values) != size:
@@ -170,7 +172,7 @@ def labels_of(given: Any, size: int, name: str) -> list[Any]:
             f"{name} must have a value for each of the {size} audited examples, members first; it has {length}."
         )
     values = [value.item() if isinstance(value, (Tensor, np.generic)) else value for value in values]
-    missing = [i for i, value in enumerate(values) if value is None or (isinstance(value, float) and value != value)]
+    missing = [i for i, value in enumerate(values) if _is_missing(value)]
     if missing:
         raise ValueError(
             f"{name} has no value for {len(missing)} examples (first {missing[:10]}); give them one of their own."
@@ -180,6 +182,11 @@ def labels_of(given: Any, size: int, name: str) -> list[Any]:
     except TypeError as error:
         raise ValueError(f"{name} must have one value for each example, which can be compared: {error}.") from error
     return values
+
+
+def _is_missing(value: Any) -> bool:
+    of_pandas = type(value).__name__ in ("NAType", "NaTType")
+    return value is None or of_pandas or (isinstance(value, float) and value != value)
 
 
 def column_of(by: Any, targets: Tensor, losses: Tensor) -> Column:

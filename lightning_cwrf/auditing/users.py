@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from lightning_cwrf.auditing.estimates import attack_metrics, estimates_of
@@ -40,6 +41,10 @@ def at_user_level(
     places = torch.tensor([numbers.setdefault(label, len(numbers)) for label in labels])
     sizes = places.bincount().double()
 
+    members = torch.zeros(len(sizes), dtype=torch.bool)
+    members[places[is_member]] = True
+    _check_sizes(sizes, members)
+
     def mean(values: Tensor) -> Tensor:
         return torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, places, values.double()) / sizes
 
@@ -47,7 +52,6 @@ def at_user_level(
     undefined = [name for name, each in combined.items() if each.isnan().any()]
     if undefined:
         raise ValueError(f"a person has infinite scores of both signs by {', '.join(undefined)}: there is no mean.")
-    members = mean(is_member) > 0
     lowest, highest = (
         torch.zeros(len(sizes), dtype=torch.long).scatter_reduce_(0, places, targets, how, include_self=False)
         for how in ("amin", "amax")
@@ -70,6 +74,17 @@ def at_user_level(
         f"at the level of users: {len(sizes)} persons with {few} to {many} of the {len(labels)} examples each. The "
         "metrics of the model itself are of examples."
     )
+
+
+def _check_sizes(sizes: Tensor, members: Tensor) -> None:
+    """Raise where members have visibly more, or fewer, examples than non-members: the number alone tells them apart."""
+    inside, outside = sizes[members], sizes[~members]
+    if len(inside) and len(outside) and stats.ks_2samp(inside.numpy(), outside.numpy()).pvalue < 0.05:
+        raise ValueError(
+            f"a member has {float(inside.mean()):.3g} examples on average and a non-member "
+            f"{float(outside.mean()):.3g}: the spread of a mean, and the size of a sum, tell them apart without any "
+            "leak, or hide one. Audit equally many examples of each person."
+        )
 
 
 def _ways(attacks: list[str], combine: str | Mapping[str, str]) -> dict[str, str]:

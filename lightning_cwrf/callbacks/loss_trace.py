@@ -101,6 +101,7 @@ class LossTraceCallback(SavesResult):
         self._steps: list[int] = []
         self._digest = ""
         self._resumed = False
+        self._trained = True  # since the last measurement
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().prepare(trainer, pl_module, stage)
@@ -151,6 +152,9 @@ class LossTraceCallback(SavesResult):
         if batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0:
             self._measure(trainer, pl_module)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._trained = True
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure(trainer, pl_module)
         others = None
@@ -166,15 +170,21 @@ class LossTraceCallback(SavesResult):
     def state_dict(self) -> dict[str, Any]:
         if not self._losses:
             return {}
-        return {"losses": list(self._losses), "steps": list(self._steps), "examples": self._digest}
+        return {
+            "losses": list(self._losses),
+            "steps": list(self._steps),
+            "examples": self._digest,
+            "trained": self._trained,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._losses, self._steps = list(state_dict["losses"]), list(state_dict["steps"])
-        self._digest, self._resumed = state_dict["examples"], True
+        self._digest, self._trained, self._resumed = state_dict["examples"], state_dict["trained"], True
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._steps and self._steps[-1] >= trainer.global_step:  # a resumed run has this one
+        if not self._trained:  # a resumed run has this one
             return
+        self._trained = False
         self._losses.append(_compact(_losses_of(trainer, pl_module, self._data)))
         self._steps.append(trainer.global_step)
 

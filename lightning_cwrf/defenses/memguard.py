@@ -96,8 +96,9 @@ class MemGuardOutput(OutputDefense):
 
     def attack_logits(self, logits: Tensor) -> Tensor:
         """The network's logit for "member" ``(n,)``, from logits of the classes ``(n, K)``."""
-        found: Tensor = self.network(logits.softmax(-1).sort(-1).values).squeeze(-1)
-        return found
+        dtype = next(self.network.parameters()).dtype  # .half() casts the network too
+        found: Tensor = self.network(logits.softmax(-1).sort(-1).values.to(dtype)).squeeze(-1)
+        return found.to(logits.dtype)
 
 
 def memguard_probability(scores: Tensor, noisy: Tensor, before: Tensor, after: Tensor, epsilon: float) -> Tensor:

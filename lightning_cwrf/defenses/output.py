@@ -96,9 +96,13 @@ def keep_class(values: Tensor, predicted: Tensor) -> Tensor:
     >>> keep_class(torch.tensor([[0.5, 0.5]]), torch.tensor([[1]])).argmax(-1)
     tensor([1])
     """
-    largest = values.max(-1, keepdim=True)
-    raised = torch.where(largest.indices == predicted, values.gather(-1, predicted), next_above(largest.values))
+    largest = values.max(-1, keepdim=True)  # of float64: above by the least step of float32, which audits read
+    raised = torch.where(largest.indices == predicted, values.gather(-1, predicted), _above(largest.values))
     return values.scatter(-1, predicted, raised)
+
+
+def _above(x: Tensor) -> Tensor:
+    return next_above(x.float()).to(x.dtype) if x.dtype == torch.float64 else next_above(x)
 
 
 def next_above(x: Tensor) -> Tensor:

@@ -121,12 +121,27 @@ def test_the_one_example_that_leaks_is_named():
 
 
 def test_a_pool_of_one_is_the_specific_setup():
-    """Trainings on one data set with and without one record: every other example is the same in all."""
-    inside = torch.arange(20) % 2 == 0
+    """Trainings on one data set with and without one record: every other example is the same in all.
+
+    Where models with and without it alternate, they may be those of two halves, and count as pairs.
+    """
+    inside = torch.arange(20) < 10
     z = torch.randn(20, 1, generator=torch.Generator().manual_seed(0)) + 5.0 * inside[:, None]
     found = example_risk(ShadowOutputs.from_arrays(z, inside[:, None], [1]))
     assert float(found.auroc) == 1
     assert float(found.p_values) == pytest.approx(1 / math.comb(20, 10))
+    order = torch.arange(20).view(2, 10).T.flatten()
+    found = example_risk(ShadowOutputs.from_arrays(z[order], inside[order, None], [1]))
+    assert float(found.p_values) == pytest.approx(2**-10)
+
+
+def test_a_part_of_a_pool_keeps_its_pairs_and_too_few_models_are_said():
+    membership, targets = balanced_membership(8, 24), torch.arange(24) % 2
+    logits = torch.nn.functional.one_hot(targets, 2) * (membership[..., None] + torch.rand(8, 24, 1))
+    whole = ShadowOutputs.from_arrays(logits, membership, targets)
+    risk, one = example_risk(whole), example_risk(whole.part(torch.tensor([5])))
+    assert float(one.p_values) == float(risk.p_values[5]) == 2**-4
+    assert "With 8 models no p-value is below 0.062, so none could be: train more of them." in str(risk)
 
 
 def test_other_signals_and_settings():

@@ -278,3 +278,30 @@ def test_adjusted_values_are_where_the_list_ends():
     level = float(adjusted[2])
     above, below = (len(result.exposed(fdr=level * factor)) for factor in (1 + 1e-6, 1 - 1e-6))
     assert above > below
+
+
+@pytest.mark.parametrize("combine", ["mean", "sum"])
+@pytest.mark.parametrize(("inside", "outside"), [(1, 8), (10, 2)])
+def test_persons_with_more_examples_on_one_side_are_refused(inside, outside, combine):
+    """Without any leak their number would tell them apart; with one it can hide it."""
+    is_member = torch.arange(20 * (inside + outside)) < 20 * inside
+    scores = torch.randn(len(is_member), generator=torch.Generator().manual_seed(0))
+    result = result_of(scores, is_member, model={"test_accuracy": estimate(0.8, 0.7, 0.9)})
+    groups = [f"m{i // inside}" for i in range(20 * inside)] + [f"n{i // outside}" for i in range(20 * outside)]
+    with pytest.raises(ValueError, match=f"a member has {inside} examples on average and a non-member {outside}: the"):
+        result.user_level(groups, combine=combine)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pd.Series(["a", pd.NA, pd.NA, "b"], dtype="string"),
+        ["a", pd.NaT, pd.NA, "b"],
+        pd.Series([1, None, None, 2], dtype="Int64"),
+    ],
+)
+def test_persons_without_a_name_are_not_one_person(ids):
+    sides = torch.tensor([True, True, False, False])
+    result = result_of(torch.arange(4.0), sides, model={"test_accuracy": estimate(0.8, 0.7, 0.9)})
+    with pytest.raises(ValueError, match=r"groups has no value for 2 examples \(first \[1, 2\]\)"):
+        result.user_level(ids)

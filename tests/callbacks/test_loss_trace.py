@@ -208,3 +208,22 @@ def test_a_training_that_raises_has_no_result_and_the_callback_can_be_copied():
     fit(callback, max_epochs=1)
     copied = copy.deepcopy(callback)
     assert torch.equal(copied.result.losses, callback.result.losses)
+
+
+class Uncounted(ManualClassifier):
+    """Steps the optimizer itself, which Lightning does not count."""
+
+    def training_step(self, batch, batch_idx):
+        self.zero_grad()
+        F.cross_entropy(self(batch[0]), batch[1]).backward()
+        for optimizer in self.optimizers(use_pl_optimizer=False):
+            optimizer.step()
+
+
+def test_steps_that_lightning_does_not_count_are_measured_all_the_same():
+    callback, model = LossTraceCallback(), Uncounted()
+    fit(callback, model=model, max_epochs=3)
+    result = callback.result
+    assert (len(result.losses), result.steps.tolist()) == (4, [0, 0, 0, 0])
+    expected = losses_of(model, model.state_dict(), 0, result.losses.shape[1])
+    torch.testing.assert_close(result.losses[-1].float(), expected, atol=2e-3, rtol=2e-3)

@@ -230,3 +230,16 @@ def test_draws_are_uniform():
     drawn = torch.tensor([uniform_of(i.to_bytes(4, "little"), 0) for i in range(4000)])
     assert float(drawn.mean()) == pytest.approx(0.5, abs=5 * 0.289 / 4000**0.5)
     assert 0 <= float(drawn.min()) < float(drawn.max()) < 1
+
+
+def test_the_kept_class_of_a_float64_model_survives_float32():
+    """In which audits read outputs."""
+    logits = torch.randn(200, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shown = rounded(logits, 0)
+    assert torch.equal(shown.float().argmax(-1), logits.argmax(-1))
+
+
+def test_memguard_of_another_precision(guarded):
+    guard, x = copy.deepcopy(guarded[1]), torch.stack([x for x, _ in part(0, 8)])
+    for dtype in (torch.float64, torch.bfloat16):
+        assert guard.to(dtype)(x.to(dtype)).dtype == dtype
