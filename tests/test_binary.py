@@ -22,8 +22,10 @@ from lightning_cwrf import (
 )
 from lightning_cwrf.attacks import available_attacks, create_attack
 from lightning_cwrf.classification import classification_step, deferred_checks
+from lightning_cwrf.data import example_digests
 from lightning_cwrf.defenses import HAMPOutput, available_defenses, defense_class
 from lightning_cwrf.outputs import collect_outputs
+from lightning_cwrf.shadows import ShadowOutputs, balanced_membership
 from lightning_cwrf.shadows.pool import read_data
 from lightning_cwrf.weights.scores import learnability_scores, privacy_vulnerability_scores
 from tests.defenses.test_registry import minimal
@@ -190,6 +192,20 @@ def test_an_audit_is_that_of_the_model_with_two_logits():
         audit(finished, members=batches(0, 64), nonmembers=batches(0, 64))
 
 
+def learned_from(name, cls, dtype):
+    """The other models that a defense learns from."""
+    torch.manual_seed(2)
+    if name == "dmp":
+        return {"teacher": cls()}
+    if name != "selena":
+        return {}
+    data = batches(0, 64, dtype)
+    digests = [digest for batch in data for digest in example_digests(batch)]
+    targets = torch.cat([y for _, y in data]).long()
+    known = torch.randn(4, 64, 2), balanced_membership(4, 64)
+    return {"ensemble": ShadowOutputs(*known, targets, digests, None, None, store=None)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(available_defenses()))
 def test_every_defense_trains_it_as_it_does_the_model_with_two_logits(name):
@@ -198,7 +214,9 @@ def test_every_defense_trains_it_as_it_does_the_model_with_two_logits(name):
         torch.manual_seed(0)
         model = cls()
         settings = minimal(name)
-        settings |= dict.fromkeys(defense_class(name).data_names(), pool(200, 264, dtype))
+        settings |= learned_from(name, cls, dtype) or dict.fromkeys(
+            defense_class(name).data_names(), pool(200, 264, dtype)
+        )
         torch.manual_seed(1)
         trainer(max_epochs=1, callbacks=[DefenseCallback(name, **settings)]).fit(model, batches(0, 64, dtype))
         weights.append(model.state_dict())

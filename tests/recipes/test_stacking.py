@@ -18,6 +18,7 @@ from lightning_cwrf.defenses import (
     available_defenses,
     create_defense,
 )
+from tests.defenses.cases import MODELS
 from tests.helpers import Classifier, ManualClassifier, part
 from tests.recipes.modules import Hooked, Plain, assert_stacking_changes_nothing, stackable, train
 
@@ -193,10 +194,12 @@ def test_unsupported_stacks_raise_with_a_reason(recipe, reason):
         ("adversarial_regularization", "AdversarialRegularization cannot be stacked: an attack is trained"),
         ("past", "PAST cannot be stacked: it takes the gradients of two losses"),
         ("mixup_mmd", "MixupMMD cannot be stacked: it draws non-members"),
+        ("dmp", "DMP cannot be stacked: it needs another model.s outputs on each batch"),
+        ("selena", "SELENA cannot be stacked: each model needs an ensemble of its own"),
     ],
 )
 def test_defenses_that_do_more_than_their_loss_raise(name, reason):
-    settings = {"noise_multiplier": 1.0, "fix": True} if name == "dpsgd" else {"nonmembers": part(100, 160)}
+    settings = {"dpsgd": {"noise_multiplier": 1.0, "fix": True}, **MODELS}.get(name, {"nonmembers": part(100, 160)})
     recipe = replace(stackable(Plain), defense=create_defense(name, **settings))
     with pytest.raises(ValueError, match=reason):
         recipe.train_stack(part(0, 20), [list(range(10)), list(range(10, 20))], [1, 2])
@@ -205,7 +208,7 @@ def test_defenses_that_do_more_than_their_loss_raise(name, reason):
 def test_every_defense_stacks_or_says_why_not():
     """A new defense that does more than its loss is refused without being known here."""
     compared = {"relaxloss", "hamp", "ccl", "label_smoothing", "confidence_penalty", "weight_penalty"}
-    refused = {"dpsgd", "adversarial_regularization", "past", "mixup_mmd"}
+    refused = {"dpsgd", "adversarial_regularization", "past", "mixup_mmd", "dmp", "selena"}
     assert set(available_defenses()) == compared | refused
 
 
