@@ -1,5 +1,6 @@
 """Wrong uses of data and models: an early error or a warning that states the problem and the fix."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -189,6 +190,7 @@ def test_the_audit_of_an_untrained_model_warns():
 
 
 def test_swapped_sides_warn_in_scoring(memorised):
+    memorised = copy.deepcopy(memorised)  # a model records what it was scored with
     with pytest.warns(UserWarning, match=r"loss is .* on the members and .* on the reference data: it was probably"):
         privacy_vulnerability_scores(memorised, Classifier(width=16), OTHERS, MEMBERS, steps=1)
     scoring = PrivacyScoringCallback(MEMBERS, Classifier(width=16), steps=1)

@@ -228,3 +228,10 @@ def test_it_is_a_recipe_of_shadow_models(tmp_path):
 def test_wrong_recipes(change, error, message):
     with pytest.raises(error, match=message):
         SELENARecipe(**{"recipe": RECIPE, **change})
+
+
+def test_an_audit_of_the_reference_data_as_members_remarks_on_it():
+    student = DMPMixin.attach(Small(), teacher=trained()[0])
+    trainer(max_epochs=1).fit(student, loader(100, 140))
+    with pytest.warns(UserWarning, match="40 of the 40 members are reference data that DMP distils on"):
+        audit(student, members=part(100, 140), nonmembers=part(200, 240), attacks=["loss"])
