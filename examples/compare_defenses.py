@@ -20,11 +20,11 @@ from typing import Any
 
 import lightning
 import torch
-from digits import BATCH, digits, quiet, split
+from digits import BATCH, digits, network, quiet, split
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm.auto import tqdm
@@ -57,14 +57,7 @@ class Classifier(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(1, 16, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(16 * 4 * 4, 256),
-            nn.ReLU(),
-            nn.Linear(256, 10),
-        )
+        self.net = network(batchnorm=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from os import PathLike
@@ -58,11 +59,12 @@ def digest_of(path: str | PathLike[str]) -> str:
 def format_name(path: str | PathLike[str]) -> str | None:
     """The kind of content in a file that :func:`write_json` wrote, such as ``"RecipeAudit"``; None: unknown."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open(encoding="utf-8") as file:
+            begin = file.read(256)  # the format comes first, and the rest may be large
     except (OSError, ValueError):  # read_json says what is wrong with the file
         return None
-    found = content.get("format") if isinstance(content, dict) else None
-    return found.partition("/")[0].rpartition(".")[2] if isinstance(found, str) else None
+    found = re.match(r'\{\s*"format"\s*:\s*"(?:\w+\.)*(\w+)/', begin)
+    return None if found is None else found[1]
 
 
 def read_json(
