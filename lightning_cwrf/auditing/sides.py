@@ -97,6 +97,7 @@ def suspicions(sides: Sides, model: Mapping[str, Estimate], overlap: Overlap) ->
         f"{count} of the {len(sides.members)} members are {what}: the audit is of these, and not of the data that were "
         "to be protected. Pass members=, the examples that the model, or its teacher, was trained on."
         for what, count in sides.members_seen.items()
+        if 2 * count > len(sides.members)  # fewer are copies, which the check of that other data is about
     ]
     if overlap == "drop" and sides.members.keys is None and is_ambiguous(sides.members.ids):
         remarks += [
