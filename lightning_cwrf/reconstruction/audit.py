@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_cwrf.auditing.audited import AuditedData
 from lightning_cwrf.auditing.estimates import estimate
-from lightning_cwrf.auditing.sides import apart
 from lightning_cwrf.auditing.values import Estimate
 from lightning_cwrf.checks import check_confidence, check_number
 from lightning_cwrf.classification import split_batch
 from lightning_cwrf.data import Batches, as_loader, bring_to, isolated_rng
+from lightning_cwrf.data.examples import ExampleId
 from lightning_cwrf.data.overlap import places_among, told
+from lightning_cwrf.data.seen import is_seen
 from lightning_cwrf.metrics import AuditContext, MembershipAUROC, TPRAtFPR
 from lightning_cwrf.metrics.functional import clopper_pearson
 from lightning_cwrf.outputs import ModelOutputs
@@ -182,15 +183,11 @@ def reconstruction_data(
     """Read and check the data of an audit."""
     data.check(transfer)
     outputs = data.outputs(model, transfer)
-    sides = apart(outputs["members"], outputs["nonmembers"], None, seen=outputs["seen"], overlap="error")
-    shared = places_among(sides.nonmembers.digests, set(sides.members.digests))
-    if shared:
-        message = told(shared, len(sides.nonmembers), "nonmembers", "members", "the same inputs")
-        raise ValueError(f"{message}: the sets must be disjoint.")
+    _check_apart(outputs["members"], outputs["nonmembers"], outputs["seen"])
     remarks, kept, parts = [], [], []
     for name, side, batches in (
-        ("members", sides.members, data.members),
-        ("non-members", sides.nonmembers, data.nonmembers),
+        ("members", outputs["members"], data.members),
+        ("non-members", outputs["nonmembers"], data.nonmembers),
     ):
         inputs = _inputs(model, batches, name, transfer)
         places = _distinct(side)
@@ -210,14 +207,26 @@ def reconstruction_data(
     if parts[0].shape[1:] != parts[1].shape[1:]:
         raise ValueError(f"members and non-members have inputs of different shapes, {_shapes(parts)}.")
     settings.prior.check_shape(tuple(parts[0].shape[1:]))
-    classes = sides.members.logits.shape[1]
+    members: ModelOutputs = outputs["members"]
+    classes = members.logits.shape[1]
     if n * (classes - 1) > LARGEST:
         remarks.append(
             f"{n} members and {classes} classes: this attack was never seen to succeed at this size (members × other "
             f"classes above {LARGEST}); that it finds nothing shows nothing."
         )
     degree = degree_of(model, tuple(parts[0].shape[1:]))
-    return ReconstructionData(torch.cat(parts), sides.members.targets[kept[0]], classes, degree, remarks)
+    return ReconstructionData(torch.cat(parts), members.targets[kept[0]], classes, degree, remarks)
+
+
+def _check_apart(members: ModelOutputs, nonmembers: ModelOutputs, seen: Mapping[str, Collection[ExampleId]]) -> None:
+    """Raise a ValueError for non-members that are members, by their inputs, or that the model has seen otherwise."""
+    found = {"members": places_among(nonmembers.digests, set(members.digests))}
+    for what, known in seen.items():
+        found[what] = [place for place, each in enumerate(nonmembers.ids) if is_seen(each, known)]
+    for what, places in found.items():
+        if places:
+            message = told(places, len(nonmembers), "nonmembers", what, "the same inputs")
+            raise ValueError(f"{message}: leave them out, so that chance is measured on examples the model never saw.")
 
 
 def _distinct(side: ModelOutputs) -> list[int]:

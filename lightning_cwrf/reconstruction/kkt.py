@@ -22,6 +22,10 @@ from lightning_cwrf.classification import classification_step, shapes_only
 from lightning_cwrf.weights.copies import check_not_lazy, copied
 
 
+_BLOCK = 128
+"""Gradients that are computed together."""
+
+
 class KKT(NamedTuple):
     """How well examples satisfy the equation.
 
@@ -90,14 +94,16 @@ class Equation:
     def gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of all gaps as columns, ``(d, n (K − 1))``, and θ, ``(d,)``."""
         gaps = self.gaps(inputs, targets).flatten()
-        rows = [torch.autograd.grad(q, self.parameters, retain_graph=True, allow_unused=True) for q in gaps]
-        reached = [i for i in range(len(self.parameters)) if any(row[i] is not None for row in rows)]
+        blocks = [self._rows(gaps, block) for block in torch.eye(len(gaps)).to(gaps).split(_BLOCK)]
+        reached = [i for i in range(len(self.parameters)) if blocks[0][i] is not None]
+        rows = torch.cat([torch.cat([block[i].flatten(1) for i in reached], 1) for block in blocks])  # type: ignore[union-attr]
+        return rows.T, torch.cat([self.parameters[i].detach().flatten() for i in reached])
 
-        def flat(tensors: Sequence[Tensor | None]) -> Tensor:
-            chosen = ((tensors[i], self.parameters[i]) for i in reached)
-            return torch.cat([(torch.zeros_like(p) if t is None else t).flatten() for t, p in chosen])
-
-        return torch.stack([flat(row) for row in rows], 1), flat([p.detach() for p in self.parameters])
+    def _rows(self, gaps: Tensor, block: Tensor) -> Sequence[Tensor | None]:
+        """The gradients of some combinations of gaps, one a row, at once."""
+        return torch.autograd.grad(
+            gaps, self.parameters, block, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
 
     def fitted(self, inputs: Tensor, targets: Tensor) -> KKT:
         """The multipliers λ ≥ 0 that leave the smallest residual, and that residual."""
