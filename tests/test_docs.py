@@ -71,7 +71,9 @@ def blocks(page, language="python"):
 
 
 def examples():
-    others = [DOCS / f"{name}.md" for name in ("audit", "shadows", "guide", "models", "report", "command")]
+    others = [
+        DOCS / f"{name}.md" for name in ("audit", "shadows", "guide", "models", "report", "command", "reconstruction")
+    ]
     for page in [*sorted(PAGES.glob("*.md")), *others]:
         for i, code in enumerate(blocks(page)):
             slow = [pytest.mark.slow] if "train_shadows(" in code else []
@@ -148,6 +150,8 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
         "loss": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         "optimizer": torch.optim.Adam(model.parameters()),
         "functools": functools,
+        "nn": nn,
+        "torch": torch,
         "comparison_table": comparison_table,
         "privacy": after_a_run["hardened_audit"],
     }
@@ -158,6 +162,8 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
 def shortened(code):
     """The same with one epoch, and with four shadow models, or the eight that an audit of a recipe needs."""
     models = 8 if "audit_recipe(" in code else 4
+    if "econstruct" in code:  # an attack of a few steps
+        code = re.sub(r"\bsteps=\d+", "steps=5", code)
     return re.sub(r"\bn=\d+", f"n={models}", re.sub(r"\bmax_epochs=\d+", "max_epochs=1", code))
 
 

@@ -15,12 +15,8 @@ from lightning_cwrf.callbacks.coverage import check_coverage
 from lightning_cwrf.checks import check_number
 from lightning_cwrf.data import Batches
 from lightning_cwrf.reconstruction import ReconstructionPrior, ReconstructionResult
-from lightning_cwrf.reconstruction.audit import (
-    ReconstructionSettings,
-    attacked,
-    reconstruction_data,
-    why_inhomogeneous,
-)
+from lightning_cwrf.reconstruction.audit import ReconstructionSettings, attacked, why_inhomogeneous
+from lightning_cwrf.reconstruction.pool import reconstruction_data
 from lightning_cwrf.trainers import Split, transfer_of
 from lightning_cwrf.weights.copies import weights_digest
 
@@ -128,7 +124,7 @@ class ReconstructionAuditCallback(ReadsData):
         """Check data and network, so that what is wrong is an error before any time is spent."""
         if self.members is None:
             check_coverage(trainer, type(self).__name__)
-        data = reconstruction_data(pl_module, self._data(trainer), self.attack, transfer_of(trainer))
+        data = reconstruction_data(pl_module, self._data(trainer), self.attack.prior, transfer_of(trainer))
         decay = _weight_decay(trainer) if self.weight_decay is None else self.weight_decay
         if decay == 0 and data.degree.degree is None:
             raise MisconfigurationException(why_inhomogeneous(data.degree))
@@ -151,7 +147,7 @@ class ReconstructionAuditCallback(ReadsData):
         pl_module.to(device)
 
     def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = reconstruction_data(pl_module, self._data(trainer), self.attack, transfer_of(trainer))
+        data = reconstruction_data(pl_module, self._data(trainer), self.attack.prior, transfer_of(trainer))
         self.result = attacked(pl_module, data, self.attack)
         self._attacked = weights_digest(pl_module)
         values = {f"{self.name}/{name}": value for name, value in self.result.values().items()}

@@ -1,7 +1,8 @@
 """Reconstruction of training examples from the weights of small ReLU networks, measured against chance."""
 
-from lightning_cwrf.reconstruction.attack import Reconstruction, ReconstructionPrior, reconstruct, soft_gates
+from lightning_cwrf.reconstruction.attack import Reconstruction, reconstruct
 from lightning_cwrf.reconstruction.audit import audit_reconstruction
+from lightning_cwrf.reconstruction.gates import soft_gates
 from lightning_cwrf.reconstruction.homogeneity import homogeneity
 from lightning_cwrf.reconstruction.kkt import KKT, kkt_residual, logit_gaps, nonnegative_least_squares
 from lightning_cwrf.reconstruction.measures import (
@@ -10,6 +11,7 @@ from lightning_cwrf.reconstruction.measures import (
     reconstruction_scores,
     relative_distances,
 )
+from lightning_cwrf.reconstruction.prior import ReconstructionPrior
 from lightning_cwrf.reconstruction.result import ReconstructionResult
 from lightning_cwrf.reconstruction.splitting import Split, split
 

@@ -8,90 +8,19 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from lightning_cwrf.checks import check_integer, check_number
+from lightning_cwrf.reconstruction.gates import soft_gates
 from lightning_cwrf.reconstruction.homogeneity import degree_of
 from lightning_cwrf.reconstruction.kkt import Equation
+from lightning_cwrf.reconstruction.prior import ReconstructionPrior
 
 LEAST_SHARE = 0.02
 """Candidates whose multipliers sum to less than this share of the largest sum are no part of the equation."""
-
-RELUS = {F.relu, torch.relu, Tensor.relu, F.relu_, torch.relu_, Tensor.relu_}
-_RELU_IN_PLACE = {F.relu_, torch.relu_, Tensor.relu_}
-
-
-@dataclass(frozen=True, eq=False)
-class ReconstructionPrior:
-    """What the attacker knows of the inputs: where the search begins, and the range of their coordinates.
-
-    The equation alone has infinitely many solutions, arbitrarily far from the members, and a prior chooses among them
-    (Refael et al., "No Prior, No Leakage"). Every result names it, as ``str(prior)`` does.
-
-    Args:
-        center: the centre of the candidates at the start, in units of the input: a number, or a tensor of the inputs'
-            shape, such as the mean image of the population.
-        scale: the standard deviation of each coordinate around it, in units of the input.
-        box: the lowest and the highest value of a coordinate, which the attack is told; None: it is not.
-
-    Raises:
-        TypeError: settings of the wrong type.
-        ValueError: a scale that is not positive, values that are not finite, a box whose ends are not in order.
-
-    >>> print(ReconstructionPrior(scale=1.0, box=(-0.8, 0.8)))
-    N(0, 1²) in each coordinate, kept in [-0.8, 0.8]
-    """
-
-    center: float | Tensor = 0.0
-    scale: float = 0.03
-    box: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        check_number("scale", self.scale, low=0, low_open=True)
-        if isinstance(self.center, Tensor):
-            if not self.center.is_floating_point() or not bool(self.center.isfinite().all()):
-                raise ValueError("center must be a number, or a tensor of finite floats of the inputs' shape.")
-        else:
-            check_number("center", self.center)
-        if self.box is not None:
-            if not isinstance(self.box, (tuple, list)) or len(self.box) != 2:
-                raise TypeError(f"box must be a pair, the lowest and the highest value, not {self.box!r}.")
-            for value in self.box:
-                check_number("the ends of box", value)
-            if self.box[0] >= self.box[1]:
-                raise ValueError(f"box must have its lower end first, not {tuple(self.box)}.")
-
-    def __str__(self) -> str:
-        kept = "" if self.box is None else f", kept in [{self.box[0]:g}, {self.box[1]:g}]"
-        if isinstance(self.center, Tensor):
-            return f"N(c, {self.scale:g}²) around a given c of shape {tuple(self.center.shape)}{kept}"
-        return f"N({self.center:g}, {self.scale:g}²) in each coordinate{kept}"
-
-    def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise a ValueError for a center of another shape than the inputs."""
-        if isinstance(self.center, Tensor) and tuple(self.center.shape) != shape:
-            raise ValueError(
-                f"the prior's center has the shape {tuple(self.center.shape)} and the inputs {shape}: pass a number or "
-                "a tensor of one input."
-            )
-
-    def draw(self, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """``count`` starting points, float64 ``(count, *shape)``."""
-        noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
-        center = self.center.detach().cpu().double() if isinstance(self.center, Tensor) else self.center
-        return center + self.scale * noise
-
-    def penalty(self, inputs: Tensor) -> Tensor:
-        """``mean_j Σ_k relu(x − hi)² + relu(lo − x)²``; 0 without a box."""
-        if self.box is None:
-            return inputs.new_zeros(())
-        low, high = self.box
-        return ((inputs - high).relu().square() + (low - inputs).relu().square()).flatten(1).sum(1).mean()
 
 
 @dataclass(frozen=True)
@@ -116,58 +45,6 @@ class Reconstruction:
 
     def __len__(self) -> int:
         return len(self.inputs)
-
-
-class _SoftReLU(torch.autograd.Function):
-    """ReLU whose derivative is ``σ(αh)`` instead of ``1[h > 0]``, and can be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, sharpness: float) -> Tensor:
-        ctx.save_for_backward(h)
-        ctx.sharpness = sharpness
-        return h.clamp_min(0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (h,) = ctx.saved_tensors
-        return gradients[0] * torch.sigmoid(ctx.sharpness * h), None
-
-
-class soft_gates(TorchFunctionMode):
-    """Inside, every ReLU has the derivative ``σ(αh)``; its output is unchanged.
-
-    The gradients of a ReLU network by its weights are piecewise constant in the gates, so that without this the
-    residual tells an attack nothing about the inputs at which a gate opens. It replaces ``nn.ReLU``, ``F.relu``,
-    ``torch.relu`` and ``Tensor.relu``, also in place.
-
-    Args:
-        sharpness: α, per unit of h.
-
-    Attributes:
-        calls: how many ReLUs were replaced.
-
-    >>> h = torch.zeros(1, requires_grad=True)
-    >>> with soft_gates(30.0):
-    ...     y = torch.relu(h)
-    >>> torch.autograd.grad(y, h)
-    (tensor([0.5000]),)
-    """
-
-    def __init__(self, sharpness: float) -> None:
-        super().__init__()
-        self.sharpness = sharpness
-        self.calls = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func not in RELUS:
-            return func(*args, **kwargs)
-        self.calls += 1
-        given = [*args, *kwargs.values()]
-        h = given[0]
-        if func in _RELU_IN_PLACE or given[1:] == [True]:
-            return h.copy_(_SoftReLU.apply(h.clone(), self.sharpness))
-        return _SoftReLU.apply(h, self.sharpness)
 
 
 def check_settings(

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from lightning_cwrf.classification import classification_step, shapes_only
 from lightning_cwrf.weights.copies import check_not_lazy, copied
 
-
 _BLOCK = 128
 """Gradients that are computed together."""
 
@@ -94,7 +93,7 @@ class Equation:
     def gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of all gaps as columns, ``(d, n (K − 1))``, and θ, ``(d,)``."""
         gaps = self.gaps(inputs, targets).flatten()
-        blocks = [self._rows(gaps, block) for block in torch.eye(len(gaps)).to(gaps).split(_BLOCK)]
+        blocks = [self._rows(gaps, block) for block in torch.split(torch.eye(len(gaps)).to(gaps), _BLOCK)]
         reached = [i for i in range(len(self.parameters)) if blocks[0][i] is not None]
         rows = torch.cat([torch.cat([block[i].flatten(1) for i in reached], 1) for block in blocks])  # type: ignore[union-attr]
         return rows.T, torch.cat([self.parameters[i].detach().flatten() for i in reached])

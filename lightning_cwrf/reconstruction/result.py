@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_cwrf.auditing.tables import aligned, percent
 from lightning_cwrf.auditing.values import Estimate
 from lightning_cwrf.metrics.functional import holm
-from lightning_cwrf.reconstruction.attack import Reconstruction, ReconstructionPrior
+from lightning_cwrf.reconstruction.attack import Reconstruction
+from lightning_cwrf.reconstruction.prior import ReconstructionPrior
 
 RECONSTRUCTED = "members are reconstructed"
 TOLD_APART = "members are told apart, not reconstructed"

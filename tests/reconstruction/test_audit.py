@@ -151,7 +151,7 @@ def mixed():
         ({"nonmembers": mixed()}, ValueError, r"2 of the 8 .* are members \(the same inputs\), at positions 0, 1"),
         ({"nonmembers": changed(side(8, 1), y=(torch.arange(8) + 1) % 3)}, ValueError, "of nonmembers are members"),
         ({"members": side(1, 1)}, ValueError, "1 different members .* at least two"),
-        ({"members": [{"a": torch.ones(6, 4), "b": torch.ones(6, 4), "y": torch.arange(6)}]}, TypeError, "has other arguments"),
+        ({"members": [{"a": torch.ones(6, 4), "b": torch.ones(6, 4), "y": torch.arange(6)}]}, TypeError, "other arguments"),
         ({"prior": ReconstructionPrior(torch.zeros(3))}, ValueError, r"has the shape \(3,\) and the inputs \(4,\)"),
         ({"prior": 1.0}, TypeError, "prior must be a ReconstructionPrior, not a float"),
         ({"candidates": 0.0}, ValueError, "candidates must be a number above 0, not 0.0. It is"),
