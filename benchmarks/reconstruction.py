@@ -2,10 +2,10 @@
 
 The victim of ``examples/reconstruct_digits.py``: 20 digits, 64-200-10, SGD on whole batches with weight decay 1e-3. For
 each row, hits of members and of as many non-members, the AUC of the distances, the attack's residual and that of the
-members themselves. The rows on length are means over three seeds. At the end one member is split.
+members themselves, by seed. At the end one member is split. About 10 minutes of one core.
 
     python benchmarks/reconstruction.py
-    python benchmarks/reconstruction.py --seeds 1 --lengths 150 4000
+    python benchmarks/reconstruction.py --seeds 1 --lengths 150 4000 --sizes --no-priors
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ PRIORS = {
 WEIGHT_DECAY = 1e-3
 
 
-def victim(seed: int, steps: int) -> nn.Module:
+def victim(seed: int, steps: int, size: int = 20) -> nn.Module:
     """The network after so many steps of SGD, in a bare loop."""
-    data = pool(seed).members.tensors
+    data = pool(seed, size).members.tensors
     torch.manual_seed(seed)
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=WEIGHT_DECAY)
@@ -49,8 +49,8 @@ def victim(seed: int, steps: int) -> nn.Module:
     return net
 
 
-def attack(net: nn.Module, seed: int, steps: int = 2_000, **prior: object) -> ReconstructionResult:
-    data = pool(seed)
+def attack(net: nn.Module, seed: int, steps: int = 2_000, size: int = 20, **prior: object) -> ReconstructionResult:
+    data = pool(seed, size)
     return audit_reconstruction(
         net,
         members=data.members,
@@ -80,7 +80,7 @@ def row(name: str, results: Sequence[ReconstructionResult]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-HEADINGS = ("", "hits of 20 : non-members", "mean", "AUC", "residual", "of the members", "gate patterns")
+HEADINGS = ("", "hits : non-members", "mean", "AUC", "residual", "of the members", "gate patterns")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -89,6 +89,11 @@ def main(arguments: argparse.Namespace) -> None:
     for length in arguments.lengths:
         found = [attack(victim(seed, length), seed) for seed in seeds]
         print(row(f"{length:,} steps of training, scale .03", found), flush=True)
+    for size in arguments.sizes:
+        found = [attack(victim(seed, 4_000, size), seed, size=size) for seed in list(seeds)[:2]]
+        print(row(f"4,000 steps, scale .03, {size} members", found), flush=True)
+    if not arguments.priors:
+        return
     nets = {seed: victim(seed, 4_000) for seed in list(seeds)[:2]}
     for name, (prior, steps) in PRIORS.items():
         found = [attack(net, seed, steps, **prior) for seed, net in nets.items()]
@@ -100,7 +105,9 @@ def main(arguments: argparse.Namespace) -> None:
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="of the rows on length; the others have at most two")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[0, 150, 500, 4_000, 20_000])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[0, 150, 500, 4_000, 20_000], help="of the training")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[40, 100], help="members, a multiple of ten")
+    parser.add_argument("--no-priors", dest="priors", action="store_false", help="leave out priors and split")
     return parser.parse_args(words)
 
 

@@ -95,7 +95,7 @@ def reconstruct(
         candidates: m.
         prior: what the attacker knows of the inputs. None: the default of :class:`ReconstructionPrior`.
         steps: of Adam.
-        lr: of Adam, in units of the input, and for λ in units of λ₀; at most ``lr`` a step and coordinate.
+        lr: of Adam: about the longest step of a coordinate, in units of the input, and of λ in units of λ₀.
         sharpness: α times the mean norm of the first weight's rows: per unit of distance to a neuron's hyperplane.
         margin: a guess of the members' logit gaps, for the scale of the multipliers alone.
         restarts: runs from other starting points, of which the one with the smallest residual is returned.
@@ -123,7 +123,7 @@ def reconstruct(
     generator = torch.Generator().manual_seed(seed)
     targets = (torch.arange(candidates) % classes).to(equation.device)
     with torch.enable_grad():
-        relus = _relus(equation, prior, tuple(shape))
+        relus = _relus(equation, prior, tuple(shape), classes)
         degree = degree_of(model, tuple(shape)).degree or relus + 1
         unit = 2 * norm / (degree * margin * candidates * (classes - 1))
         descent = _Descent(equation, prior, targets, unit, sharpness / _mean_row_norm(equation.model), steps, lr)
@@ -135,12 +135,14 @@ def reconstruct(
     return min(runs, key=lambda found: found.residual)
 
 
-def _relus(equation: Equation, prior: ReconstructionPrior, shape: tuple[int, ...]) -> int:
-    """How many ReLUs the attack can smooth."""
+def _relus(equation: Equation, prior: ReconstructionPrior, shape: tuple[int, ...], classes: int) -> int:
+    """How many ReLUs the attack can smooth; raises for another number of classes."""
     inputs = prior.draw(2, shape, torch.Generator().manual_seed(0)).to(equation.device)
     gates = soft_gates(1.0)
     with gates, torch.no_grad():
-        equation.gaps(inputs, torch.zeros(2, dtype=torch.long, device=equation.device))
+        found = equation.gaps(inputs, torch.zeros(2, dtype=torch.long, device=equation.device)).shape[1] + 1
+    if found != classes:
+        raise ValueError(f"the model has {found} classes, not {classes}: pass classes={found}.")
     if not gates.calls:
         warnings.warn(
             "the network calls no ReLU that the attack can smooth (nn.ReLU, F.relu, torch.relu): the attack is made "

@@ -9,10 +9,12 @@ from lightning_cwrf.metrics.functional import auroc_p_value, membership_auroc
 from lightning_cwrf.reconstruction import (
     ReconstructionPrior,
     claims,
+    hits_p_value,
     kkt_residual,
     reconstruct,
     reconstruction_scores,
     soft_gates,
+    split,
 )
 from tests.reconstruction.cases import attacked, benchmark, pool, victim
 
@@ -109,12 +111,13 @@ def small(seed=0, width=6):
         ({"candidates": 0}, ValueError, "candidates must be an integer of at least 1"),
         ({"prior": 0.3}, TypeError, "prior must be a ReconstructionPrior, not a float"),
         ({"prior": ReconstructionPrior(torch.zeros(5))}, ValueError, r"has the shape \(5,\) and the inputs \(4,\)"),
+        ({"classes": 4}, ValueError, "the model has 3 classes, not 4: pass classes=3"),
         ({"lr": 1e200, "steps": 20}, ValueError, r"the attack diverged at lr=1e\+200 .* pass a smaller lr"),
     ],
 )  # fmt: skip
 def test_wrong_settings(settings, error, message):
     with pytest.raises(error, match=message):
-        reconstruct(small(), (4,), 3, **{"candidates": 6, **settings})
+        reconstruct(small(), (4,), **{"classes": 3, "candidates": 6, **settings})
 
 
 def test_the_same_seed_gives_the_same_and_restarts_choose_the_smallest_residual():
@@ -209,6 +212,15 @@ def test_examples_that_the_victim_never_saw_are_not_told_apart():
     assert 0.3 <= float(membership_auroc(scores, half)) <= 0.7
     assert auroc_p_value(scores, half) > 0.01
     assert len(claims(found.inputs, unseen)) <= 2
+    near = claims(found.inputs, unseen, 0.8)
+    small = [0, 0]
+    for _ in range(200):
+        chosen = torch.randperm(len(unseen)) < len(unseen) // 2
+        a, n = int(chosen[near].sum()), int(chosen.sum())
+        small[0] += auroc_p_value(scores, chosen) <= 0.1
+        small[1] += hits_p_value(a, len(near) - a, n, len(unseen) - n) <= 0.1
+    assert 0 < small[0] <= 0.1 * 200 + 3 * (200 * 0.1 * 0.9) ** 0.5
+    assert small[1] <= 0.1 * 200 + 3 * (200 * 0.1 * 0.9) ** 0.5
 
 
 @pytest.mark.slow
@@ -219,3 +231,24 @@ def test_an_untrained_network_gives_nothing():
     assert result.hits == (0, 0)
     assert result.truth_residual > 0.9
     assert result.finding.startswith("nothing found with this prior")
+
+
+@pytest.mark.slow
+def test_a_trained_network_hardly_sees_a_split_along_the_direction_that_it_sees_least():
+    net, (images, labels) = victim(), pool().members.tensors
+    images = images.double()
+    directions = torch.linalg.svd(net[0].weight.detach().double()).Vh
+    size = float(images.norm(dim=1).mean())
+    found = kkt_residual(net, images, labels)
+
+    def changes(direction):
+        halves = split(images, labels, found.multipliers, 0, direction, forward=size, backward=size)
+        with torch.no_grad():
+            moved = (net(halves.inputs[[0, -1]].float()) - net(images[[0, 0]].float())).abs().max()
+        return kkt_residual(net, *halves).residual - found.residual, float(moved)
+
+    (least, logits), (most, more) = changes(directions[-1]), changes(directions[0])
+    assert abs(least) < 0.002
+    assert logits < 0.1
+    assert most > 5 * abs(least)
+    assert more > 1

@@ -138,6 +138,9 @@ def changed(data, **parts):
     return TensorDataset(parts.get("x", x), parts.get("y", y))
 
 
+TWO_INPUTS = [{"a": torch.ones(6, 4), "b": torch.ones(6, 4), "y": torch.arange(6)}]
+
+
 def mixed():
     """Two members and six others."""
     members, others = side(6, 1).tensors[0], side(8, 2).tensors[0]
@@ -151,7 +154,7 @@ def mixed():
         ({"nonmembers": mixed()}, ValueError, r"2 of the 8 .* are members \(the same inputs\), at positions 0, 1"),
         ({"nonmembers": changed(side(8, 1), y=(torch.arange(8) + 1) % 3)}, ValueError, "of nonmembers are members"),
         ({"members": side(1, 1)}, ValueError, "1 different members .* at least two"),
-        ({"members": [{"a": torch.ones(6, 4), "b": torch.ones(6, 4), "y": torch.arange(6)}]}, TypeError, "other arguments"),
+        ({"members": TWO_INPUTS}, TypeError, "other arguments"),
         ({"prior": ReconstructionPrior(torch.zeros(3))}, ValueError, r"has the shape \(3,\) and the inputs \(4,\)"),
         ({"prior": 1.0}, TypeError, "prior must be a ReconstructionPrior, not a float"),
         ({"candidates": 0.0}, ValueError, "candidates must be a number above 0, not 0.0. It is"),
