@@ -106,7 +106,7 @@ def picture(result: ReconstructionResult, mean: Tensor, path: Path) -> None:
         axes[0, column].set_title("non" if place >= n else "hit" if claimed else "", fontsize=6)
     figure.suptitle("first row: members and three non-members; second: the nearest reconstruction", fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -166,11 +166,11 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("out/reconstruct"))
     parser.add_argument(
-        "--quick", action="store_true", help="500 steps of training and 300 of the attack: seconds, and weaker"
+        "--quick", action="store_true", help="300 steps of training and 200 of the attack: seconds, and weaker"
     )
     arguments = parser.parse_args(words)
     if arguments.quick:
-        arguments.steps, arguments.attack_steps = 500, 300
+        arguments.steps, arguments.attack_steps = 300, 200
     return arguments
 
 

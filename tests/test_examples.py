@@ -114,5 +114,5 @@ def test_digits_are_reconstructed_with_a_prior_and_one_is_split(tmp_path):
     assert "kept in [-0.8, 0.8]" in findings[2]
     residuals = [float(line.split()[-1]) for line in done.stdout.partition("not split")[2].splitlines()[:4]]
     assert residuals[1] - residuals[0] < 0.005
-    assert residuals[3] > residuals[2] > residuals[0]
+    assert residuals[3] > residuals[0] + 0.005
     assert (tmp_path / "reconstructions.png").stat().st_size > 10_000
