@@ -16,7 +16,7 @@ from lightning_cwrf.reconstruction.prior import ReconstructionPrior
 RECONSTRUCTED = "members are reconstructed"
 TOLD_APART = "members are told apart, not reconstructed"
 NOTHING_FOUND = "nothing found with this prior"
-LIMIT = "a failed attack shows nothing about another prior"
+LIMIT = "a failed attack shows nothing about another prior, or a longer search"
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ def test_findings_name_the_prior_and_never_say_safe():
         vars(estimate)["p_value"] = auroc
         vars(changed).update(hits_p_value=hits, estimates={**result.estimates, "auroc": estimate})
         texts[hits, auroc] = str(changed)
-    limit = "(prior: N(0, 2²) in each coordinate, kept in [-1, 1]); a failed attack shows nothing about another prior."
+    limit = "(prior: N(0, 2²) in each coordinate, kept in [-1, 1]); a failed attack shows nothing about another prior, "
+    limit += "or a longer search."
     assert texts[1e-6, 1e-6].startswith(f"members are reconstructed {limit}")
     assert texts[0.5, 1e-6].startswith(f"members are told apart, not reconstructed {limit}")
     assert texts[0.5, 0.5].startswith(f"nothing found with this prior {limit}")
