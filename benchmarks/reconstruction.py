@@ -2,7 +2,7 @@
 
 The victim of ``examples/reconstruct_digits.py``: 20 digits, 64-200-10, SGD on whole batches with weight decay 1e-3. For
 each row, hits of members and of as many non-members, the AUC of the distances, the attack's residual and that of the
-members themselves, by seed. At the end one member is split. About 10 minutes of one core.
+members themselves, by seed. At the end one member is split. About 15 minutes of one core.
 
     python benchmarks/reconstruction.py
     python benchmarks/reconstruction.py --seeds 1 --lengths 150 4000 --sizes --no-priors
@@ -94,7 +94,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(row(f"4,000 steps, scale .03, {size} members", found), flush=True)
     if not arguments.priors:
         return
-    nets = {seed: victim(seed, 4_000) for seed in list(seeds)[:2]}
+    nets = {seed: victim(seed, 4_000) for seed in seeds}
     for name, (prior, steps) in PRIORS.items():
         found = [attack(net, seed, steps, **prior) for seed, net in nets.items()]
         print(row(f"4,000 steps, {name}", found), flush=True)
@@ -104,7 +104,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3, help="of the rows on length; the others have at most two")
+    parser.add_argument("--seeds", type=int, default=3, help="of all rows; those on size have at most two")
     parser.add_argument("--lengths", type=int, nargs="*", default=[0, 150, 500, 4_000, 20_000], help="of the training")
     parser.add_argument("--sizes", type=int, nargs="*", default=[40, 100], help="members, a multiple of ten")
     parser.add_argument("--no-priors", dest="priors", action="store_false", help="leave out priors and split")

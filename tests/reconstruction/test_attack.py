@@ -178,6 +178,7 @@ def test_members_are_reconstructed_and_nothing_else():
     assert result.estimates["auroc"].value >= 0.98
     assert result.finding.startswith("members are reconstructed (prior: N(0, 0.03²) in each coordinate)")
     assert result.reconstruction.exact_residual < result.truth_residual  # it explains the weights better than the truth
+    assert result.remarks == []
     near, far = result.relative_distances
     assert near < 0.4 < 0.9 < far
 
@@ -192,6 +193,7 @@ def test_a_vague_prior_and_a_short_search_explain_the_weights_and_find_no_member
     assert result.reconstruction.residual >= result.truth_residual / 3
     assert not result.finding.startswith("members are reconstructed")
     assert "N(0, 1²)" in result.finding
+    assert "a longer search with the same prior may find members. Pass more steps=" in result.remarks[0]
     strength = result.reconstruction.multipliers.clamp_min(0).sum(1)
     assert len(strength) <= 40
     assert float(strength.min()) > 0.02 * float(strength.max())  # the others are left out
