@@ -180,8 +180,8 @@ def attacked(model: nn.Module, data: ReconstructionData, settings: Reconstructio
         )
     if found.residual > CONVERGED * truth:
         remarks.append(
-            f"the attack's residual, {found.residual:.4f}, is not far below that of the members themselves, {truth:.4f}: "
-            "a longer search with the same prior may find members. Pass more steps=."
+            f"the attack's residual, {found.residual:.4f}, is not far below that of the members themselves, "
+            f"{truth:.4f}: a longer search with the same prior may find members. Pass more steps=."
         )
     return ReconstructionResult(
         estimates=estimates,
