@@ -1,8 +1,8 @@
 """Label-only attacks on the digits: AUC by the number of queries for each example.
 
-The models are those of ``few_shadows.py``, with their weights. Sixteen of the models in turn play the audited one, of
+The models are those of ``few_shadows.py``, with their weights. Eight of the models in turn play the audited one, of
 which the attacker sees labels alone; 14 of the others are shadow models of the attacker's own. The table shows the mean
-AUC over the sixteen with its standard error, and the queries that were really used.
+AUC over the eight with its standard error, the mean TPR at 1 % FPR, and the queries that were really used.
 
     python benchmarks/label_only.py
 """
@@ -27,13 +27,16 @@ from lightning_cwrf.attacks import (
     oslo,
 )
 from lightning_cwrf.attacks.augmentation import default_views
-from lightning_cwrf.metrics.functional import membership_auroc
+from lightning_cwrf.metrics.functional import membership_auroc, tpr_at_fpr
 from lightning_cwrf.outputs import collect_view_logits
 
 MODELS, SHADOWS = 32, 14
+AUDITED = range(0, TARGETS, 2)
+"""One of each pair."""
 BUDGETS = (1, 3, 10, 30, 100, 300, 1000)
-SHOTS = {1: (0.1,), 3: (0.5, 0.1, 0.01), 9: (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)}
-"""Thresholds of OSLO by their number."""
+THRESHOLDS = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+SHOTS = {"threshold 0.5": (2,), "threshold 0.1": (5,), "0.5, 0.1, 0.01": (2, 5, 8), "nine thresholds": range(9)}
+"""OSLO's thresholds, by their places."""
 
 
 def table(store: Path) -> str:
@@ -43,39 +46,45 @@ def table(store: Path) -> str:
     )
     images = torch.stack([image for image, _ in pool])
     data = TensorDataset(images, shadowed.targets)
-    membership, models, own = shadowed.membership, [], []
-    for i in range(TARGETS + SHADOWS):
-        models.append(recipe.build().eval())
-        models[-1].load_state_dict(shadowed.weights(i))
-        own.append(boundary_distance(models[-1], data, budget=BUDGETS[-1], curve=BUDGETS, clip=(0, 1)))
-    others = slice(TARGETS, TARGETS + SHADOWS)
-    distances = torch.stack([each.distances for each in own], 1)  # (budgets, models, n)
-    rows: dict[tuple[str, str], list[float]] = {}
+    membership, others = shadowed.membership, slice(TARGETS, TARGETS + SHADOWS)
+    models, own = {}, {}
+    for i in (*AUDITED, *range(TARGETS, TARGETS + SHADOWS)):
+        models[i] = recipe.build().eval()
+        models[i].load_state_dict(shadowed.weights(i))
+        own[i] = boundary_distance(models[i], data, budget=BUDGETS[-1], curve=BUDGETS, clip=(0, 1))
+    ours = [models[i] for i in range(TARGETS, TARGETS + SHADOWS)]
+    theirs = torch.stack([own[i].distances for i in range(TARGETS, TARGETS + SHADOWS)], 1)  # (budgets, models, n)
+    rows: dict[tuple[str, str], list[tuple[float, float]]] = {}
 
     def note(name: str, queries: str, scores: Tensor, target: int) -> None:
-        rows.setdefault((name, queries), []).append(float(membership_auroc(scores, membership[target])))
+        inside = membership[target]
+        measures = float(membership_auroc(scores, inside)), float(tpr_at_fpr(scores, inside, 0.01))
+        rows.setdefault((name, queries), []).append(measures)
 
-    for target in range(TARGETS):
+    used = {}
+    for target in AUDITED:
         logits = shadowed.logits[target].float()
-        note("correctness", "1", correctness(logits, shadowed.targets), target)
-        views = collect_view_logits(models[target], data, default_views())
-        right = views.argmax(-1) == shadowed.targets
-        note("augmentation, 9 views", "9", augmentation_attack(right), target)
-        for row, budget in zip(distances, BUDGETS, strict=True):
-            note("boundary distance", f"{budget}", row[target], target)
-        for row, budget in zip(distances, BUDGETS, strict=True):
-            scores = lira(row[target], row[others], membership[others], variance="pooled")
-            note("LiRA with that distance as its signal", f"{budget}", scores, target)
-        for shots, thresholds in SHOTS.items():
-            found = oslo(models[target], data, models[others], membership[others], thresholds=thresholds, clip=(0, 1))
-            note("OSLO", f"{shots}", found.scores, target)
         note("loss (sees confidences)", "1", -example_losses(logits, shadowed.targets), target)
-    lines = ["| attack | queries | AUC |", "|---|---|---|"]
-    for (name, queries), aucs in rows.items():
-        found_aucs = torch.tensor(aucs)
-        lines.append(f"| {name} | {queries} | {found_aucs.mean():.3f} ± {found_aucs.std() / TARGETS**0.5:.3f} |")
-    used = torch.stack([each.queries for each in own]).double().mean()
-    return "\n".join([*lines, f"\nQueries really used by the largest budget, on average: {used:.0f}"])
+        note("correctness", "1", correctness(logits, shadowed.targets), target)
+        right = collect_view_logits(models[target], data, default_views()).argmax(-1) == shadowed.targets
+        note("augmentation", "9", augmentation_attack(right), target)
+        for i, budget in enumerate(BUDGETS):
+            note("boundary distance", f"{budget}", own[target].distances[i], target)
+        for i, budget in enumerate(BUDGETS):
+            scores = lira(own[target].distances[i], theirs[i], membership[others], variance="pooled")
+            note("LiRA with the distance as its signal", f"{budget}", scores, target)
+        found = oslo(models[target], data, ours, membership[others], thresholds=THRESHOLDS, clip=(0, 1))
+        for name, places in SHOTS.items():
+            note(f"OSLO, {name}", f"{len(places)}", found.survived[list(places)].double().mean(0), target)
+        used[target] = own[target].queries.double().mean(), found.queries.double().mean()
+    lines = ["| attack | queries | AUC | TPR at 1 % FPR |", "|---|---|---|---|"]
+    for (name, queries), measures in rows.items():
+        auc, tpr = torch.tensor(measures).T
+        error = float(auc.std()) / len(auc) ** 0.5
+        lines.append(f"| {name} | {queries} | {auc.mean():.3f} ± {error:.3f} | {tpr.mean():.3f} |")
+    by_distance, by_oslo = torch.tensor(list(used.values())).mean(0).tolist()
+    lines.append(f"\nQueries really used, at most {BUDGETS[-1]}: {by_distance:.0f}; of nine, OSLO: {by_oslo:.1f}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
