@@ -123,10 +123,11 @@ def chosen_pairs(pairs: int, target: int, m: int, without: int | None = None) ->
 def measured_by(targets: RecipeTargets, attack: Attack, m: int) -> dict[str, CrossedJackknife]:
     """The measures of an attack with m pairs of shadow models; the next one takes the place of a pair left out."""
     pairs = len(targets) // 2
+    evidence = [targets.evidence(target) for target in range(len(targets))]
 
     def scores(target: int, without: int | None) -> Tensor:
         models = [2 * pair + half for pair in chosen_pairs(pairs, target, m, without) for half in (0, 1)]
-        return attack(targets.evidence(target).with_models(torch.tensor(models)))
+        return attack(evidence[target].with_models(torch.tensor(models)))
 
     def same(target: int, without: int) -> bool:
         return not any(need.startswith("shadow") for need in attack.needs) or without not in chosen_pairs(

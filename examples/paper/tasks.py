@@ -236,7 +236,7 @@ class Task:
         sizes = {"size": 32} if self.network == "vit" and self.inputs == 3 else {}
         net = functools.partial(NETWORKS[self.network], self.inputs, self.classes, **sizes)
         if self.network == "wide":
-            return functools.partial(WideClassifier, net, epochs, 0.1, self.weight_decay)
+            return functools.partial(WideClassifier, net, epochs, 100 * lr, self.weight_decay)  # SGD: 0.1
         return functools.partial(Classifier, net, epochs, lr, self.weight_decay)
 
 
