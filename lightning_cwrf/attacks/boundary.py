@@ -122,7 +122,7 @@ def boundary_distance(
         settings = _Settings(low, high, evaluations)
         block = max(1, _POINTS // (settings.most(budget) * asked.points.shape[1]))
         generator = torch.Generator().manual_seed(seed)
-        for some in torch.split(rows, block):
+        for some in torch.split(rows, block) if len(rows) else ():
             _hop_skip_jump(asked, some, _starts(asked, some), settings, generator)
     return BoundaryDistances(budgets, asked.nearest, asked.used)
 
@@ -182,7 +182,7 @@ class _Questions:
     def _ask(self, points: Tensor) -> Tensor:
         found = []
         for some in torch.split(points, _ASKED):
-            labels = self.labels_of(some.unflatten(1, self.shape))
+            labels = self.labels_of(some.view(-1, *self.shape))
             if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != (len(some),):
                 kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
                 raise TypeError(f"the labels of {len(some)} inputs must be integers ({len(some)},), not {kind}.")
