@@ -146,6 +146,12 @@ def _tensor(given: Any, name: str) -> Tensor:
             f"{name} must be numbers, not of type {array.dtype}. Labels that are words become indices by "
             "numpy.unique(labels, return_inverse=True); keep the order of the classes of the model."
         )
+    if array.dtype.kind in "iu":
+        array = array.astype(np.int64)  # torch can do little with wide unsigned integers
+    elif array.dtype.itemsize > 8 or not array.dtype.isnative:
+        array = array.astype(np.float64)
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*not writable.*")  # nothing here writes: a read-only memory map is fine
         return torch.as_tensor(array)
