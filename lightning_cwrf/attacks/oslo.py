@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_cwrf.attacks.boundary import bounds_of, labels_only, read_inputs
+from lightning_cwrf.attacks.label_only import Labels, bounds_of, labels_only, read_inputs
 from lightning_cwrf.attacks.signals import check_membership
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import classification_step
@@ -37,7 +37,7 @@ class OSLOScores(NamedTuple):
 
 
 def oslo(
-    model: Any,
+    model: nn.Module | Labels,
     data: Batches,
     surrogates: Sequence[nn.Module],
     membership: Tensor | None = None,

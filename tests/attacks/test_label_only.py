@@ -262,6 +262,8 @@ DATA = TensorDataset(INPUTS, TARGETS)
         ({"data": TensorDataset(INPUTS.long(), TARGETS)}, TypeError, "the inputs must be a float tensor"),
         ({"data": TensorDataset(INPUTS / 0, TARGETS)}, ValueError, "inputs has NaN or infinite values"),
         ({"data": [(INPUTS, TARGETS[:, None])]}, ValueError, r"8 inputs need targets of shape \(8,\)"),
+        ({"data": [(INPUTS, TARGETS - 1)]}, ValueError, "the targets must be class indices"),
+        ({"data": [(INPUTS, TARGETS + 0.5)]}, ValueError, "the targets must be class indices"),
         ({"data": []}, ValueError, "the data hold no batch"),
     ],
 )
