@@ -115,6 +115,8 @@ def test_the_order_of_attacks_at_the_papers_scale_on_fake_images(tmp_path):
     check(content)
     assert content["settings"]["data"] == "cifar10-wide"
     assert content["task"]["augment"]
+    # After two batches of training a model may give one label to everything, which has no boundary.
+    assert ("left_out" in content) == ("Left out: boundary distance" in content["verdict"]["sentence"])
 
 
 def test_augmentation_mirrors_and_moves_an_image_and_keeps_its_label():

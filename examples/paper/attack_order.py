@@ -103,10 +103,14 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         for m in sorted(sizes if name not in ALONE else {MANY})
         if name in names and (m or pairs) >= _least(name)
     }
-    found[BOUNDARY, MANY] = over_targets(targets, boundary_scores(study, targets))
+    left_out = {}
+    try:
+        found[BOUNDARY, MANY] = over_targets(targets, boundary_scores(study, targets))
+    except ValueError as error:  # a model that gives one label to everything
+        left_out = {"left_out": {BOUNDARY: str(error)}}
     study.took(study.name, time.perf_counter() - began)
     _plot(study, found, pairs)
-    return _record(study, found, pairs)
+    return _record(study, found, pairs, left_out)
 
 
 def _least(name: str) -> int:
@@ -184,7 +188,7 @@ def boundary_scores(study: Study, targets: RecipeTargets) -> list[Tensor]:
     return [torch.tensor(scores, dtype=torch.float64) for scores in known]
 
 
-def _record(study: Study, found: Found, pairs: int) -> dict[str, Any]:
+def _record(study: Study, found: Found, pairs: int, left_out: dict[str, Any]) -> dict[str, Any]:
     rows, words = [], []
     for claim in CLAIMS:
         better, worse = (
@@ -210,8 +214,9 @@ def _record(study: Study, found: Found, pairs: int) -> dict[str, Any]:
         f"Of {len(words)} published comparisons {counts['yes']} hold by more than two standard errors, {counts['no']} "
         f"are reversed by more than two, {counts['undecided']} are undecided."
     )
+    sentence += "".join(f" Left out: {name}: {why}" for each in left_out.values() for name, why in each.items())
     every = {f"{name}, {m or pairs - 2}": {k: v.value for k, v in each.items()} for (name, m), each in found.items()}
-    return study.write(head, rows, {"word": word, "sentence": sentence, "rule": RULE}, attacks=every)
+    return study.write(head, rows, {"word": word, "sentence": sentence, "rule": RULE}, attacks=every, **left_out)
 
 
 def _estimate(jackknife: CrossedJackknife) -> Estimate:
