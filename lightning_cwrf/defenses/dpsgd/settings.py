@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning_cwrf.checks import check_choice, check_flag, check_integer, check_number
 from lightning_cwrf.data.poisson import PoissonBatches
 from lightning_cwrf.defenses.composition import check_on
-from lightning_cwrf.defenses.dpsgd.checks import warn_of_plain_steps
+from lightning_cwrf.defenses.dpsgd.checks import check_clipping, warn_of_plain_steps
 from lightning_cwrf.defenses.dpsgd.layers import fix_layers
 from lightning_cwrf.defenses.dpsgd.ledger import ACCOUNTANTS, Ledger
 from lightning_cwrf.defenses.dpsgd.step import PrivateStep
@@ -33,7 +32,20 @@ class DPSGD(Defense):
         target_epsilon: ε to end with, after all steps of the Trainer; the noise follows from it. Either this
         noise_multiplier: or σ, the noise's standard deviation in units of ``max_grad_norm``. 0: no noise, ε = ∞.
         target_delta: δ; below 1 / (number of training examples).
-        max_grad_norm: C, the largest norm of an example's gradient. Common: 0.1 to 1.5.
+        max_grad_norm: C, the largest norm of an example's gradient, or the first one of adaptive clipping. Common: 0.1
+            to 1.5.
+        clipping: ``"flat"`` (Abadi et al. 2016); ``"per_layer"``: each layer to a bound of its own; ``"adaptive"``: to
+            a norm that follows a quantile of the norms (Andrew et al. 2021); ``"automatic"``: each gradient times
+            ``C / (norm + stability)`` (Bu et al. 2023), so that only the learning rate is left to tune.
+        layer_norms: of per-layer clipping: the bound of each layer by its name, instead of ``max_grad_norm``. None:
+            ``max_grad_norm / √(number of trained layers)`` each.
+        target_unclipped_quantile: of adaptive clipping: the share of examples that are not clipped.
+        clipbound_learning_rate: of adaptive clipping: the largest change of the clip norm's logarithm in a step.
+        unclipped_num_std: of adaptive clipping: the standard deviation of the noise on the count of unclipped examples.
+            None: a twentieth of the expected batch size, or the noise multiplier where that is more.
+        stability: of automatic clipping: γ, below which a gradient's norm counts less.
+        noise_gamma: what the noise multiplier is multiplied by every ``noise_step_size`` epochs.
+        noise_step_size: see ``noise_gamma``.
         accountant: ``"prv"`` (tightest), ``"rdp"`` or ``"gdp"`` (an approximation that may understate ε).
         max_physical_batch_size: split logical batches so that no more examples than this are in memory at once.
         ghost: clip by norms alone, in two backward passes (ghost clipping): less memory for large layers. With frozen
@@ -53,6 +65,14 @@ class DPSGD(Defense):
     noise_multiplier: float | None = None
     target_delta: float = 1e-5
     max_grad_norm: float = 1.0
+    clipping: str = "flat"
+    layer_norms: dict[str, float] | None = None
+    target_unclipped_quantile: float = 0.5
+    clipbound_learning_rate: float = 0.2
+    unclipped_num_std: float | None = None
+    stability: float = 0.01
+    noise_gamma: float = 1.0
+    noise_step_size: int = 1
     accountant: str = "prv"
     max_physical_batch_size: int | None = None
     ghost: bool = False
@@ -70,11 +90,9 @@ class DPSGD(Defense):
             check_number("noise_multiplier", self.noise_multiplier, low=0)
         hint = "It is the chance that the guarantee fails: take less than 1 / (number of training examples)."
         check_number("target_delta", self.target_delta, low=0, high=1, low_open=True, high_open=True, hint=hint)
-        # Without noise there is no guarantee, and without clipping as well it is plain SGD.
-        clip = self.max_grad_norm
-        if not (isinstance(clip, float) and clip == math.inf and self.noise_multiplier == 0):
-            hint = "It may be infinite where noise_multiplier is 0."
-            check_number("max_grad_norm", clip, low=0, low_open=True, hint=hint)
+        check_clipping(self)
+        check_number("noise_gamma", self.noise_gamma, low=0, low_open=True)
+        check_integer("noise_step_size", self.noise_step_size, low=1)
         check_choice("accountant", self.accountant, ACCOUNTANTS)
         if self.max_physical_batch_size is not None:
             check_integer("max_physical_batch_size", self.max_physical_batch_size, low=1)

@@ -205,17 +205,17 @@ def test_a_run_continues_under_another_accountant(tmp_path, other):
 def test_the_ledger_by_hand():
     ledger = Ledger("rdp")
     assert (ledger.epsilon(1e-5), ledger.steps) == (0.0, 0)
-    ledger.accountant.step(noise_multiplier=1.0, sample_rate=0.1)
-    ledger.accountant.step(noise_multiplier=1.0, sample_rate=0.1)
+    ledger.record(1.0, 0.1)
+    ledger.record(1.0, 0.1)
     expected = create_accountant("rdp")
     for _ in range(5):
         expected.step(noise_multiplier=1.0, sample_rate=0.1)
     assert ledger.steps == 2
-    assert ledger.epsilon(1e-5, (1.0, 0.1, 3)) == expected.get_epsilon(1e-5)
+    assert ledger.epsilon(1e-5, [(1.0, 0.1, 3)]) == expected.get_epsilon(1e-5)
     assert ledger.steps == 2  # looking ahead spends nothing
-    assert ledger.epsilon(1e-5, (0, 0.1, 1)) == math.inf
-    noise = ledger.noise_for(3.0, 1e-5, 0.1, 20)
-    assert 2.97 <= ledger.epsilon(1e-5, (noise, 0.1, 20)) <= 3.0
+    assert ledger.epsilon(1e-5, [(0, 0.1, 1)]) == math.inf
+    noise = ledger.noise_for(3.0, 1e-5, 0.1, [(1.0, 20)])
+    assert 2.97 <= ledger.epsilon(1e-5, [(noise, 0.1, 20)]) <= 3.0
     again = Ledger("rdp")
     again.load_state_dict(ledger.state_dict())
     assert again.state_dict() == ledger.state_dict()
@@ -223,4 +223,4 @@ def test_the_ledger_by_hand():
     with pytest.raises(
         MisconfigurationException, match=r"no noise keeps 20 steps within target_epsilon=0\.1 .*is spent"
     ):
-        ledger.noise_for(0.1, 1e-5, 0.1, 20)
+        ledger.noise_for(0.1, 1e-5, 0.1, [(1.0, 20)])
