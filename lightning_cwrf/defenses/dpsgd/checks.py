@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from typing import TYPE_CHECKING
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -13,60 +9,6 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import LBFGS, Optimizer
-
-from lightning_cwrf.checks import check_choice, check_number
-from lightning_cwrf.defenses.dpsgd.clipping import CLIPPINGS
-
-if TYPE_CHECKING:
-    from lightning_cwrf.defenses.dpsgd.settings import DPSGD
-
-# The settings that one kind of clipping has.
-_OF_CLIPPING = {
-    "layer_norms": "per_layer",
-    "target_unclipped_quantile": "adaptive",
-    "clipbound_learning_rate": "adaptive",
-    "unclipped_num_std": "adaptive",
-    "stability": "automatic",
-}
-
-
-def check_clipping(settings: DPSGD) -> None:
-    """Raise a TypeError or ValueError for settings of clipping that are out of range, or of another kind."""
-    kind = settings.clipping
-    check_choice("clipping", kind, CLIPPINGS)
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
-    for name, of in _OF_CLIPPING.items():
-        if kind != of and getattr(settings, name) != defaults[name]:
-            raise ValueError(f'{name} is of clipping="{of}" and does nothing with "{kind}"; leave it out.')
-    # Without noise there is no guarantee, and without clipping as well it is plain SGD.
-    clip, plain = settings.max_grad_norm, kind in ("flat", "per_layer")
-    if not (plain and isinstance(clip, float) and clip == math.inf and settings.noise_multiplier == 0):
-        hint = "It may be infinite where noise_multiplier is 0." if plain else ""
-        check_number("max_grad_norm", clip, low=0, low_open=True, hint=hint)
-    quantile = settings.target_unclipped_quantile
-    check_number("target_unclipped_quantile", quantile, low=0, high=1, low_open=True, high_open=True)
-    check_number("clipbound_learning_rate", settings.clipbound_learning_rate, low=0, low_open=True)
-    check_number("stability", settings.stability, low=0, low_open=True)
-    if settings.unclipped_num_std is not None:
-        check_number("unclipped_num_std", settings.unclipped_num_std, low=0, low_open=True)
-        if settings.noise_multiplier == 0:
-            raise ValueError("noise_multiplier=0 is without any noise: leave out unclipped_num_std.")
-    if settings.layer_norms is not None:
-        _check_layer_norms(settings.layer_norms, settings.max_grad_norm != defaults["max_grad_norm"])
-
-
-def _check_layer_norms(norms: dict[str, float], whole: bool) -> None:
-    if not isinstance(norms, dict):
-        raise TypeError(f"layer_norms must be a dict of a bound for each layer's name, not {norms!r}.")
-    for name, bound in norms.items():
-        if not isinstance(name, str):
-            raise TypeError(f"layer_norms must have names of layers as keys, not {name!r}.")
-        check_number(f"layer_norms[{name!r}]", bound, low=0, low_open=True)
-    if whole:
-        raise ValueError(
-            "layer_norms gives every layer its bound, and max_grad_norm follows from them (√ of the sum of their "
-            "squares): pass one of the two."
-        )
 
 
 def check_trainer(trainer: Trainer) -> None:

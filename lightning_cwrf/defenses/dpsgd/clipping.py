@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_cwrf.defenses.dpsgd.ledger import Ledger
+from lightning_cwrf.defenses.dpsgd.settings import DPSGD
 
-if TYPE_CHECKING:
-    from lightning_cwrf.defenses.dpsgd.settings import DPSGD
-
-CLIPPINGS = ("flat", "per_layer", "adaptive", "automatic")
 _TINY = 1e-6  # Opacus adds it to a norm before dividing by it
 
 

@@ -21,7 +21,8 @@ from lightning_cwrf.defenses.dpsgd.checks import check_optimizer, check_trainer
 from lightning_cwrf.defenses.dpsgd.independence import check_independent
 from lightning_cwrf.defenses.dpsgd.layers import check_layers
 from lightning_cwrf.defenses.dpsgd.ledger import PrivacySpent
-from lightning_cwrf.defenses.dpsgd.settings import DPSGD, DPSGDState
+from lightning_cwrf.defenses.dpsgd.settings import DPSGD
+from lightning_cwrf.defenses.dpsgd.state import DPSGDState
 from lightning_cwrf.defenses.dpsgd.step import PrivateStep, is_empty
 from lightning_cwrf.weights.masks import WeightMask
 

@@ -67,6 +67,7 @@ def noise_for(
     steps = trainer.estimated_stepping_batches
     if math.isinf(steps):
         raise _endless()
+    trainer.fit_loop.setup_data()  # where max_epochs is infinite, it has not been done yet
     per_epoch = math.ceil(trainer.num_training_batches / batches.parts)
     plan = [(noise_factor(schedule, epoch), count) for epoch, count in _epochs(int(steps), per_epoch)]
     _warn_of_slow_prv(ledger, len({factor for factor, _ in plan}))

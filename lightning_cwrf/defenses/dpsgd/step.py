@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,10 +16,8 @@ from lightning_cwrf.defenses.dpsgd.clipping import make_clipping
 from lightning_cwrf.defenses.dpsgd.ghost import KeptBackprops, other_layers
 from lightning_cwrf.defenses.dpsgd.hooks import ReweightedLoss, SampledGradients
 from lightning_cwrf.defenses.dpsgd.ledger import Ledger
+from lightning_cwrf.defenses.dpsgd.settings import DPSGD
 from lightning_cwrf.weights.masks import WeightMask
-
-if TYPE_CHECKING:
-    from lightning_cwrf.defenses.dpsgd.settings import DPSGD
 
 
 class PrivateStep:
