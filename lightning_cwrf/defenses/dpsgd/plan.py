@@ -144,7 +144,7 @@ def check_budget(
 
 def epochs_ahead(trainer: Trainer, parts: int) -> list[tuple[int, int]]:
     """The epochs of the steps that this fit will still take, each with its number of them."""
-    per_epoch, first = trainer.num_training_batches // parts, trainer.current_epoch
+    per_epoch, first = int(trainer.num_training_batches // parts), trainer.current_epoch
     resumed = trainer.fit_loop.restarted_mid_epoch
     done = trainer.fit_loop.epoch_loop.batch_progress.current.ready // parts if resumed else 0
     steps: float = math.inf
