@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightning_cwrf import AuditResult
+from lightning_cwrf.defenses.dpsgd.clipping import Clipping
 
 pytestmark = pytest.mark.slow
 
@@ -100,3 +101,17 @@ def test_a_forest_is_audited_from_its_outputs(tmp_path):
         "rmia": True,
     }
     assert str(found).splitlines()[0] in done.stdout
+
+
+def test_an_audit_of_dp_sgd_comes_near_its_epsilon_and_finds_half_the_noise(monkeypatch):
+    """Within a factor of two of the accountant's ε; a fault that halves the noise is above it."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from audit_dpsgd import audit, parse
+
+    arguments = parse(["--canaries", "400", "--epochs", "20", "--examples", "200"])
+    found = audit(arguments)
+    assert found["steps"] == 40
+    assert found["accountant"] / 2 < found["independent"] < found["accountant"]
+    assert 0 < found["one run"] < found["accountant"]
+    monkeypatch.setattr(Clipping, "gradient_noise", lambda clipping, noise: noise / 2)
+    assert audit(arguments)["independent"] > found["accountant"]
