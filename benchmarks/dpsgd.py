@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_cwrf.defenses import DPSGD
 
 BATCH, STEPS, ROUNDS = 64, 20, 3
-NETWORKS = {
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "a small CNN, 6,000 weights, 8×8 images": lambda: nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),
@@ -74,7 +75,8 @@ def data() -> DataLoader[Any]:
 
 
 def ours(network: nn.Module, ghost: bool) -> float:
-    clock, quiet = Clock(), {"enable_progress_bar": False, "enable_model_summary": False}
+    clock = Clock()
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
     model = DPSGD(noise_multiplier=1.0, accountant="rdp", ghost=ghost).attach(Model(network))
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, callbacks=[clock], enable_checkpointing=False, logger=False, **quiet
@@ -96,7 +98,8 @@ def opacus(network: nn.Module, ghost: bool) -> float:
     times = []
     for images, labels in batches:
         optimizer.zero_grad()
-        criterion(model(images), labels).backward()
+        loss: Any = criterion(model(images), labels)
+        loss.backward()
         optimizer.step()
         times.append(time.process_time())
     return _step(times)

@@ -45,9 +45,11 @@ class Audited(LightningModule):
         return F.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            [{"params": self.network.parameters()}, {"params": self.marks.parameters(), "lr": 0.0}], 0.5
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": self.network.parameters()},
+            {"params": self.marks.parameters(), "lr": 0.0},
+        ]
+        return torch.optim.SGD(groups, 0.5)
 
 
 class Observer(Callback):
@@ -87,7 +89,7 @@ def audit(arguments: argparse.Namespace) -> dict[str, float]:
         accountant="rdp",  # "prv" is tighter by some per cent, and slower at each epoch's end
         from_scratch=True,
     )
-    model = defense.attach(Audited(m))
+    model: Any = defense.attach(Audited(m))
     Trainer(
         accelerator="cpu",
         max_epochs=arguments.epochs,
