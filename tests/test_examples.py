@@ -108,9 +108,9 @@ def test_an_audit_of_dp_sgd_comes_near_its_epsilon_and_finds_half_the_noise(monk
     monkeypatch.syspath_prepend(ROOT / "examples")
     from audit_dpsgd import audit, parse
 
-    arguments = parse(["--canaries", "400", "--epochs", "20", "--examples", "200"])
+    arguments = parse(["--canaries", "1000", "--epochs", "12", "--examples", "100"])
     found = audit(arguments)
-    assert found["steps"] == 40
+    assert found["steps"] == 24
     assert found["accountant"] / 2 < found["independent"] < found["accountant"]
     assert 0 < found["one run"] < found["accountant"]
     monkeypatch.setattr(Clipping, "gradient_noise", lambda clipping, noise: noise / 2)
