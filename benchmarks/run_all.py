@@ -21,6 +21,7 @@ BENCHMARKS = (
     "scoring",
     "step",
     "defenses",
+    "dpsgd",
     "top_scores",
     "memory",
     "import_time",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightning_cwrf import AuditResult
+from lightning_cwrf.defenses.dpsgd.clipping import Clipping
 
 pytestmark = pytest.mark.slow
 
@@ -116,3 +117,17 @@ def test_digits_are_reconstructed_with_a_prior_and_one_is_split(tmp_path):
     assert residuals[1] - residuals[0] < 0.005
     assert residuals[3] > residuals[0] + 0.005
     assert (tmp_path / "reconstructions.png").stat().st_size > 10_000
+
+
+def test_an_audit_of_dp_sgd_comes_near_its_epsilon_and_finds_half_the_noise(monkeypatch):
+    """Within a factor of two of the accountant's ε; a fault that halves the noise is above it."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from audit_dpsgd import audit, parse
+
+    arguments = parse(["--canaries", "1000", "--epochs", "12", "--examples", "100"])
+    found = audit(arguments)
+    assert found["steps"] == 24
+    assert found["accountant"] / 2 < found["independent"] < found["accountant"]
+    assert 0 < found["one run"] < found["accountant"]
+    monkeypatch.setattr(Clipping, "gradient_noise", lambda clipping, noise: noise / 2)
+    assert audit(arguments)["independent"] > found["accountant"]

@@ -62,6 +62,11 @@ NUMBERS = {
     ("dpsgd", "target_epsilon"): (0, 100 + 1e-9),
     ("dpsgd", "target_delta"): (0, 1),
     ("dpsgd", "max_grad_norm"): (0, math.inf),
+    ("dpsgd", "target_unclipped_quantile"): (0, 1),
+    ("dpsgd", "clipbound_learning_rate"): (0, math.inf),
+    ("dpsgd", "unclipped_num_std"): (0, math.inf),
+    ("dpsgd", "stability"): (0, math.inf),
+    ("dpsgd", "noise_gamma"): (0, math.inf),
 }
 # Numbers at the very ends of the ranges, which are taken.
 ENDS = {
@@ -80,12 +85,20 @@ ENDS = {
     ("dpsgd", "noise_multiplier"): [0],
     ("dpsgd", "target_epsilon"): [1e-9, 100],
 }
+# The clipping of DP-SGD that has a setting.
+CLIPPING = {
+    "target_unclipped_quantile": "adaptive",
+    "clipbound_learning_rate": "adaptive",
+    "unclipped_num_std": "adaptive",
+    "stability": "automatic",
+}
 
 
 def given(name, setting, value):
     extra = {"nonmembers": [(Z, Y)]} if name in WITH_DATA else {}
     if name == "dpsgd" and setting not in ("noise_multiplier", "target_epsilon"):
         extra["noise_multiplier"] = 1.0
+    extra.update({"clipping": CLIPPING[setting]} if setting in CLIPPING else {})
     return {setting: value, **extra}
 
 
@@ -109,7 +122,7 @@ def test_numbers_out_of_range_or_of_another_type(name, setting):
             with pytest.raises(ValueError, match=setting):
                 way()
     wrong = ["0.5", True, torch.tensor(0.5), [0.5]]
-    optional = name == "dpsgd" and setting in ("noise_multiplier", "target_epsilon")
+    optional = name == "dpsgd" and setting in ("noise_multiplier", "target_epsilon", "unclipped_num_std")
     for value in wrong if optional else [*wrong, None]:
         for way in ways(name, setting, value):
             with pytest.raises(TypeError, match=setting):
@@ -129,6 +142,10 @@ def test_numbers_out_of_range_or_of_another_type(name, setting):
         ("dpsgd", "accountant", TypeError, [None, 1]),
         ("dpsgd", "max_physical_batch_size", ValueError, [0, -3]),
         ("dpsgd", "max_physical_batch_size", TypeError, [2.0, "2", True]),
+        ("dpsgd", "clipping", ValueError, ["layer", "FLAT"]),
+        ("dpsgd", "clipping", TypeError, [None, 1]),
+        ("dpsgd", "noise_step_size", ValueError, [0, -1]),
+        ("dpsgd", "noise_step_size", TypeError, [1.0, "1", True, None]),
         ("dpsgd", "ghost", TypeError, ["no", 0, None]),
         ("dpsgd", "fix", TypeError, ["no", 0, None]),
         ("dpsgd", "from_scratch", TypeError, ["yes", 1, None]),

@@ -106,6 +106,28 @@ def test_every_defense_trains_and_resumes_to_the_same_weights(tmp_path, name, wi
             {"noise_multiplier": 1, "max_physical_batch_size": 0},
             "size must be an integer of at least 1",
         ),
+        ("dpsgd", {"noise_multiplier": 1, "clipping": "layer"}, "'adaptive' or 'automatic', not 'layer'"),
+        ("dpsgd", {"noise_multiplier": 1, "stability": 0.1}, 'stability is of clipping="automatic" and does nothing'),
+        (
+            "dpsgd",
+            {"noise_multiplier": 0, "max_grad_norm": math.inf, "clipping": "automatic"},
+            "max_grad_norm must be a number above 0, not inf",
+        ),
+        (
+            "dpsgd",
+            {"noise_multiplier": 0, "unclipped_num_std": 1, "clipping": "adaptive"},
+            "leave out unclipped_num_std",
+        ),
+        (
+            "dpsgd",
+            {"noise_multiplier": 1, "layer_norms": {"a": 0}, "clipping": "per_layer"},
+            r"layer_norms\['a'\] must be a number above 0",
+        ),
+        (
+            "dpsgd",
+            {"noise_multiplier": 1, "layer_norms": {"a": 1}, "max_grad_norm": 0.5, "clipping": "per_layer"},
+            "pass one of the two",
+        ),
         ("relxloss", {}, "no defense 'relxloss'; available: adversarial_regularization, ccl"),
     ],
 )

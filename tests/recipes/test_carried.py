@@ -245,6 +245,14 @@ DEFENSES = {
         "noise_multiplier": 1.5,
         "target_delta": 1e-4,
         "max_grad_norm": 2.0,
+        "clipping": "automatic",
+        "layer_norms": {"net.0": 0.5},
+        "target_unclipped_quantile": 0.7,
+        "clipbound_learning_rate": 0.1,
+        "unclipped_num_std": 3.0,
+        "stability": 0.1,
+        "noise_gamma": 0.9,
+        "noise_step_size": 2,
         "accountant": "rdp",
         "max_physical_batch_size": 8,
         "fix": True,
@@ -260,6 +268,14 @@ DEFENSES = {
     "weight_penalty": {"l1": 1e-4, "l2": 1e-3, "on": create_defense("ccl")},
 }
 """Settings that are not the defaults."""
+CLIPPING = {
+    "layer_norms": "per_layer",
+    "target_unclipped_quantile": "adaptive",
+    "clipbound_learning_rate": "adaptive",
+    "unclipped_num_std": "adaptive",
+    "stability": "automatic",
+}
+"""The clipping that a setting of DP-SGD is of."""
 
 
 @pytest.mark.parametrize("name", sorted(set(available_defenses()) - set(MODELS)))  # recipes refuse fixed models
@@ -269,6 +285,8 @@ def test_every_setting_of_a_defense_is_carried(name):
         given = {**minimal(name), setting: value}
         if setting == "target_epsilon":
             given.pop("noise_multiplier")
+        if setting in CLIPPING:
+            given["clipping"] = CLIPPING[setting]
         defended = create_defense(name, **given).attach(Classifier(width=4))
         carried = SET_UP(trainer(), defended).defense.settings
         assert carried[setting] is value or carried[setting] == value

@@ -21,7 +21,8 @@ from lightning_cwrf.defenses.dpsgd.checks import check_optimizer, check_trainer
 from lightning_cwrf.defenses.dpsgd.independence import check_independent
 from lightning_cwrf.defenses.dpsgd.layers import check_layers
 from lightning_cwrf.defenses.dpsgd.ledger import PrivacySpent
-from lightning_cwrf.defenses.dpsgd.settings import DPSGD, DPSGDState
+from lightning_cwrf.defenses.dpsgd.settings import DPSGD
+from lightning_cwrf.defenses.dpsgd.state import DPSGDState
 from lightning_cwrf.defenses.dpsgd.step import PrivateStep, is_empty
 from lightning_cwrf.weights.masks import WeightMask
 
@@ -84,6 +85,14 @@ class DPSGDMixin(DefenseMixin, settings=DPSGD):
         losses = step.losses = self.losses_of(batch)
         return losses.mean(), len(losses)
 
+    def noise_schedule(self, epoch: int) -> float:
+        """The noise multiplier of an epoch, in multiples of the first one; override it for a schedule of your own.
+
+        It must be known before the training, and not depend on private data.
+        """
+        settings = self.defense
+        return float(settings.noise_gamma ** (epoch // settings.noise_step_size))
+
     def losses_of(self, batch: Any) -> Tensor:
         """:meth:`example_losses` of a batch, checked to be one for each example."""
         logits, targets = classification_step(self, batch)
@@ -116,7 +125,12 @@ class DPSGDMixin(DefenseMixin, settings=DPSGD):
             ledger.noise_multiplier = settings.noise_multiplier
         elif ledger.noise_multiplier is None:
             ledger.noise_multiplier = plan.noise_for(
-                self.trainer, ledger, state.batches, settings.target_epsilon, settings.target_delta
+                self.trainer,
+                ledger,
+                state.batches,
+                settings.target_epsilon,
+                settings.target_delta,
+                self.noise_schedule,
             )
 
     def on_weights_frozen(self, mask: WeightMask) -> None:
@@ -130,15 +144,17 @@ class DPSGDMixin(DefenseMixin, settings=DPSGD):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        settings, state = self.defense, self.defense_state
-        plan.check_budget(self.trainer, state.ledger, state.batches, settings.target_epsilon, settings.target_delta)
+        trainer, settings, state, ledger = self.trainer, self.defense, self.defense_state, self.defense_state.ledger
+        epsilon, delta, schedule = settings.target_epsilon, settings.target_delta, self.noise_schedule
+        plan.check_layout(trainer, ledger, state.batches)
+        plan.check_budget(trainer, ledger, state.batches, epsilon, delta, schedule)
         # Not before: scoring works on deep copies, which would carry the hooks along.
         state.step = PrivateStep(
             self,
-            state.ledger,
+            ledger,
             state.batches,
-            max_grad_norm=settings.max_grad_norm,
-            ghost=settings.ghost,
+            settings,
+            noise_multiplier=lambda: ledger.noise_multiplier * plan.noise_factor(schedule, trainer.current_epoch),
             frozen=state.frozen,
         )
         if isinstance(self.trainer.strategy, DDPStrategy):
@@ -171,6 +187,8 @@ class DPSGDMixin(DefenseMixin, settings=DPSGD):
         spent = self.privacy_spent
         name = "epsilon" if spent.from_scratch else "epsilon_finetuning"
         self.log(name, spent.epsilon, prog_bar=True, rank_zero_only=True)
+        if self.defense.clipping == "adaptive":
+            self.log("clip_norm", self.defense_state.ledger.clip_norm, rank_zero_only=True)
 
     def on_train_end(self) -> None:
         super().on_train_end()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -47,21 +47,59 @@ def warn_of_large_delta(delta: float, examples: int) -> None:
         )
 
 
-def noise_for(trainer: Trainer, ledger: Ledger, batches: PoissonBatches, target: float, delta: float) -> float:
-    """The noise multiplier with which the whole fit stays within ε = ``target``."""
+def noise_factor(schedule: Callable[[int], float], epoch: int) -> float:
+    """What the noise multiplier of an epoch is of the first one, checked."""
+    factor: object = schedule(epoch)
+    if not (isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0):
+        raise ValueError(f"noise_schedule must give a number above 0 for every epoch, not {factor!r} for {epoch}.")
+    return float(factor)
+
+
+def noise_for(
+    trainer: Trainer,
+    ledger: Ledger,
+    batches: PoissonBatches,
+    target: float,
+    delta: float,
+    schedule: Callable[[int], float],
+) -> float:
+    """The (first) noise multiplier with which the whole fit stays within ε = ``target``."""
     steps = trainer.estimated_stepping_batches
     if math.isinf(steps):
-        raise MisconfigurationException(
-            "target_epsilon is spent over a known number of steps: set max_epochs or max_steps in the Trainer, or "
-            "pass noise_multiplier."
+        raise _endless()
+    trainer.fit_loop.setup_data()  # where max_epochs is infinite, it has not been done yet
+    per_epoch = math.ceil(trainer.num_training_batches / batches.parts)
+    plan = [(noise_factor(schedule, epoch), count) for epoch, count in _epochs(int(steps), per_epoch)]
+    _warn_of_slow_prv(ledger, len({factor for factor, _ in plan}))
+    return ledger.noise_for(target, delta, batches.sample_rate, plan)
+
+
+def _endless() -> MisconfigurationException:
+    return MisconfigurationException(
+        "target_epsilon is spent over a known number of steps: set max_epochs or max_steps in the Trainer, or "
+        "pass noise_multiplier."
+    )
+
+
+def _warn_of_slow_prv(ledger: Ledger, levels: int) -> None:
+    if levels > 10 and ledger.accountant.mechanism() == "prv":
+        rank_zero_warn(
+            f"the noise schedule has {levels} noise multipliers, and the prv accountant takes some tenths of a second "
+            'for each of them whenever ε is computed, as at each epoch\'s end. accountant="rdp" is fast, and '
+            "noise_step_size makes them fewer."
         )
-    return ledger.noise_for(target, delta, batches.sample_rate, int(steps))
 
 
-def check_budget(trainer: Trainer, ledger: Ledger, batches: PoissonBatches, target: float | None, delta: float) -> None:
-    """Raise where a fit's epochs have parts of logical batches, where it cannot be resumed, or where ε would end above
-    ``target``.
-    """
+def _epochs(steps: int, per_epoch: int, first: int = 0, done: int = 0) -> Iterator[tuple[int, int]]:
+    """The epochs that so many steps are in, each with its number of them; ``done``: of the first one."""
+    while steps > 0 and per_epoch > 0:
+        count = min(steps, per_epoch - done)
+        yield first, count
+        first, steps, done = first + 1, steps - count, 0
+
+
+def check_layout(trainer: Trainer, ledger: Ledger, batches: PoissonBatches) -> None:
+    """Raise where a fit's epochs have parts of logical batches, or where it cannot be resumed."""
     parts = batches.parts
     # What a run that resumes in the middle of an epoch must have in common with the interrupted one.
     layout = {"examples": len(batches.loader.dataset), "steps": batches.steps, "parts": parts}  # type: ignore[arg-type]
@@ -78,24 +116,42 @@ def check_budget(trainer: Trainer, ledger: Ledger, batches: PoissonBatches, targ
             "number of processes, or from a checkpoint of an epoch's end."
         )
     ledger.layout = layout
-    if target is None or ledger.steps == 0:
+
+
+def check_budget(
+    trainer: Trainer,
+    ledger: Ledger,
+    batches: PoissonBatches,
+    target: float | None,
+    delta: float,
+    schedule: Callable[[int], float],
+) -> None:
+    """Raise where ε would end above ``target``."""
+    noise = ledger.noise_multiplier
+    if target is None or noise is None or (ledger.steps == 0 and trainer.current_epoch == 0):
         return
-    ahead = _steps_ahead(trainer, parts)
-    end = ledger.epsilon(delta, (ledger.noise_multiplier, batches.sample_rate, ahead) if ahead else None)
+    ahead = [
+        (noise * noise_factor(schedule, epoch), batches.sample_rate, count)
+        for epoch, count in epochs_ahead(trainer, batches.parts)
+    ]
+    end = ledger.epsilon(delta, ahead)
     if end > target * 1.01:
         raise MisconfigurationException(
-            f"{ledger.steps} steps are done and {ahead} to come, which would end with ε = {end:.4g}, above "
-            f"target_epsilon={target:g}. Train for fewer steps, or raise target_epsilon."
+            f"{ledger.steps} steps are done and {sum(count for _, _, count in ahead)} to come, which would end with "
+            f"ε = {end:.4g}, above target_epsilon={target:g}. Train for fewer steps, or raise target_epsilon."
         )
 
 
-def _steps_ahead(trainer: Trainer, parts: int) -> int:
-    """How many steps this fit will still take."""
-    steps = math.inf
+def epochs_ahead(trainer: Trainer, parts: int) -> list[tuple[int, int]]:
+    """The epochs of the steps that this fit will still take, each with its number of them."""
+    per_epoch, first = int(trainer.num_training_batches // parts), trainer.current_epoch
+    resumed = trainer.fit_loop.restarted_mid_epoch
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready // parts if resumed else 0
+    steps: float = math.inf
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        resumed = trainer.fit_loop.restarted_mid_epoch
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if resumed else 0
-        steps = (trainer.max_epochs - trainer.current_epoch) * (trainer.num_training_batches // parts) - done // parts
+        steps = (trainer.max_epochs - first) * per_epoch - done
     if trainer.max_steps >= 0:
         steps = min(steps, trainer.max_steps - trainer.global_step)
-    return max(0, int(steps))
+    if math.isinf(steps):
+        raise _endless()
+    return list(_epochs(int(steps), per_epoch, first, done))

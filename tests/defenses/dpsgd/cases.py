@@ -34,8 +34,66 @@ def wide(begin=0, end=96, **kwargs):
     return DataLoader(TensorDataset(data[0].double(), data[1]), **{"batch_size": 16, **kwargs})
 
 
+class Flat:
+    """How one example's gradient is scaled, in plain numbers; the other rules of clipping inherit it."""
+
+    def __init__(self, clip):
+        self.clip = clip
+
+    def scaled(self, own):
+        norm = norm_of(own)
+        return {n: g * min(1.0, self.clip / norm) for n, g in own.items()}
+
+    def end_step(self, expected_size):
+        pass
+
+
+class PerLayer(Flat):
+    """``clip``: a bound for each layer's name."""
+
+    def scaled(self, own):
+        scaled = {}
+        for layer, bound in self.clip.items():
+            part = {n: g for n, g in own.items() if n.rpartition(".")[0] == layer}
+            norm = norm_of(part)
+            scaled.update({n: g * (min(1.0, bound / norm) if norm else 0.0) for n, g in part.items()})
+        return scaled
+
+
+class Automatic(Flat):
+    def __init__(self, clip, stability):
+        super().__init__(clip)
+        self.stability = stability
+
+    def scaled(self, own):
+        norm = norm_of(own)
+        return {n: g * self.clip / (norm + self.stability) for n, g in own.items()}
+
+
+class Adaptive(Flat):
+    """Andrew et al. 2021, Algorithm 1, without noise; an example adds ½ or -½ to the count."""
+
+    def __init__(self, clip, quantile, learning_rate):
+        super().__init__(clip)
+        self.quantile, self.learning_rate, self.count = quantile, learning_rate, 0.0
+
+    def scaled(self, own):
+        self.count += 0.5 if norm_of(own) <= self.clip else -0.5
+        return super().scaled(own)
+
+    def end_step(self, expected_size):
+        unclipped = 0.5 + self.count / expected_size
+        self.clip *= math.exp(-self.learning_rate * (unclipped - self.quantile))
+        self.count = 0.0
+
+
+def norm_of(own):
+    return math.sqrt(sum(float(g.square().sum()) for g in own.values()))
+
+
 def by_hand(model, batches, steps, clip, frozen=None, loss=F.cross_entropy):
     """DP-SGD without noise, one example at a time (Abadi et al. 2016, Algorithm 1)."""
+    rule = clip if isinstance(clip, Flat) else Flat(clip)
     optimizer = model.configure_optimizers()
     kept = {n: p.detach().clone() for n, p in model.named_parameters()}
     masks = frozen.masks if frozen else {n: torch.zeros(p.shape, dtype=torch.bool) for n, p in model.named_parameters()}
@@ -47,9 +105,9 @@ def by_hand(model, batches, steps, clip, frozen=None, loss=F.cross_entropy):
             value = loss(model(x[None]), torch.tensor([y]))
             own = dict(zip(names, torch.autograd.grad(value, list(model.parameters())), strict=True))
             own = {n: torch.where(masks[n], 0.0, g) for n, g in own.items()}
-            norm = math.sqrt(sum(float(g.square().sum()) for g in own.values()))
-            for n, g in own.items():
-                total[n] += g * min(1.0, clip / norm)
+            for n, g in rule.scaled(own).items():
+                total[n] += g
+        rule.end_step(batches.expected_size)
         for n, p in model.named_parameters():
             p.grad = total[n] / batches.expected_size
         optimizer.step()

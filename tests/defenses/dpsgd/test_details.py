@@ -3,13 +3,13 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from opacus.optimizers import DPOptimizer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cwrf.data.poisson import PoissonBatches
 from lightning_cwrf.defenses import DPSGDMixin
+from lightning_cwrf.defenses.dpsgd.clipping import Clipping
 from lightning_cwrf.defenses.dpsgd.independence import check_independent
 from tests.helpers import Classifier, digits, loader, trainer
 
@@ -64,16 +64,17 @@ def test_a_checkpoint_after_the_fit_continues_the_noise(tmp_path):
     assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
 
 
-def test_gradients_of_examples_have_the_precision_of_the_weights(monkeypatch):
+@pytest.mark.parametrize("ghost", [False, True])
+def test_gradients_of_examples_have_the_precision_of_the_weights(monkeypatch, ghost):
     """Under autocast, activations and their gradients are of half precision."""
-    found, clip = set(), DPOptimizer.clip_and_accumulate
+    found, factors = set(), Clipping.factors
 
-    def spy(optimizer):
-        found.update(p.grad_sample.dtype for p in optimizer.params)
-        clip(optimizer)
+    def spy(clipping, norms):
+        found.add(norms.dtype)
+        return factors(clipping, norms)
 
-    monkeypatch.setattr(DPOptimizer, "clip_and_accumulate", spy)
-    trainer(max_epochs=1, precision="bf16-mixed").fit(private(), loader(0, 64))
+    monkeypatch.setattr(Clipping, "factors", spy)
+    trainer(max_epochs=1, precision="bf16-mixed").fit(private(ghost=ghost), loader(0, 64))
     assert found == {torch.float32}
 
 

@@ -1,6 +1,7 @@
 """What DP-SGD has spent: accounting, budgets, and runs that resume."""
 
 import math
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -110,7 +111,14 @@ def test_a_fast_dev_run_is_one_step():
     assert model.privacy_spent.steps == 1
 
 
-@pytest.mark.parametrize("settings", [{"target_epsilon": 3.0}, {"noise_multiplier": 1.0, "ghost": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_epsilon": 3.0},
+        {"noise_multiplier": 1.0, "ghost": True},
+        {"noise_multiplier": 1.0, "clipping": "adaptive", "noise_gamma": 0.8},
+    ],
+)
 @pytest.mark.parametrize("stop", ["epoch", "mid-epoch"])
 def test_a_resumed_run_ends_as_one_without_a_break(tmp_path, settings, stop):
     """The same noise, the same batches, the same ε; from the end of an epoch and from the middle of one."""
@@ -134,8 +142,9 @@ def test_a_resumed_run_ends_as_one_without_a_break(tmp_path, settings, stop):
             torch.manual_seed(99)
         run = trainer(tmp_path, max_epochs=4, accumulate_grad_batches=2)
         run.fit(model, wide_float(), ckpt_path=tmp_path / "half.ckpt" if broken else None)
-        ends.append((model.state_dict(), model.privacy_spent))
-    assert ends[0][1] == ends[1][1]
+        ledger = model.defense_state.ledger
+        ends.append((model.state_dict(), model.privacy_spent, ledger.clip_norm, ledger.accountant.history))
+    assert ends[0][1:] == ends[1][1:]
     assert ends[0][1].steps == 24
     assert all(torch.equal(ends[0][0][n], w) for n, w in ends[1][0].items())
 
@@ -202,20 +211,54 @@ def test_a_run_continues_under_another_accountant(tmp_path, other):
     assert again.privacy_spent.epsilon == pytest.approx(expected.get_epsilon(1e-5))
 
 
+@pytest.mark.parametrize("mechanism", ["prv", "rdp"])
+def test_steps_of_several_noises_are_composed(mechanism):
+    ledger, expected = Ledger(mechanism), create_accountant(mechanism)
+    for noise, steps in ((1.5, 4), (1.0, 3), (1.5, 2)):
+        for _ in range(steps):
+            ledger.record(noise, 0.1)
+            expected.step(noise_multiplier=noise, sample_rate=0.1)
+    assert ledger.accountant.history == [(1.5, 0.1, 4), (1.0, 0.1, 3), (1.5, 0.1, 2)]
+    assert ledger.epsilon(1e-5) == expected.get_epsilon(1e-5)
+    whole = Ledger(mechanism)
+    assert whole.epsilon(1e-5, [(1.5, 0.1, 4), (1.0, 0.1, 3), (1.5, 0.1, 2)]) == ledger.epsilon(1e-5)
+    noise = whole.noise_for(3.0, 1e-5, 0.1, [(1.0, 10), (0.5, 10)])
+    assert 2.97 <= whole.epsilon(1e-5, [(noise, 0.1, 10), (noise / 2, 0.1, 10)]) <= 3.0
+
+
+def test_gaussian_dp_composes_steps_of_several_noises():
+    """μ² = Σ q² (exp(1/σ²) - 1) over the steps (Bu et al. 2020), and ε from μ (Dong et al. 2022, Corollary 1)."""
+    ledger = Ledger("gdp")
+    steps = [(1.5, 0.1)] * 4 + [(1.0, 0.2)] * 3
+    for noise, rate in steps:
+        ledger.record(noise, rate)
+    mu = math.sqrt(sum(rate**2 * (math.exp(noise**-2) - 1) for noise, rate in steps))
+    epsilon, normal = ledger.epsilon(1e-5), NormalDist()
+    delta = normal.cdf(-epsilon / mu + mu / 2) - math.exp(epsilon) * normal.cdf(-epsilon / mu - mu / 2)
+    assert delta == pytest.approx(1e-5, rel=1e-6)
+    assert ledger.epsilon(1e-5, [(1.0, 0.2, 5)]) > epsilon
+    assert ledger.epsilon(1e-5, [(0.01, 0.2, 5)]) == math.inf
+
+
+def test_prv_of_hardly_any_noise_is_the_bound_of_rdp():
+    """PRV's grid would take terabytes."""
+    assert Ledger("prv").epsilon(1e-5, [(1e-3, 0.1, 10)]) == Ledger("rdp").epsilon(1e-5, [(1e-3, 0.1, 10)]) > 1e5
+
+
 def test_the_ledger_by_hand():
     ledger = Ledger("rdp")
     assert (ledger.epsilon(1e-5), ledger.steps) == (0.0, 0)
-    ledger.accountant.step(noise_multiplier=1.0, sample_rate=0.1)
-    ledger.accountant.step(noise_multiplier=1.0, sample_rate=0.1)
+    ledger.record(1.0, 0.1)
+    ledger.record(1.0, 0.1)
     expected = create_accountant("rdp")
     for _ in range(5):
         expected.step(noise_multiplier=1.0, sample_rate=0.1)
     assert ledger.steps == 2
-    assert ledger.epsilon(1e-5, (1.0, 0.1, 3)) == expected.get_epsilon(1e-5)
+    assert ledger.epsilon(1e-5, [(1.0, 0.1, 3)]) == expected.get_epsilon(1e-5)
     assert ledger.steps == 2  # looking ahead spends nothing
-    assert ledger.epsilon(1e-5, (0, 0.1, 1)) == math.inf
-    noise = ledger.noise_for(3.0, 1e-5, 0.1, 20)
-    assert 2.97 <= ledger.epsilon(1e-5, (noise, 0.1, 20)) <= 3.0
+    assert ledger.epsilon(1e-5, [(0, 0.1, 1)]) == math.inf
+    noise = ledger.noise_for(3.0, 1e-5, 0.1, [(1.0, 20)])
+    assert 2.97 <= ledger.epsilon(1e-5, [(noise, 0.1, 20)]) <= 3.0
     again = Ledger("rdp")
     again.load_state_dict(ledger.state_dict())
     assert again.state_dict() == ledger.state_dict()
@@ -223,4 +266,4 @@ def test_the_ledger_by_hand():
     with pytest.raises(
         MisconfigurationException, match=r"no noise keeps 20 steps within target_epsilon=0\.1 .*is spent"
     ):
-        ledger.noise_for(0.1, 1e-5, 0.1, 20)
+        ledger.noise_for(0.1, 1e-5, 0.1, [(1.0, 20)])

@@ -17,6 +17,7 @@ from lightning_cwrf import (
 )
 from lightning_cwrf.defenses import DPSGDMixin
 from tests.defenses.dpsgd.cases import Conv, fresh
+from tests.defenses.dpsgd.ddp_script import WAYS
 from tests.helpers import loader, trainer
 
 pytestmark = pytest.mark.slow
@@ -83,7 +84,7 @@ def test_cwrf_with_dp_sgd_scores_and_audits_the_users_data():
     assert model.privacy_spent.steps == 12
 
 
-@pytest.mark.parametrize("way", ["hooks", "ghost"])
+@pytest.mark.parametrize("way", WAYS)
 def test_two_processes_are_one(tmp_path, way):
     """Without noise two processes end with the weights of one; with noise they agree with one another."""
     script = [sys.executable, "-m", "tests.defenses.dpsgd.ddp_script", str(tmp_path), way]
@@ -98,10 +99,13 @@ def test_two_processes_are_one(tmp_path, way):
         for name, weight in ranks[0][kind].items():
             assert torch.equal(weight, ranks[1][kind][name]), (kind, name)
     model = fresh(optimizer="sgd", lr=0.5)
-    DPSGDMixin.attach(model, noise_multiplier=0, max_grad_norm=0.3, ghost=way == "ghost")
+    DPSGDMixin.attach(model, noise_multiplier=0, max_grad_norm=0.3, **WAYS[way])
     torch.manual_seed(1)
     trainer(accumulate_grad_batches=2).fit(model, loader(0, 96))
     assert ranks[0]["steps"] == model.privacy_spent.steps == 6
+    if way == "adaptive":
+        assert ranks[0]["plain clip norm"] == ranks[1]["plain clip norm"] == model.defense_state.ledger.clip_norm
+        assert ranks[0]["noisy clip norm"] == ranks[1]["noisy clip norm"] != ranks[0]["plain clip norm"]
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(ranks[0]["plain"][name], weight, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(ranks[0]["noisy"]["net.4.weight"], ranks[0]["plain"]["net.4.weight"], atol=1e-3)
