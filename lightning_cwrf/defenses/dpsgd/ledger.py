@@ -6,40 +6,18 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+
+from lightning_cwrf.mechanism.spent import PrivacySpent as PrivacySpent
 
 if TYPE_CHECKING:
     from opacus.accountants import IAccountant
 
 ACCOUNTANTS = ("prv", "rdp", "gdp")
 _KEPT = ("noise_multiplier", "sampling_seed", "noise_state", "layout")
-
-
-@dataclass(frozen=True)
-class PrivacySpent:
-    """An (ε, δ) guarantee, and what it covers."""
-
-    epsilon: float
-    delta: float
-    steps: int
-    accountant: str
-    from_scratch: bool
-
-    @property
-    def covers(self) -> str:
-        """``"the whole training"``, or ``"the fine-tuning phase alone"``."""
-        return "the whole training" if self.from_scratch else "the fine-tuning phase alone"
-
-    def __str__(self) -> str:
-        text = (
-            f"DP-SGD: ε = {self.epsilon:.4g} at δ = {self.delta:g} after {self.steps} steps ({self.accountant} "
-            f"accountant). It covers {self.covers}"
-        )
-        return text + ("." if self.from_scratch else ": the weights it started from were not trained under it.")
 
 
 class Ledger:

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning_cwrf.checks import check_choice, check_flag, check_integer, check_number
 from lightning_cwrf.data.poisson import PoissonBatches
 from lightning_cwrf.defenses.composition import check_on
-from lightning_cwrf.defenses.dpsgd.checks import warn_of_plain_steps
+from lightning_cwrf.defenses.dpsgd.checks import refuse_draws, warn_of_plain_steps
 from lightning_cwrf.defenses.dpsgd.layers import fix_layers
 from lightning_cwrf.defenses.dpsgd.ledger import ACCOUNTANTS, Ledger
 from lightning_cwrf.defenses.dpsgd.step import PrivateStep
@@ -91,6 +91,7 @@ class DPSGDState(DefenseState):
 
     def __init__(self, module: Any, defense: DPSGD) -> None:
         super().__init__(module, defense)
+        refuse_draws(module)
         earlier = getattr(module, "_dpsgd_ledger", None)
         self.ledger = Ledger(defense.accountant, from_scratch=defense.from_scratch, earlier=earlier)
         self.step: PrivateStep | None = None
