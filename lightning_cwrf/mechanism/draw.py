@@ -55,7 +55,8 @@ def clipped_sum(gradients: Tensor, curvature: PublicCurvature) -> Tensor:
             "an example's gradient is NaN or infinite, so it cannot be clipped; look for inputs that are not finite, "
             "or lower eta."
         )
-    return (whitened * (curvature.clip / norms.clamp_min(curvature.clip))).sum(0)
+    total: Tensor = (whitened * (curvature.clip / norms.clamp_min(curvature.clip))).sum(0)
+    return total
 
 
 def quadratic_draw(
@@ -74,9 +75,9 @@ def quadratic_draw(
     So ``θ⁺ ~ N(θ − η H_λ⁻¹ḡ, τ H_λ⁻¹)`` with ``τ = (η s C / (n μ))²``: the exponential mechanism, at the density
     ``exp(u/τ)``, of the utility ``u(θ') = −η ḡᵀ(θ' − θ) − ½ ‖θ' − θ‖²_{H_λ}``, whose quadratic form is a local model of
     a pretrained classifier and whose linear one is the new data. A neighbouring data set moves the mean by at most
-    ``η s C / n`` in the norm of ``H_λ``, in which the noise has the standard deviation ``√τ`` in each direction, so that
-    the draw is exactly μ-GDP, for any k and η (which scales both). Its expected cost in the metric is ``½ k τ``. **It is not
-    (ε, 0)-DP**: the utility is linear in θ', so its sensitivity over all θ' is infinite.
+    ``η s C / n`` in the norm of ``H_λ``, in which the noise has the standard deviation ``√τ`` in each direction. So the
+    draw is exactly μ-GDP, for any k and η (which scales both). Its expected cost in the metric is ``½ k τ``.
+    **It is not (ε, 0)-DP**: the utility is linear in θ', so its sensitivity over all θ' is infinite.
 
     After the idea of Tran et al. (2026, arXiv 2605.20521), of which only the abstract was at hand: the derivation is
     this package's.

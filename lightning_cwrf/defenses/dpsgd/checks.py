@@ -71,6 +71,6 @@ def refuse_draws(module: LightningModule) -> None:
     if draws:
         raise MisconfigurationException(
             f"the weights of this module come from {draws} draws of the exponential mechanism, and the ε of DP-SGD "
-            "would not count them. Start DP-SGD from the weights of before; or load these into a new module, and add the two "
-            "ε and the two δ yourself."
+            "would not count them. Start DP-SGD from the weights of before; or load these into a new module, and add "
+            "the two ε and the two δ yourself."
         )
