@@ -178,8 +178,6 @@ def exponential_mechanism(
                 position, total, curvature, eta=eta, mu=each, examples=len(ids), adjacency=adjacency, noise=noise
             )
     result = _weights(start, position, curvature)
-    if not bool(torch.isfinite(result).all()):
-        raise ValueError("the weights are not finite after the draws and were not written; lower eta or raise damping.")
     write(model, curvature.names, result)
     return ledger.spent(target_delta, adjacency)
 
@@ -258,9 +256,10 @@ def check_private(private: Batches, transfer: Callable[[Any], Any] | None = None
 def _check_own(private: Batches, transfer: Callable[[Any], Any]) -> None:
     """Raise where the first example reads differently without the others of its batch."""
     batch, alone = (next(iter(as_loader(private, shuffle=False, batch_size=size))) for size in (None, 1))
-    whole = fingerprints(transfer(batch))[0]
-    for hook, other in (("a collate_fn", alone), ("the module's batch transfer hooks", rows(batch, 0, 1))):
-        if fingerprints(transfer(other))[0] != whole:
+    one = rows(batch, 0, 1)
+    pairs = {"a collate_fn": (alone, batch), "the module's batch transfer hooks": (transfer(one), transfer(batch))}
+    for hook, (other, whole) in pairs.items():
+        if fingerprints(other)[0] != fingerprints(whole)[0]:
             raise ValueError(
                 f"an example of the private data reads differently without the others of its batch ({hook}): the "
                 "gradient of an example must be its own. Do the same to each example by itself, or nothing at random."

@@ -84,11 +84,19 @@ def flat(model: nn.Module, names: Sequence[str]) -> Tensor:
 
 
 def write(model: nn.Module, names: Sequence[str], values: Tensor) -> None:
-    """Set the named parameters, in their own precision, to what :func:`flat` gives of them."""
+    """Set the named parameters, in their own precision, to what :func:`flat` gives of them.
+
+    Raises:
+        ValueError: a value is not finite in that precision; nothing is written.
+    """
     own = dict(model.named_parameters())
+    pieces = torch.split(values, [own[name].numel() for name in names])
+    new = {name: piece.view(own[name].shape).to(own[name]) for name, piece in zip(names, pieces, strict=True)}
+    if not all(bool(torch.isfinite(value).all()) for value in new.values()):
+        raise ValueError("the weights are not finite after the draws and were not written; lower eta or raise damping.")
     with torch.no_grad():
-        for name, piece in zip(names, torch.split(values, [own[name].numel() for name in names]), strict=True):
-            own[name].copy_(piece.view_as(own[name]))
+        for name, value in new.items():
+            own[name].copy_(value)
 
 
 def example_gradients(model: nn.Module, batch: Any, names: Sequence[str], at: Tensor | None = None) -> Tensor:

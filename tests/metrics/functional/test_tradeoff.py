@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant
 from opacus.accountants.analysis.gdp import eps_from_mu
@@ -22,11 +22,13 @@ def test_mu_of_an_epsilon(epsilon, mu):
 
 
 @given(st.floats(0.01, 30), st.floats(1e-9, 0.1))
+@settings(max_examples=25, deadline=None)
 def test_mu_and_epsilon_are_inverse(epsilon, delta):
     assert gaussian_epsilon(gaussian_mu(epsilon, delta), delta) == pytest.approx(epsilon, abs=1e-9, rel=1e-9)
 
 
 @given(st.floats(0.05, 5), st.floats(0, 8))
+@settings(max_examples=25, deadline=None)
 def test_delta_is_the_largest_gap_between_the_tails_of_two_normals(mu, epsilon):
     """Over thresholds t: P(N(μ, 1) > t) − e^ε P(N(0, 1) > t), which is largest at t = ε/μ + μ/2."""
     gaps = [
