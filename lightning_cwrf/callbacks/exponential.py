@@ -109,7 +109,6 @@ class ExponentialMechanismCallback(ReadsData):
     def reset(self) -> None:
         self.privacy_spent: PrivacySpent | None = None
         """What all draws of the module have spent; None before the first fit."""
-        self._ledger: dict[str, Any] | None = None
         self._resumed = False
 
     def settings(self) -> dict[str, Any]:
@@ -127,8 +126,6 @@ class ExponentialMechanismCallback(ReadsData):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the draws, unless the checkpoint that this run resumes has them, and end the fit."""
         ledger = ledger_of(pl_module)
-        if self._ledger is not None:
-            ledger.load_state_dict(self._ledger)
         if not self._resumed:
             self.done_with = None
             self._draw(trainer, pl_module)
@@ -153,6 +150,13 @@ class ExponentialMechanismCallback(ReadsData):
             )
         rank_zero_info(str(self.privacy_spent))
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count the draws that the loaded weights come from, also where they are loaded for a test."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state:
+            ledger_of(pl_module).load_state_dict(state["ledger"])
+
     @saved_state
     def state_dict(self) -> dict[str, Any]:
         module = None if self._module is None else self._module()
@@ -161,7 +165,7 @@ class ExponentialMechanismCallback(ReadsData):
         return {"settings": self.done_with, "ledger": ledger_of(module).state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.done_with, self._ledger = state_dict["settings"], state_dict["ledger"]
+        self.done_with = state_dict["settings"]
         self._resumed = self.done_with is not None
 
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import OnExceptionCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -183,7 +184,7 @@ def test_draws_that_fail_leave_the_weights_and_stay_counted(tmp_path, monkeypatc
 
     monkeypatch.setattr(exponential, "exponential_mechanism", breaks)
     callback = draws(target_epsilon=None, mu=0.3)
-    run = trainer(tmp_path, callbacks=[callback, OnExceptionCheckpoint(tmp_path, "broken")])
+    run = trainer(tmp_path, callbacks=[callback, OnExceptionCheckpoint(tmp_path, "broken")], enable_checkpointing=True)
     with pytest.raises(RuntimeError, match="out of memory"):
         run.fit(model, private())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
@@ -244,7 +245,12 @@ class Stream(IterableDataset):
     ("make", "data", "error", "message"),
     [
         (lambda: draws(parameters=["net.9.weight"]), private(), ValueError, "no parameter 'net.9.weight'"),
-        (lambda: draws(parameters="all", subspace=4000), private(), ValueError, "subspace must be an integer from 1 to"),
+        (
+            lambda: draws(parameters="all", subspace=4000),
+            private(),
+            ValueError,
+            "subspace must be an integer from 1 to",
+        ),
         (lambda: draws([]), private(), ValueError, "public holds no batch"),
         (lambda: draws(DataLoader(Stream())), private(), TypeError, "public must be data that can be read twice"),
         (draws, DataLoader(part(0, 90), batch_size=16, drop_last=True), ValueError, "drop_last=True"),
@@ -268,7 +274,6 @@ def test_wrong_data_and_parameters_raise_and_change_nothing(make, data, error, m
         ({"overfit_batches": 1}, "leave out limit_train_batches and overfit_batches"),
         ({"min_epochs": 1}, "min_epochs and min_steps would make the Trainer take training steps"),
         ({"max_epochs": 0}, "the fit ends before ExponentialMechanismCallback"),
-        ({"strategy": "ddp_fork", "devices": 2}, "works on one device, not with DDPStrategy"),
     ],
 )
 def test_trainers_that_it_does_not_work_with(settings, message):
@@ -276,6 +281,11 @@ def test_trainers_that_it_does_not_work_with(settings, message):
     with pytest.raises(MisconfigurationException, match=message):
         trainer(callbacks=[draws()], **settings).fit(model, private())
     assert draws_of(model) == 0
+
+
+def test_several_devices_are_refused():
+    with pytest.raises(MisconfigurationException, match="works on one device, not with DDPStrategy"):
+        draws().setup(trainer(strategy=DDPStrategy(), devices=2), finished(), stage="fit")
 
 
 def test_callbacks_and_defenses_that_it_does_not_work_with():
@@ -297,9 +307,9 @@ def test_draws_and_dpsgd_do_not_hide_one_another():
         DPSGDMixin.attach(model, noise_multiplier=1.0)
     trained_by_steps = DPSGDMixin.attach(fresh(), noise_multiplier=1.0)
     trainer(max_epochs=1).fit(trained_by_steps, private())
-    plain = trained_by_steps.detach()
+    plain = DPSGDMixin.detach(trained_by_steps)
     with pytest.raises(ValueError, match="this model has taken 1 steps of DP-SGD, and the ε of draws would not count"):
-        trainer(callbacks=[draws(parameters="all", subspace=5)]).fit(plain or trained_by_steps, private())
+        trainer(callbacks=[draws(parameters="all", subspace=5)]).fit(plain, private())
 
 
 def test_a_training_step_after_the_draws_is_an_error():

@@ -343,7 +343,10 @@ def centred(examples):
             "sampler chooses examples, so that one example could decide about others",
         ),
         (Changing(), "read differently each time"),
-        (DataLoader(data(30, 8), batch_size=30, collate_fn=centred), r"without the others of its batch \(a collate_fn\)"),
+        (
+            DataLoader(data(30, 8), batch_size=30, collate_fn=centred),
+            r"without the others of its batch \(a collate_fn\)",
+        ),
         ([], "the private data hold no batch"),
     ],
 )
