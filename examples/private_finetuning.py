@@ -195,9 +195,7 @@ if __name__ == "__main__":
     parser.add_argument("--epsilon", type=float, nargs="+", default=None, help="the ε of each column")
     parser.add_argument("--seeds", type=int, default=None, help="the mean is over so many divisions and trainings")
     parser.add_argument("--out", type=Path, default=Path("out/private"), help="where table.md is written")
-    parser.add_argument(
-        "--quick", action="store_true", help="one seed, ε = 2, and 2 epochs of DP-SGD with a rougher accountant"
-    )
+    parser.add_argument("--quick", action="store_true", help="one seed, ε = 2, 2 epochs of DP-SGD")
     chosen = parser.parse_args()
     chosen.epsilon = chosen.epsilon or ([2.0] if chosen.quick else list(EPSILONS))
     chosen.seeds = chosen.seeds or (1 if chosen.quick else 3)

@@ -1,7 +1,7 @@
 """The guarantee, audited from outside: draws on neighbouring data, told apart in the worst direction.
 
-``mu_lower_bound`` is what any auditor would use: it knows nothing of the mechanism. At the right noise it must come near
-μ from below; half the noise, no clipping, or noise for the wrong adjacency must push it above the claimed μ.
+``mu_lower_bound`` is what any auditor would use: it knows nothing of the mechanism. At the right noise it must come
+near μ from below; half the noise, no clipping, or noise for the wrong adjacency must push it above the claimed μ.
 """
 
 import pytest

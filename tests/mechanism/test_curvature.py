@@ -129,7 +129,7 @@ def test_wrong_data_and_models_raise():
         public_curvature(network(), Stream())
     with pytest.raises(TypeError, match="public: expected a DataLoader"):
         public_curvature(network(), 3)
-    with pytest.raises(ValueError, match="the last nn.Linear, aside, has 7 outputs and the model 3 classes"):
+    with pytest.raises(ValueError, match=r"the last nn\.Linear, aside, has 7 outputs and the model 3 classes"):
         public_curvature(TwoHeads(), data(10, 0))
     sure = network()
     sure[2].weight.data.zero_()

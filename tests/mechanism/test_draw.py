@@ -225,11 +225,11 @@ def test_no_two_different_runs_share_their_noise(monkeypatch):
     twice = network()
     fitted(model=twice)
     fitted(model=twice, target_epsilon=3.0)
-    for settings in (
+    for change in (
         {"private": neighbour}, {"target_epsilon": 2.0}, {"eta": 0.4}, {"adjacency": "replace_one"}, {"draws": 3},
         {"model": network(1)}, {"curvature": public_curvature(network(), data(41, 7))},
     ):  # fmt: skip
-        fitted(**settings)
+        fitted(**change)
     assert len({noise.tobytes() for noise in noises}) == len(noises) == 4 + 2 * 6 + 3
     mixed = [abs(np.corrcoef(a, b)[0, 1]) for i, a in enumerate(noises) for b in noises[:i]]
     assert max(mixed) < 0.95
