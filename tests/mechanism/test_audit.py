@@ -44,7 +44,7 @@ def bound(mu, adjacency="add_remove", noise=1.0, clip=True, shift=None):
 @pytest.mark.parametrize("adjacency", ["add_remove", "replace_one"])
 def test_the_bound_is_near_mu_and_not_above(epsilon, adjacency):
     mu = gaussian_mu(epsilon, 1e-5)
-    assert mu - 0.10 <= bound(mu, adjacency) <= mu
+    assert mu - 0.05 <= bound(mu, adjacency) <= mu
 
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
