@@ -5,7 +5,7 @@ digits, rotated by 60 degrees, and the test 180 more of these. δ = 1e-5, one im
 row has, for each ε, the settings with the best mean test accuracy. DP-SGD: 20 epochs of Poisson batches at a rate of
 1/8, σ from Opacus' PRV accountant.
 
-    python benchmarks/exponential_whole.py [--seeds 3]
+    python benchmarks/exponential_whole.py [--seeds 2]
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ from lightning_cwrf.mechanism.gradients import flat, write
 EPSILONS = (0.5, 2.0, 8.0)
 EPOCHS = 20
 Data = tuple[Tensor, Tensor]
+CURVATURES: dict[tuple[int, float, int | None], PublicCurvature] = {}
 
 
 class Task(NamedTuple):
     """Pretrained weights, and the three parts of the data."""
 
+    seed: int
     weights: dict[str, Tensor]
     public: Data
     private: Data
@@ -69,13 +71,16 @@ def task(seed: int) -> Task:
             F.cross_entropy(model(inputs[places]), targets[places]).backward()
             optimizer.step()
     turned = [(rotate(x, 60), y) for x, y in parts[1:]]
-    return Task(model.state_dict(), parts[0], *turned)
+    return Task(seed, model.state_dict(), parts[0], *turned)
 
 
 def by_draws(of: Task, epsilon: float, damping: float, subspace: int | None = None, **settings: Any) -> float:
-    model = of.model()
-    curvature = public_curvature(model, [of.public], parameters="all", damping=damping, subspace=subspace)
-    return drawn(of, model, curvature, epsilon, **settings)
+    key = (of.seed, damping, subspace)  # the curvature sees nothing that is private
+    if key not in CURVATURES:
+        CURVATURES[key] = public_curvature(
+            of.model(), [of.public], parameters="all", damping=damping, subspace=subspace
+        )
+    return drawn(of, of.model(), CURVATURES[key], epsilon, **settings)
 
 
 def without_curvature(of: Task, epsilon: float, **settings: Any) -> float:
@@ -113,9 +118,9 @@ def dpsgd(of: Task, epsilon: float, lr: float, clip: float) -> float:
 WAYS: dict[str, tuple[Callable[..., float], list[dict[str, Any]]]] = {
     "not fine-tuned": (lambda of, epsilon: of.accuracy(of.model()), [{}]),
     "defaults on all weights (10 draws, damping 0.003)": (by_draws, [{"damping": 3e-3}]),
-    "20 draws, all weights": (by_draws, grid(draws=[20], eta=(0.1, 0.3), damping=(1.0, 10.0))),
-    "20 draws, 200 random directions": (by_draws, grid(draws=[20], subspace=[200], eta=(0.3,), damping=(0.1, 1.0))),
-    "20 draws without curvature (H = I)": (without_curvature, grid(draws=[20], eta=(0.1, 0.3, 1.0))),
+    "20 draws, all weights": (by_draws, grid(draws=[20], eta=[0.3], damping=(1.0, 10.0))),
+    "20 draws, 200 random directions": (by_draws, grid(draws=[20], subspace=[200], eta=[0.3], damping=(0.1, 1.0))),
+    "20 draws without curvature (H = I)": (without_curvature, grid(draws=[20], eta=(0.1, 1.0))),
     "DP-SGD": (dpsgd, grid(lr=(0.1, 0.3, 1.0), clip=[1.0])),
 }
 
@@ -141,5 +146,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     main(parser.parse_args())

@@ -15,8 +15,9 @@ from lightning_cwrf.data import Batches, all_ids
 from lightning_cwrf.data.examples import is_whole
 from lightning_cwrf.data.overlap import is_ambiguous, places_among, told
 from lightning_cwrf.data.poisson import users_loader
+from lightning_cwrf.mechanism.checks import check_private, check_settings
 from lightning_cwrf.mechanism.curvature import MOST_DIMENSIONS, public_curvature
-from lightning_cwrf.mechanism.draw import check_private, check_settings, exponential_mechanism
+from lightning_cwrf.mechanism.draw import exponential_mechanism
 from lightning_cwrf.mechanism.gradients import Parameters
 from lightning_cwrf.mechanism.spent import Adjacency, PrivacySpent, draws_of, ledger_of
 from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
