@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_cwrf.callbacks.common import HoldsWeights, ReadsData, RewindsWeights, averaging_in, saved_state
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.data import Batches, all_ids
-from lightning_cwrf.data.examples import is_whole
+from lightning_cwrf.data.examples import ExampleId, is_whole
 from lightning_cwrf.data.overlap import is_ambiguous, places_among, told
 from lightning_cwrf.data.poisson import users_loader
 from lightning_cwrf.mechanism.checks import check_private, check_settings
@@ -111,6 +111,7 @@ class ExponentialMechanismCallback(ReadsData):
         self.privacy_spent: PrivacySpent | None = None
         """What all draws of the module have spent; None before the first fit."""
         self._resumed = False
+        self._ended = False
 
     def settings(self) -> dict[str, Any]:
         names = ("target_epsilon", "mu", "target_delta", "draws", "eta", "damping", "clip", "subspace", "adjacency")
@@ -121,6 +122,7 @@ class ExponentialMechanismCallback(ReadsData):
         super().prepare(trainer, pl_module, stage)
         if stage != "fit":
             return
+        self._ended = False
         self._resumed = False  # a checkpoint may have been loaded for a test before; that of this fit comes later
         _check_trainer(trainer, pl_module)
 
@@ -132,7 +134,7 @@ class ExponentialMechanismCallback(ReadsData):
             self._draw(trainer, pl_module)
             self.done_with = self.settings()
         self.privacy_spent = ledger.spent(self.target_delta, self.adjacency)
-        trainer.should_stop = True
+        self._ended = trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Raise: a training step is not private."""
@@ -143,7 +145,7 @@ class ExponentialMechanismCallback(ReadsData):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was spent; raise where the fit ended before it could draw."""
-        if self.privacy_spent is None:
+        if not self._ended:
             raise MisconfigurationException(
                 f"the fit ended before {type(self).__name__} could take a draw: the checkpoint that it resumed is of a "
                 "finished training, or there are no training batches. Load the weights (load_from_checkpoint) and fit "
@@ -172,8 +174,7 @@ class ExponentialMechanismCallback(ReadsData):
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
         private = _private_data(trainer)
         transfer = transfer_of(trainer)
-        check_private(private, transfer)
-        _check_public(private, self.public)
+        _check_public(check_private(private, transfer), self.public)
         curvature = public_curvature(
             module,
             self.public,
@@ -217,7 +218,8 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
                 f"{name} writes all trained parameters at once, after which {type(other).__name__} would change or "
                 "average them: use them in Trainers of their own."
             )
-    whole = trainer.limit_train_batches == 1.0 and not trainer.overfit_batches  # type: ignore[attr-defined]
+    limit, overfit = trainer.limit_train_batches, trainer.overfit_batches  # type: ignore[attr-defined]
+    whole = isinstance(limit, float) and limit == 1.0 and not overfit  # 1 is one batch
     if not trainer.fast_dev_run and not whole:  # type: ignore[attr-defined]
         raise MisconfigurationException(
             f"{name} takes every training example once for each draw; leave out limit_train_batches and "
@@ -239,11 +241,11 @@ def _private_data(trainer: Trainer) -> Any:
     return loader
 
 
-def _check_public(private: Batches, public: Batches) -> None:
+def _check_public(private: list[ExampleId], public: Batches) -> None:
     """Raise a ValueError where a private example is among the public ones, by its inputs."""
     if not is_whole(public):
         raise TypeError("public must be data that can be read twice: a data set, a loader of one or a list of batches.")
-    inside, outside = ([digest for digest, _ in all_ids(data) or ()] for data in (private, public))
+    inside, outside = ([digest for digest, _ in ids] for ids in (private, all_ids(public) or []))
     places = places_among(outside, set(inside))
     if not places:
         return

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cwrf.checks import check_choice, check_integer, check_number
 from lightning_cwrf.data import Batches, all_ids, as_loader, check_batches, fingerprints, isolated_rng, reads_alike
-from lightning_cwrf.data.examples import is_whole
+from lightning_cwrf.data.examples import ExampleId, is_whole
 from lightning_cwrf.data.poisson import whole_order
 from lightning_cwrf.mechanism.curvature import PublicCurvature
 from lightning_cwrf.mechanism.gradients import flat, parameter_names, rows
@@ -51,7 +51,7 @@ def check_fit(model: nn.Module, curvature: PublicCurvature) -> None:
         )
 
 
-def check_private(private: Batches, transfer: Callable[[Any], Any] | None = None) -> list[Any]:
+def check_private(private: Batches, transfer: Callable[[Any], Any] | None = None) -> list[ExampleId]:
     """The identity of each private example, of which every pass must give each exactly once, by itself.
 
     Raises:

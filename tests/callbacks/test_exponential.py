@@ -272,6 +272,7 @@ def test_wrong_data_and_parameters_raise_and_change_nothing(make, data, error, m
     ("settings", "message"),
     [
         ({"limit_train_batches": 0.5}, "leave out limit_train_batches"),
+        ({"limit_train_batches": 1}, "leave out limit_train_batches"),
         ({"overfit_batches": 1}, "leave out limit_train_batches and overfit_batches"),
         ({"min_epochs": 1}, "min_epochs and min_steps would make the Trainer take training steps"),
         ({"max_epochs": 0}, "the fit ends before ExponentialMechanismCallback"),
@@ -287,6 +288,13 @@ def test_trainers_that_it_does_not_work_with(settings, message):
 def test_several_devices_are_refused():
     with pytest.raises(MisconfigurationException, match="works on one device, not with DDPStrategy"):
         draws().setup(trainer(strategy=DDPStrategy(), devices=2), finished(), stage="fit")
+
+
+def test_loss_scaling_is_refused():
+    run = trainer()
+    run.precision_plugin.scaler = object()
+    with pytest.raises(MisconfigurationException, match="use bf16-mixed or 32, not 16-mixed"):
+        draws().setup(run, finished(), stage="fit")
 
 
 def test_callbacks_and_defenses_that_it_does_not_work_with():
@@ -326,6 +334,11 @@ def test_a_finished_checkpoint_that_leaves_no_draw_is_an_error(tmp_path):
     run = trainer(tmp_path, max_epochs=1)
     run.fit(finished(), private())
     run.save_checkpoint(tmp_path / "end.ckpt")
+    callback = draws()
+    model = finished()
+    trainer(callbacks=[callback]).fit(model, private())
+    with pytest.raises(MisconfigurationException, match="the fit ended before"):
+        trainer(max_epochs=1, callbacks=[callback]).fit(model, private(), ckpt_path=tmp_path / "end.ckpt")
     with pytest.raises(MisconfigurationException, match="the fit ended before ExponentialMechanismCallback could take"):
         trainer(max_epochs=1, callbacks=[draws()]).fit(finished(), private(), ckpt_path=tmp_path / "end.ckpt")
 
