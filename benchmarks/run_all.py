@@ -27,6 +27,7 @@ BENCHMARKS = (
     "lira_speed",
     "rmia_speed",
     "attack_speed",
+    "large_pool",
     "audit_speed",
     "audit_command",
     "shadows",

@@ -146,6 +146,44 @@ def _tensor(given: Any, name: str) -> Tensor:
             f"{name} must be numbers, not of type {array.dtype}. Labels that are words become indices by "
             "numpy.unique(labels, return_inverse=True); keep the order of the classes of the model."
         )
+    if array.dtype.kind in "iu":
+        array = array.astype(np.int64)  # torch can do little with wide unsigned integers
+    elif array.dtype.itemsize > 8 or not array.dtype.isnative:
+        array = array.astype(np.float64)
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*not writable.*")  # nothing here writes: a read-only memory map is fine
         return torch.as_tensor(array)
+
+
+def labels_of(given: Any, size: int, name: str, *, of: str = "audited examples, members first") -> list[Any]:
+    """A value for each example, none of them missing.
+
+    Raises:
+        ValueError: another length, more than one dimension, or a missing value.
+    """
+    values = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    if hasattr(values, "isna"):  # of pandas, whose missing values have several types
+        values = [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
+    if not isinstance(values, (list, tuple)):
+        values = np.asarray(values).tolist()
+    if not isinstance(values, (list, tuple)) or len(values) != size:
+        length = len(values) if isinstance(values, (list, tuple)) else f"no list but {type(given).__name__}"
+        raise ValueError(f"{name} must have a value for each of the {size} {of}; it has {length}.")
+    values = [value.item() if isinstance(value, (Tensor, np.generic)) else value for value in values]
+    missing = [i for i, value in enumerate(values) if _is_missing(value)]
+    if missing:
+        raise ValueError(
+            f"{name} has no value for {len(missing)} examples (first {missing[:10]}); give them one of their own."
+        )
+    try:
+        set(values)
+    except TypeError as error:
+        raise ValueError(f"{name} must have one value for each example, which can be compared: {error}.") from error
+    return values
+
+
+def _is_missing(value: Any) -> bool:
+    of_pandas = type(value).__name__ in ("NAType", "NaTType")
+    return value is None or of_pandas or (isinstance(value, float) and value != value)

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -48,6 +49,25 @@ def test_arrays_are_shared_where_they_can_be(tmp_path):
     z, _ = read_outputs((mapped, [0, 1, 2, 0, 1]), "members")
     assert z.data_ptr() == mapped.ctypes.data
     assert read_outputs((mapped.astype(np.float64), np.arange(5) % 3), "members")[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "labels"),
+    [
+        (pd.DataFrame, lambda y: pd.Series(y, dtype="category")),
+        (lambda z: z[::-1].copy()[::-1], lambda y: y.astype(np.uint16)),
+        (lambda z: z[:, ::-1].copy()[:, ::-1], lambda y: y[::-1].astype(np.uint64)[::-1]),
+        (lambda z: z.astype(">f4"), lambda y: y.astype(">i2")),
+        (lambda z: z.astype(np.longdouble), lambda y: y.tolist()),
+        (np.asfortranarray, lambda y: y.astype(np.uint32)),
+    ],
+)
+def test_arrays_of_any_type_and_layout_are_taken(change, labels):
+    z, y = np.float32([[1, -2, 0], [0.5, 3, -1], [2, 2, -4]]), np.array([2, 0, 1])
+    found, targets = read_outputs((change(z), labels(y)), "members")
+    assert found.tolist() == z.tolist()
+    assert targets.tolist() == y.tolist()
+    assert targets.dtype == torch.int64
 
 
 LOGITS = torch.tensor([[1.0, -2.0, 0.0], [0.5, 3.0, -1.0]])

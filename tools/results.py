@@ -26,7 +26,8 @@ of them with the others ([`audit_recipe`](audit.md#a-way-of-training)), and reco
 from these records (`examples/paper/results/*.json`) by `tools/results.py`.
 
 A verdict says whether a claim of the papers on CWRF and PAST holds at the size that was run, which is far below
-theirs, by the rule that stands beside it. The papers' own numbers stand beside ours where they have any; they are of
+theirs, by the rule that stands beside it; that of a lever, whether one of its options leaks less than r = 0 at equal
+accuracy. The papers' own numbers stand beside ours where they have any; they are of
 other data and networks.
 
 Brackets are 95 % intervals over models and pools. *Above r = 0 at equal accuracy* is how much more AUC a recipe has

@@ -1,15 +1,18 @@
 """Table 3 and Fig. 6: every defense from scratch, in a fine-tuning (r = 0), with CWRF, and with a random mask.
 
 Each over its own published strengths, against LiRA and RMIA: ways are compared at equal test accuracy, not at one
-setting. Fig. 7 is the same with ``--models 128``, Fig. 9 is its plot. DP-SGD has no published strengths, needs a
-network without BatchNorm, and is left out.
+setting. The two controls, from scratch and r = 0, have strengths half-way between these too. Fig. 7 is the same with
+``--models 128``, Fig. 9 is its plot. DP-SGD has no published strengths, needs a network without BatchNorm, and is left
+out.
 
     python examples/paper/defenses.py --defenses relaxloss hamp ccl
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comparing import ACCURACY, AUC, above_frontier, beats, on_average
@@ -38,13 +41,17 @@ RULE = (
 Found = dict[tuple[str, str, str], RecipeAudit]
 
 
-def strengths_of(name: str, reference: Any) -> dict[str, Defense]:
-    """The defense at each of its published strengths, by what it says."""
+def strengths_of(name: str, reference: Any, *, between: bool = False) -> dict[str, Defense]:
+    """The defense at each of its published strengths, by what it says; or at those half-way ``between`` neighbours."""
     cls = defense_class(name)
     data = dict.fromkeys(cls.data_names(), reference)
+    strengths: Sequence[Mapping[str, float]] = cls.strengths
+    if between:
+        pairs = itertools.pairwise(strengths)
+        strengths = [{key: math.sqrt(a[key] * b[key]) for key in a} for a, b in pairs]
     return {
-        " ".join(f"{key} = {value:g}" for key, value in strength.items()): create_defense(name, **strength, **data)
-        for strength in cls.strengths
+        " ".join(f"{key} = {value:.3g}" for key, value in strength.items()): create_defense(name, **strength, **data)
+        for strength in strengths
     }
 
 
@@ -57,13 +64,17 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     base = study.unprotected()
     found: Found = {}
     for name in arguments.defenses:
-        for strength, defense in list(strengths_of(name, study.parts.reference).items())[
-            : 1 if arguments.quick else None
-        ]:
-            label = f"{name} {strength}"
-            found[name, strength, SCRATCH] = study.from_scratch(f"{label}, {SCRATCH}", defense)
-            for way, settings in WAYS.items():
-                found[name, strength, way] = study.tuned(f"{label}, {way}", study.tuning(defense, settings))
+        published = strengths_of(name, study.parts.reference)
+        denser = {**published, **strengths_of(name, study.parts.reference, between=True)}
+        for way in (SCRATCH, *WAYS):
+            chosen = denser if way in (SCRATCH, CONTROL) else published
+            for strength, defense in list(chosen.items())[: 1 if arguments.quick else None]:
+                label = f"{name} {strength}, {way}"
+                found[name, strength, way] = (
+                    study.from_scratch(label, defense)
+                    if way == SCRATCH
+                    else study.tuned(label, study.tuning(defense, WAYS[way]))
+                )
     ways = {
         way: {f"{name} {strength}": audit for (name, strength, own), audit in found.items() if own == way}
         for way in (SCRATCH, *WAYS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from comparing import ACCURACY, AUC, above_frontier, beats, difference, on_average
+from comparing import ACCURACY, AUC, above_frontier, difference, on_average
 from study import BASE, Study, parse, parser
 
 from lightning_cwrf import RecipeAudit
@@ -45,9 +45,10 @@ TUNINGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Settings of the fine-tuning, which the control has too."""
 
+LEVEL = 0.05
 RULE = (
-    "reproduced if an option's LiRA AUC is below that of r = 0 at equal accuracy by more than two standard errors on "
-    "average over the strengths; else not. With several options, one may by luck: the difference says how clearly"
+    "better if an option's LiRA AUC is below that of r = 0 at equal accuracy, on average over the strengths, with a "
+    f"p-value of at most {LEVEL:g} over the number of options (Bonferroni); else no better"
 )
 
 
@@ -129,12 +130,14 @@ def _record(study: Study, base: RecipeAudit, found: Found, options: dict[str, li
 
 
 def _verdict(means: dict[str, Any]) -> dict[str, str]:
-    word = "reproduced" if any(beats(each) for each in means.values()) else "not"
-    told = "; ".join(
-        f"{option}: {'no control of that accuracy' if each is None else difference(each)}"
-        for option, each in means.items()
-    )
-    return {"word": word, "rule": RULE, "sentence": f"LiRA's AUC above r = 0 at equal accuracy, on average: {told}."}
+    compared = {option: difference(each) for option, each in means.items() if each is not None}
+    better = any(each.value < 0 and each.p_value <= LEVEL / len(compared) for each in compared.values())
+    told = "; ".join(f"{option}: {compared.get(option, 'no control of that accuracy')}" for option in means)
+    return {
+        "word": "better" if better else "no better",
+        "rule": RULE,
+        "sentence": f"LiRA's AUC above r = 0 at equal accuracy, on average: {told}.",
+    }
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ class Study:
         Args:
             head: the titles of the columns.
             rows: their cells: text, a number, None, an estimate or a difference.
-            verdict: ``word`` (reproduced, partly, not), ``sentence`` and ``rule``.
+            verdict: ``word`` (reproduced, partly, not; of a lever: better, no better), ``sentence`` and ``rule``.
             more: further content.
         """
         settings = {k: v for k, v in vars(self.arguments).items() if k not in ("command", "out", "task", "folder")}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_cwrf.attacks.base import Evidence, register_attack
-from lightning_cwrf.attacks.lira import VARIANCE_FLOOR, mean_and_squares, pooled_variance
+from lightning_cwrf.attacks.lira import VARIANCE_FLOOR, Moments, in_and_out_moments, pooled_variance
 from lightning_cwrf.attacks.signals import check_coverage, check_shadows, logit_signal
 from lightning_cwrf.checks import check_choice, check_flag, check_number
 
@@ -59,12 +59,13 @@ def bavaria(
     check_bavaria(online=online, predictive=predictive, prior_models=prior_models)
     target, shadows, membership = check_shadows(target, shadows, membership)
     check_coverage(membership, least_in=int(online), least_out=1)
-    outside = _posterior(shadows, ~membership, prior_models)
+    models_in, models_out = in_and_out_moments(shadows, membership)
+    outside = _posterior(models_out, prior_models)
     if not online:
         z = (target - outside.location) / outside.scale
         offline: Tensor = torch.special.log_ndtr(z) if predictive == "normal" else log_t_cdf(z, outside.freedom)
         return offline
-    inside = _posterior(shadows, membership, prior_models)
+    inside = _posterior(models_in, prior_models)
     return _log_density(target, inside, predictive) - _log_density(target, outside, predictive)
 
 
@@ -81,16 +82,15 @@ class _Predictive(NamedTuple):
     freedom: Tensor
 
 
-def _posterior(signals: Tensor, chosen: Tensor, prior_models: float) -> _Predictive:
-    count = chosen.sum(0)
-    mean, squares = mean_and_squares(signals, chosen, count)
+def _posterior(moments: Moments, prior_models: float) -> _Predictive:
+    count, mean, squares = moments
     within = float(pooled_variance(squares, count))
     centre = mean.mean()
     # The variance of the means is that between examples plus that within them, over the number of models.
     scatter = float((mean - centre).square().mean()) if len(mean) > 1 else 0.0
     between = max(scatter - within * float((1 / count).mean()), VARIANCE_FLOOR)
     weight = within / between
-    count = count.to(signals.dtype)
+    count = count.to(mean.dtype)
     kappa, nu = weight + count, prior_models + count
     location = (weight * centre + count * mean) / kappa
     shift = weight * count / kappa * (mean - centre).square()

@@ -17,6 +17,9 @@ PUBLISHED_A, PUBLISHED_TEMPERATURE = 0.3, 1.0
 CANDIDATES_A = tuple(step / 10 for step in range(11))
 """What ``offline_a`` is chosen from."""
 
+BLOCK = 1024
+"""Examples per block of a mean, so that the temporaries stay in the cache."""
+
 
 def likelihood_ratio(name: str, probability: Tensor, mean: Tensor) -> Tensor:
     """``probability / mean`` of ``(..., n)`` each; with leading dimensions, the views, what more than half exceed.
@@ -52,10 +55,10 @@ def mean_probability(shadows: Tensor, chosen: Tensor | None, trim: float) -> Ten
         models = shadows.shape[-2]
         ends = int(trim * models)
         return (shadows.sort(-2).values[..., ends : models - ends, :] if ends else shadows).mean(-2)
-    count = chosen.sum(0)
+    count, _ = count_models(chosen)
     if trim == 0:
-        weight = chosen.to(shadows.dtype)
-        return (shadows * weight).sum(-2) / count
+        blocks = zip(torch.split(shadows, BLOCK, -1), torch.split(chosen, BLOCK, -1), strict=True)
+        return torch.cat([(block * own).sum(-2) for block, own in blocks], -1) / count
     ordered = shadows.masked_fill(~chosen, torch.inf).sort(-2).values  # those that do not count come last
     cut = (trim * count.double()).long()
     rank = torch.arange(len(chosen), device=chosen.device)[:, None]

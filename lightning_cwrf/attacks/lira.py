@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ ENOUGH = 32
 VARIANCE_FLOOR = 1e-12
 """Added to every variance, in squared units of φ, so that it is not 0 where all shadow models agree."""
 
-BLOCK = 2048
+BLOCK = 1024
 """Examples per block of the moments, so that the temporaries stay in the cache."""
 
 
@@ -82,18 +82,19 @@ def lira(
     target, shadows, membership = check_shadows(target, shadows, membership)
     if variance == "reference_code":
         return _reference_code(target[None], shadows[None], membership, online)
-    inside, outside = count_models(membership)
     if variance == "auto":
+        inside, outside = count_models(membership)
         fewest = int((torch.minimum(inside, outside) if online else outside).min()) if len(target) else ENOUGH
         variance = "per_example" if fewest >= ENOUGH else "pooled"
     least = 2 if variance == "per_example" else 1
     check_coverage(membership, least_in=least if online else 0, least_out=least)
-    mean_out, var_out = _moments(shadows, ~membership, outside, variance)
+    models_in, models_out = in_and_out_moments(shadows, membership)
+    variance_out = _variance(models_out, variance)
     if not online:
-        offline: Tensor = torch.special.log_ndtr((target - mean_out) / var_out.sqrt())
+        offline: Tensor = torch.special.log_ndtr((target - models_out.mean) / variance_out.sqrt())
         return offline
-    mean_in, var_in = _moments(shadows, membership, inside, variance)
-    return _log_normal(target, mean_in, var_in) - _log_normal(target, mean_out, var_out)
+    log_in = _log_normal(target, models_in.mean, _variance(models_in, variance))
+    return log_in - _log_normal(target, models_out.mean, variance_out)
 
 
 def pooled_variance(squares: Tensor, count: Tensor) -> Tensor:
@@ -107,25 +108,38 @@ def pooled_variance(squares: Tensor, count: Tensor) -> Tensor:
     return squares.sum() / freedom + VARIANCE_FLOOR
 
 
-def mean_and_squares(signals: Tensor, chosen: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of each example over its ``count`` chosen models, and the sum of squared deviations; each ``(n,)``."""
+class Moments(NamedTuple):
+    """Of each example on one side: the number of models, their mean signal, the sum of squared deviations; ``(n,)``."""
 
-    def block(signals: Tensor, chosen: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        weight = chosen.to(signals.dtype)
-        mean = (signals * weight).sum(0) / count
-        return mean, (signals - mean).square_().mul_(weight).sum(0)
-
-    blocks = zip(*(torch.split(part, BLOCK, -1) for part in (signals, chosen, count)), strict=True)
-    means, squares = zip(*(block(*each) for each in blocks), strict=True)
-    return torch.cat(means), torch.cat(squares)
+    models: Tensor
+    mean: Tensor
+    squares: Tensor
 
 
-def _moments(signals: Tensor, chosen: Tensor, count: Tensor, variance: Variance) -> tuple[Tensor, Tensor]:
-    """Mean per example over the chosen models, and the variance, per example or pooled."""
-    mean, squares = mean_and_squares(signals, chosen, count)
+def in_and_out_moments(signals: Tensor, membership: Tensor) -> tuple[Moments, Moments]:
+    """Of the IN and of the OUT models, of signals ``(k, n)``. An example without an IN model has a mean of 0 there."""
+    inside, outside = count_models(membership)
+
+    def block(signals: Tensor, membership: Tensor, inside: Tensor, outside: Tensor) -> tuple[Tensor, ...]:
+        weight = membership.to(signals.dtype)
+        product = signals * weight
+        mean_in = product.sum(0) / inside.clamp_min(1)
+        mean_out = torch.sub(signals, product, out=product).sum(0) / outside.clamp_min(1)
+        centre = torch.lerp(mean_out.expand_as(signals), mean_in.expand_as(signals), weight)
+        squares = torch.sub(signals, centre, out=centre).square_()
+        squares_in = torch.mul(squares, weight, out=product).sum(0)
+        return mean_in, squares_in, mean_out, squares.sub_(product).sum(0)
+
+    blocks = zip(*(torch.split(part, BLOCK, -1) for part in (signals, membership, inside, outside)), strict=True)
+    mean_in, squares_in, mean_out, squares_out = map(torch.cat, zip(*(block(*each) for each in blocks), strict=True))
+    return Moments(inside, mean_in, squares_in), Moments(outside, mean_out, squares_out)
+
+
+def _variance(moments: Moments, variance: Variance) -> Tensor:
+    """Per example, or one for all."""
     if variance == "per_example":
-        return mean, squares / (count - 1) + VARIANCE_FLOOR
-    return mean, pooled_variance(squares, count)
+        return moments.squares / (moments.models - 1) + VARIANCE_FLOOR
+    return pooled_variance(moments.squares, moments.models)
 
 
 def _reference_code(target: Tensor, shadows: Tensor, membership: Tensor, online: bool) -> Tensor:

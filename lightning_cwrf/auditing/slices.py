@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cwrf.arrays import labels_of
 from lightning_cwrf.auditing.decision import joint_level
 from lightning_cwrf.auditing.estimates import estimate
 from lightning_cwrf.auditing.names import attack_name, metric_name
@@ -155,45 +155,11 @@ def slices_of(
     return Slices(name, attack, made, confidence, metrics)
 
 
-def labels_of(given: Any, size: int, name: str) -> list[Any]:
-    """A value for each audited example, none of them missing.
-
-    Raises:
-        ValueError: another length, more than one dimension, or a missing value.
-    """
-    values = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
-    if hasattr(values, "isna"):  # of pandas, whose missing values have several types
-        values = [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
-    if not isinstance(values, (list, tuple)):
-        values = np.asarray(values).tolist()
-    if not isinstance(values, (list, tuple)) or len(values) != size:
-        length = len(values) if isinstance(values, (list, tuple)) else f"no list but {type(given).__name__}"
-        raise ValueError(
-            f"{name} must have a value for each of the {size} audited examples, members first; it has {length}."
-        )
-    values = [value.item() if isinstance(value, (Tensor, np.generic)) else value for value in values]
-    missing = [i for i, value in enumerate(values) if _is_missing(value)]
-    if missing:
-        raise ValueError(
-            f"{name} has no value for {len(missing)} examples (first {missing[:10]}); give them one of their own."
-        )
-    try:
-        set(values)
-    except TypeError as error:
-        raise ValueError(f"{name} must have one value for each example, which can be compared: {error}.") from error
-    return values
-
-
-def _is_missing(value: Any) -> bool:
-    of_pandas = type(value).__name__ in ("NAType", "NaTType")
-    return value is None or of_pandas or (isinstance(value, float) and value != value)
-
-
 def column_of(by: Any, targets: Tensor, losses: Tensor) -> Column:
     """The column by its name, or one's own.
 
     Raises:
-        ValueError: another name, or as for :func:`labels_of`.
+        ValueError: another name, or as for :func:`~lightning_cwrf.arrays.labels_of`.
     """
     if not isinstance(by, str):
         name, labels = str(getattr(by, "name", None) or "column"), labels_of(by, len(targets), "by")

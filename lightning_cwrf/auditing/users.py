@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from lightning_cwrf.arrays import labels_of
 from lightning_cwrf.auditing.estimates import attack_metrics, estimates_of
-from lightning_cwrf.auditing.slices import labels_of
 from lightning_cwrf.checks import check_choice
 
 

@@ -115,7 +115,8 @@ class LossTraceCallback(SavesResult):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the data, and that a resumed run has the examples of its checkpoint."""
-        if not self._resumed:
+        goes_on = trainer.global_step > 0 and self._steps[-1:] == [trainer.global_step]  # a second fit of one Trainer
+        if not self._resumed and not goes_on:
             self.reset()
         self._resumed = False
         if trainer.global_step > 0 and not self._steps:
@@ -157,6 +158,14 @@ class LossTraceCallback(SavesResult):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure(trainer, pl_module)
+        self._conclude(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._resumed and self._losses:  # from the end of a training, so that no step was run
+            self._resumed = False
+            self._conclude(trainer, pl_module)
+
+    def _conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
         others = None
         if self.nonmembers is not None:
             others = _compact(_losses_of(trainer, pl_module, self.nonmembers))

@@ -7,7 +7,10 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import sparse
+from scipy.sparse import csgraph
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -100,14 +103,32 @@ def read_once(data: Dataset[Any], name: str) -> tuple[list[bytes], Tensor]:
     return digests, torch.cat(targets)
 
 
-def membership_of(n: int, digests: list[bytes], seed: int) -> Tensor:
-    """Balanced halves in which all copies of an example are on the same side; else it would be both IN and OUT."""
+def membership_of(n: int, digests: list[bytes], seed: int, groups: Tensor | None = None) -> Tensor:
+    """Balanced halves in which all copies of an example are on the same side; else it would be both IN and OUT.
+
+    ``groups``, numbers ``(n,)``: all examples of one group are on the same side too, and with them the groups that
+    copies connect.
+    """
     first: dict[bytes, int] = {}
-    group = torch.tensor([first.setdefault(digest, len(first)) for digest in digests])
+    unit = torch.tensor([first.setdefault(digest, len(first)) for digest in digests])
     if len(first) < len(digests):
         warnings.warn(
             f"{len(digests) - len(first)} of the {len(digests)} examples of the pool are copies of others. Copies are "
             "IN or OUT together, and each counts in every measure; remove them if they are unintended.",
             stacklevel=4,
         )
-    return balanced_membership(n, len(first), seed)[:, group]
+    if groups is not None:
+        unit = _joined(unit, groups)
+        if int(unit.max()) == 0:
+            raise ValueError("groups must leave two halves: they have one group, or are all connected by copies.")
+    return balanced_membership(n, int(unit.max()) + 1, seed)[:, unit]
+
+
+def _joined(unit: Tensor, group: Tensor) -> Tensor:
+    """The number of each example's connected part, where examples of one unit or of one group are connected."""
+    nodes = (unit.numpy(), (group + int(unit.max()) + 1).numpy())
+    size = int(nodes[1].max()) + 1
+    edges = sparse.coo_array((np.ones(len(unit), dtype=bool), nodes), shape=(size, size))
+    _, part = csgraph.connected_components(edges, directed=False)
+    found: dict[int, int] = {}
+    return torch.tensor([found.setdefault(each, len(found)) for each in part[nodes[0]].tolist()])

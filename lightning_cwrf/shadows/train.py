@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from lightning_cwrf._deprecated import renamed, renamed_names
 from lightning_cwrf._version import __version__
+from lightning_cwrf.arrays import labels_of
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.shadows.identity import identity
 from lightning_cwrf.shadows.jobs import OTHER_CODE, Job, Recipe, Run, View, names, recipe_identity, train
@@ -35,6 +36,7 @@ def train_shadows(
     n: int = 8,
     *,
     population: Dataset[Any] | None = None,
+    groups: Any = None,
     views: Sequence[View] = (),
     store: str | PathLike[str] = "shadow_store",
     base: ShadowOutputs | None = None,
@@ -61,6 +63,9 @@ def train_shadows(
             augmentation belongs in the recipe. Copies of one example are IN or OUT together.
         n: an even number of models; every example is IN for half of them.
         population: examples that no model is trained on, for RMIA.
+        groups: a value for each example of the pool, in its order, such as the person whose data it is. All examples of
+            a group are IN or OUT together, as for :meth:`AuditResult.user_level
+            <lightning_cwrf.AuditResult.user_level>`; the halves have equally many groups rather than examples.
         views: functions of a batch of inputs (rotations, flips), identified as recipes are. The models' logits on these
             views of the pool are stored too, for the augmentation attack and for LiRA with several queries.
         store: folder of the store; created if missing. Workers on other machines must find it at the same path.
@@ -78,9 +83,9 @@ def train_shadows(
             compiled code): such parts are ignored. Change it whenever one of them changes.
 
     Raises:
-        ValueError: an odd n; a pool that reads differently each time; a population that overlaps the pool; a ``base``
-            of another pool or seed, or without weights; a dtype other than float32 or float16; a store that cannot be
-            written, or damaged or foreign files in it.
+        ValueError: an odd n; a pool that reads differently each time; a population that overlaps the pool; groups that
+            are not one for each example; a ``base`` of another pool, seed or groups, or without weights; a dtype other
+            than float32 or float16; a store that cannot be written, or damaged or foreign files in it.
         TypeError: a recipe without an identity, one that cannot train a stack, or one that takes no base model.
         RuntimeError: some models failed; it names them. The others are stored.
     """
@@ -89,7 +94,9 @@ def train_shadows(
         check_flag(name, flag)
     pool, population = batched(pool, recipe), batched(population, recipe)
     data = read_data(pool, population)
-    membership = membership_of(n, data.digests, seed)
+    if groups is not None:
+        groups = _numbered(labels_of(groups, len(data.digests), "groups", of="examples of the pool, in its order"))
+    membership = membership_of(n, data.digests, seed, groups)
     if base is not None:
         _check_base(base, data.digests, membership)
     check = getattr(recipe, "check", None)
@@ -97,7 +104,8 @@ def train_shadows(
         check(pool, population=population, base=base is not None, stack=stack)
     views = tuple(views)
     training, read = recipe_identity(recipe, views, version), joint_digest(data.digests)
-    content = [read, data.targets, joint_digest(data.population), population is not None]
+    content: list[Any] = [read, data.targets, joint_digest(data.population), population is not None]
+    content += [] if groups is None else [groups]
     base_store = None if base is None else base.store
     key = identity([__version__, training, *content, dtype, seed, None if base_store is None else base_store.key])[:32]
     shared = Run(
@@ -116,6 +124,12 @@ def train_shadows(
     jobs = [Job(shared, i, model_seed(seed, i), row.nonzero().flatten().tolist()) for i, row in enumerate(membership)]
     _train_missing(jobs, workers, stack, progress)
     return _load(jobs, data, membership)
+
+
+def _numbered(labels: list[Any]) -> Tensor:
+    """The same for the same groups, whatever they are called."""
+    numbers: dict[Any, int] = {}
+    return torch.tensor([numbers.setdefault(label, len(numbers)) for label in labels])
 
 
 def model_seed(seed: int, model: int) -> int:
@@ -177,7 +191,9 @@ def _check_base(base: ShadowOutputs, digests: list[bytes], membership: Tensor) -
     if base.digests != digests:
         raise ValueError("base was trained on another pool; shadow models can only be fine-tuned on the same pool.")
     if len(base) < len(membership) or not torch.equal(base.membership[: len(membership)], membership):
-        raise ValueError("base has too few models or another seed; train it with the same n and seed.")
+        raise ValueError(
+            "base has too few models or another seed, or other groups; train it with the same n, seed and groups."
+        )
     for i in range(len(membership)):
         base.weights(i)
 

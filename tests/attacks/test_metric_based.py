@@ -13,6 +13,7 @@ from lightning_cwrf.attacks import (
     entropy,
     modified_entropy,
 )
+from lightning_cwrf.metrics.functional import membership_roc
 from tests.attacks.cases import close, seeds, shadowed, tensor
 from tests.oracles import attacks as oracle
 from tests.oracles import formulas
@@ -60,6 +61,20 @@ def test_thresholds_come_from_shadow_models_per_class(seed, per_class):
         known, inside = shadows[:, chosen].flatten().tolist(), membership[:, chosen].flatten().tolist()
         expected.append(float(signal[i]) - oracle.best_threshold(known, inside))
     close(calibrated(signal, targets, shadows, membership, per_class=per_class), expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_one_threshold_of_many_signals_is_that_of_their_roc(shift):
+    """With more members than blocks of the search; some signals are equal."""
+    n = 150_000
+    shadows = torch.randn(2, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).mul(1e5).round()
+    membership = torch.arange(n) % 2 == torch.arange(2)[:, None]
+    shadows += 1e5 * shift * membership
+    fpr, tpr, thresholds = membership_roc(shadows.flatten(), membership.flatten())
+    best = int((tpr - fpr).argmax())
+    expected = (thresholds[best] + thresholds[best + 1]) / 2
+    ours = calibrated(torch.zeros(n), torch.zeros(n, dtype=torch.long), shadows, membership, per_class=False)
+    assert ours.tolist() == [-float(expected)] * n
 
 
 def test_thresholds_per_class_by_hand():

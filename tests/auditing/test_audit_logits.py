@@ -37,6 +37,7 @@ def same(first, second):
     assert all(torch.equal(first.scores[name], second.scores[name]) for name in first.scores)
 
 
+@pytest.mark.slow
 def test_an_audit_of_outputs_is_that_of_the_model(audited, shadows):
     model = audited[0]
     data = {"members": MEMBERS, "nonmembers": NONMEMBERS}

@@ -94,6 +94,7 @@ def test_intervals_hold_for_each_example(separation, k, correlation):
         assert float(found.auroc.mean()) == pytest.approx(truth, abs=error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "correlation"), [(0.0, 0.0), (1.0, 0.0), (0.0, -0.85), (0.0, 0.85)])
 def test_without_a_signal_hardly_anybody_is_at_risk(step, correlation):
     """P-values up to 5 % in at most 5 % of examples, and any discovery in at most 5 % of 60 pools of 50."""

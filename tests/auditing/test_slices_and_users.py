@@ -102,6 +102,7 @@ def test_a_slice_of_one_side_is_shown_and_not_measured():
     assert found.to_pandas().value.isna().sum() == 2
 
 
+@pytest.mark.slow
 def test_without_a_signal_few_audits_have_a_slice_that_leaks():
     """Of 100 audits with six tests each: intervals that hold together, and any slice at 5 % in at most 5 %."""
     held = found = 0

@@ -146,6 +146,28 @@ def test_a_second_fit_begins_anew():
     assert callback.result.steps.tolist() == [0, 2, 4]
 
 
+def test_a_further_fit_of_one_trainer_goes_on():
+    callback = LossTraceCallback()
+    model, run = fit(callback, max_epochs=1)
+    first = callback.result
+    run.fit_loop.max_epochs = 2
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*was not in the run that this one resumes")
+        run.fit(model, loader(0, 40, shuffle=True))
+    assert callback.result.steps.tolist() == [0, 3, 6]
+    assert torch.equal(callback.result.losses[:2], first.losses)
+
+
+def test_a_finished_training_that_is_resumed_has_its_result(tmp_path):
+    first, again = (LossTraceCallback(nonmembers=loader(100, 120)) for _ in range(2))
+    _, run = fit(first, max_epochs=2)
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    trainer(callbacks=[again], max_epochs=2).fit(Noted(), loader(0, 40), ckpt_path=tmp_path / "end.ckpt")
+    assert again.result.steps.tolist() == first.result.steps.tolist()
+    assert torch.equal(again.result.losses, first.result.losses)
+    assert torch.equal(again.result.nonmember_losses, first.result.nonmember_losses)
+
+
 class Augmented(Dataset):
     def __len__(self):
         return 40

@@ -1,6 +1,7 @@
 """A user's folder, made once, in which every test of the commands runs."""
 
 import importlib
+import os
 import shutil
 import sys
 
@@ -30,4 +31,5 @@ def user(made_once, tmp_path, monkeypatch):
         if path.is_file():
             shutil.copy(path, tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # shadow models in this process: others take seconds to start
     return tmp_path

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from lightning_cwrf import AuditResult, WeightMask, audit
 from lightning_cwrf.commands import main
-from lightning_cwrf.shadows.workers import end_workers
 from lightning_cwrf.weights.vanilla import load_vanilla
 from tests.commands.conftest import NAME as M
 from tests.commands.test_wrong_use import GOOD, HARDEN, harden, words
@@ -145,8 +144,8 @@ def test_a_hardening_with_other_values_that_are_not_held(user, capsys):
     assert (rewind["values"], rewind["seed"], rewind["hold"]) == ("fresh", 3, False)
 
 
-def test_a_hardening_with_shadow_models(user, capsys):
-    end_workers()  # of other tests, which would not find the user's module
+def test_a_hardening_with_shadow_models(user, capsys, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     more = ("--training.max_epochs", "3", "--fail-above", "lira/auroc=0.99")
     assert main(harden(*more, shadows="4", population=f"{M}.population", steps="2")) == 0
     for name in ("finished", "hardened"):

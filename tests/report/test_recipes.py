@@ -107,6 +107,7 @@ def test_models_and_recipes_on_one_page_raise(recipes, tmp_path):
         write_report({"a": audited(), **recipes}, tmp_path / "report.html")
 
 
+@pytest.mark.slow
 def test_saved_recipes_are_read_by_their_paths(recipes, tmp_path):
     paths = [result.save(tmp_path / f"{name}.json") for name, result in recipes.items()]
     page, _ = page_of(paths, tmp_path)
@@ -160,6 +161,7 @@ def test_ticks_are_round_few_and_inside(low, width):
     assert all(f"{step:e}"[0] in "125" for step in steps)
 
 
+@pytest.mark.slow
 def test_names_with_dollars_are_no_formulas(recipes, tmp_path):
     names = {f"$5 and _x_ $a {name}": each for name, each in recipes.items()}
     for path in (plot_roc(names, tmp_path / "a.png"), plot_losses(names, tmp_path / "b.png")):

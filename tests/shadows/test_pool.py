@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, TensorDataset
@@ -100,3 +101,42 @@ def test_copies_of_an_example_are_in_or_out_together(tmp_path):
     assert torch.equal(signals.membership[:, 5], signals.membership[:, 25])
     assert (signals.membership.sum(0) == 2).all()
     assert torch.equal(signals.membership[:, :20], balanced_membership(4, 20, 0))
+
+
+def test_all_examples_of_a_group_are_in_or_out_together(tmp_path):
+    """Of 12 persons, the last two share a copy of one example. Names do not matter, and more models add to the first."""
+    pool = ConcatDataset([part(0, 22), part(20, 22)])
+    persons = [f"person {i // 2}" for i in range(22)] + ["someone else"] * 2
+    with pytest.warns(UserWarning, match="copies"):
+        shadows = train(untrained, pool, 4, groups=persons, store=tmp_path)
+    membership = shadows.membership
+    assert torch.equal(membership[:, :24:2], membership[:, 1:24:2])
+    assert torch.equal(membership[:, 20], membership[:, 22])
+    assert torch.equal(membership[:, :22:2], balanced_membership(4, 11, 0))
+    with pytest.warns(UserWarning, match="copies"):
+        again = train(untrained, pool, 6, groups=np.repeat(np.arange(12), 2), store=tmp_path)
+    assert again.store.key == shadows.store.key
+    assert torch.equal(again.membership[:4], membership)
+    with pytest.warns(UserWarning, match="copies"):
+        alone = train(untrained, pool, 4, store=tmp_path)
+    assert alone.store.key != shadows.store.key
+    with pytest.warns(UserWarning, match="copies"), pytest.raises(ValueError, match="or other groups"):
+        train(on_base, pool, 4, base=shadows, store=tmp_path)
+
+
+def on_base(members, seed, base):
+    raise AssertionError("nothing must be trained")
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([0] * 3, "groups must have a value for each of the 4 examples of the pool, in its order; it has 3"),
+        ([0, 1, None, 1], "groups has no value for 1 examples"),
+        (["a"] * 4, "groups must leave two halves"),
+        ("abcd", "it has no list but str"),
+    ],
+)
+def test_groups_that_do_not_fit_raise(groups, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(untrained, part(0, 4), 2, groups=groups, store=tmp_path)

@@ -120,6 +120,7 @@ def gdp(fpr, mu):
     return stats.norm.cdf(stats.norm.ppf(fpr) + mu)
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 999),
     st.integers(1, 40),
@@ -156,6 +157,7 @@ def test_a_perfect_attack_shows_the_largest_bound():
     assert largest_epsilon_bound(2, 2) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mu", [0.0, 1.0, 2.5])
 def test_bounds_from_all_thresholds_are_below_the_truth(mu):
     """200 audits of a Gaussian mechanism, exactly μ-GDP: above the truth in at most 5 %, and not far below."""
@@ -233,6 +235,7 @@ def test_f_dp_of_a_gaussian_rejects_what_the_linear_program_does_not_allow(guess
     assert rejects(tail * 1.0001 + 1e-7) or tail > 1 - 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guesses", [None, 60])
 def test_one_run_bounds_are_below_the_truth(guesses):
     """200 one-run audits of the Gaussian mechanism (each canary's score is its own), in at most 5 % above."""
@@ -250,6 +253,7 @@ def test_one_run_bounds_are_below_the_truth(guesses):
     assert sum(mus) / runs > 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("m", "mu"), [(240, 2.0), (1000, 1.0)])
 def test_bounds_without_a_number_of_guesses_are_near_the_best(m, mu):
     """Of 10 audits on average at least 80 % of the best fixed number, which nobody knows beforehand."""

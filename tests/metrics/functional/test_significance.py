@@ -75,6 +75,7 @@ def test_resolvable_auc_over_every_order(m, n, confidence):
     assert (small == 0) == (least == math.inf)
 
 
+@pytest.mark.slow
 def test_resolvable_auc_is_exceeded_by_chance_at_the_stated_rate():
     least, runs = resolvable_auc(60, 80, 0.9), 2000
     found = sum(float(membership_auroc(*groups(run, 60, 80))) >= least for run in range(runs))
@@ -132,6 +133,7 @@ def test_advantage_p_value_is_the_one_sided_asymptotic_of_kolmogorov_and_smirnov
     assert advantage_p_value(scores, is_member) == pytest.approx(math.exp(-2 * d * d * m * n / (m + n)), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_p_values_and_bounds_are_calibrated_on_noise():
     """200 audits of noise: p-values below 5 % come in at most 5 % of them (to the binomial band), ε bounds likewise."""
     most = stats.binom.ppf(0.9999, NULLS, 0.05)
