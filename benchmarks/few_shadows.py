@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Dataset
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from digits import BATCH, DigitsClassifier, digits, split
@@ -43,10 +44,15 @@ ATTACKS = {
 }
 
 
-def shadows(store: Path) -> ShadowOutputs:
+def recipe_and_data() -> tuple[ShadowRecipe, Dataset[Any], Dataset[Any]]:
+    """How the models are trained, the pool and the population."""
     *_, reference, population, pool = split(digits(), seed=0)
-    population = ConcatDataset([reference, population])
     recipe = ShadowRecipe(functools.partial(DigitsClassifier, 60), {"max_epochs": 60}, batch_size=BATCH)
+    return recipe, pool, ConcatDataset([reference, population])
+
+
+def shadows(store: Path) -> ShadowOutputs:
+    recipe, pool, population = recipe_and_data()
     return train_shadows(recipe, pool, MODELS, population=population, store=store, stack=MODELS // 2)
 
 

@@ -1,7 +1,8 @@
 """The attacks that the Adversarial Robustness Toolbox has too, on the same outputs: agreement, AUC and time.
 
 Its attacks get the outputs of the shadow models of ``few_shadows.py`` as predictions, so that both sides use the same
-signals. Needs ``pip install adversarial-robustness-toolbox``. It has no LiRA and no RMIA.
+signals. Needs ``pip install adversarial-robustness-toolbox``. It has no LiRA and no RMIA. HopSkipJump, the engine of
+its label-only attack, runs on one of the models, and ours with the number of queries that it used.
 
     python benchmarks/peers.py --store out/few_shadows
 """
@@ -15,14 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from art.attacks.evasion import HopSkipJump
 from art.attacks.inference.membership_inference import MembershipInferenceBlackBox, MembershipInferenceBlackBoxRuleBased
-from art.estimators.classification import PyTorchClassifier
-from few_shadows import TARGETS, shadows
+from art.estimators.classification import BlackBoxClassifier, PyTorchClassifier
+from few_shadows import MODELS, TARGETS, recipe_and_data, shadows
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
-from lightning_cwrf.attacks import Evidence, create_attack
+from lightning_cwrf import train_shadows
+from lightning_cwrf.attacks import Evidence, boundary_distance, create_attack
 from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.shadows import ShadowOutputs
 
@@ -101,10 +105,44 @@ def table(store: Path, targets: int) -> str:
     return "\n".join(lines)
 
 
+def boundary(store: Path, examples: int = 60, iterations: int = 10) -> str:
+    """Distances to the boundary: theirs is that of the last point, ours of the nearest that was asked about."""
+    recipe, pool, population = recipe_and_data()
+    shadowed = train_shadows(recipe, pool, MODELS, population=population, store=store, stack=16, keep_weights=True)
+    model = recipe.build().eval()
+    model.load_state_dict(shadowed.weights(0))
+    images, labels = torch.stack([image for image, _ in pool])[:examples], shadowed.targets[:examples]
+    asked = 0
+
+    def one_hot(points: np.ndarray) -> np.ndarray:
+        nonlocal asked
+        asked += len(points)
+        with torch.no_grad():
+            return F.one_hot(model(torch.from_numpy(points)).argmax(-1), 10).float().numpy()
+
+    classifier = BlackBoxClassifier(one_hot, images.shape[1:], 10, clip_values=(0, 1))
+    began = time.process_time()
+    np.random.seed(0)  # noqa: NPY002 - it draws from the global state
+    attack = HopSkipJump(classifier, max_iter=iterations, init_eval=25, max_eval=1000, verbose=False)
+    theirs = torch.from_numpy(attack.generate(images.numpy()) - images.numpy()).flatten(1).norm(dim=1).double()
+    middle, queries = time.process_time(), asked // examples
+    found = boundary_distance(model, TensorDataset(images, labels), budget=queries, clip=(0, 1))
+    ended = time.process_time()
+    right = found.scores > 0  # theirs does not look at labels
+    alike = float(spearmanr(found.scores[right], theirs[right]).statistic)
+    ours, other = float(found.scores[right].mean()), float(theirs[right].mean())
+    return (
+        f"HopSkipJump, {examples} examples, {queries} queries each: rank correlation {alike:.3f}, mean distance "
+        f"{ours:.3f} ours, {other:.3f} theirs; CPU seconds {ended - middle:.2g} ours, {middle - began:.2g} theirs"
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--store", type=Path, default=Path("out/few_shadows"))
     parser.add_argument("--targets", type=int, default=TARGETS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    print(boundary(arguments.store))
+    print(boundary(arguments.store, 30, 50))
     print(table(arguments.store, arguments.targets))

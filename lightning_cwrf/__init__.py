@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_cwrf.callbacks import LossTraceCallback as LossTraceCallback
     from lightning_cwrf.callbacks import MIAAuditCallback as MIAAuditCallback
     from lightning_cwrf.callbacks import PrivacyScoringCallback as PrivacyScoringCallback
+    from lightning_cwrf.callbacks import ReconstructionAuditCallback as ReconstructionAuditCallback
     from lightning_cwrf.callbacks import VanillaSnapshotCallback as VanillaSnapshotCallback
     from lightning_cwrf.data import without_overlap as without_overlap
     from lightning_cwrf.defenses import CCL as CCL
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
     from lightning_cwrf.recipes import CWRFConfig as CWRFConfig
     from lightning_cwrf.recipes import SELENARecipe as SELENARecipe
     from lightning_cwrf.recipes import ShadowRecipe as ShadowRecipe
+    from lightning_cwrf.reconstruction import ReconstructionPrior as ReconstructionPrior
+    from lightning_cwrf.reconstruction import ReconstructionResult as ReconstructionResult
+    from lightning_cwrf.reconstruction import audit_reconstruction as audit_reconstruction
     from lightning_cwrf.searching import RecipeSearch as RecipeSearch
     from lightning_cwrf.searching import default_candidates as default_candidates
     from lightning_cwrf.searching import search_recipes as search_recipes
@@ -89,6 +93,7 @@ _PUBLIC = {
         "LossTraceCallback",
         "MIAAuditCallback",
         "PrivacyScoringCallback",
+        "ReconstructionAuditCallback",
         "VanillaSnapshotCallback",
     ),
     "data": ("without_overlap",),
@@ -124,6 +129,7 @@ _PUBLIC = {
     "exporting": ("export",),
     "preflight": ("check",),
     "recipes": ("CWRFConfig", "SELENARecipe", "ShadowRecipe"),
+    "reconstruction": ("ReconstructionPrior", "ReconstructionResult", "audit_reconstruction"),
     "searching": ("RecipeSearch", "default_candidates", "search_recipes"),
     "shadows": ("train_shadows",),
     "weights": ("WeightMask", "learnability_scores", "privacy_vulnerability_scores", "score_correlation"),

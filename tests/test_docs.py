@@ -71,7 +71,7 @@ def blocks(page, language="python"):
 
 
 def examples():
-    names = ("audit", "shadows", "guide", "models", "report", "command", "private_finetuning")
+    names = ("audit", "shadows", "guide", "models", "report", "command", "private_finetuning", "reconstruction")
     others = [DOCS / f"{name}.md" for name in names]
     for page in [*sorted(PAGES.glob("*.md")), *others]:
         for i, code in enumerate(blocks(page)):
@@ -149,6 +149,8 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
         "loss": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         "optimizer": torch.optim.Adam(model.parameters()),
         "functools": functools,
+        "nn": nn,
+        "torch": torch,
         "comparison_table": comparison_table,
         "privacy": after_a_run["hardened_audit"],
     }
@@ -159,6 +161,8 @@ def test_examples_run(code, files, after_a_run, monkeypatch, tmp_path):
 def shortened(code):
     """The same with one epoch, and with four shadow models, or the eight that an audit of a recipe needs."""
     models = 8 if "audit_recipe(" in code else 4
+    if "econstruct" in code:  # an attack of a few steps
+        code = re.sub(r"\bsteps=\d+", "steps=5", code)
     return re.sub(r"\bn=\d+", f"n={models}", re.sub(r"\bmax_epochs=\d+", "max_epochs=1", code))
 
 

@@ -113,3 +113,19 @@ def test_a_forest_is_audited_from_its_outputs(tmp_path):
         "rmia": True,
     }
     assert str(found).splitlines()[0] in done.stdout
+
+
+def test_digits_are_reconstructed_with_a_prior_and_one_is_split(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "reconstruct_digits.py"), "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    findings = [
+        line for line in done.stdout.splitlines() if "a failed attack shows nothing about another prior" in line
+    ]
+    assert len(findings) == 3
+    assert findings[0].startswith(("members are told apart", "members are reconstructed"))
+    assert "kept in [-0.8, 0.8]" in findings[2]
+    residuals = [float(line.split()[-1]) for line in done.stdout.partition("not split")[2].splitlines()[:4]]
+    assert residuals[1] - residuals[0] < 0.005
+    assert residuals[3] > residuals[0] + 0.005
+    assert (tmp_path / "reconstructions.png").stat().st_size > 10_000

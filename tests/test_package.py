@@ -19,7 +19,7 @@ PACKAGE = ROOT / "lightning_cwrf"
 # Lowest layer first, as in docs/architecture.md: each may import those before it.
 PURE = ("_version", "_deprecated", "checks", "targets", "classification", "files", "registry", "lightning_private",
         "data", "arrays", "outputs", "weights", "metrics", "mechanism", "attacks", "shadows", "auditing",
-        "report")  # fmt: skip
+        "reconstruction", "report")  # fmt: skip
 LAYERS = (
     *PURE,
     "trainers",

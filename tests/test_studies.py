@@ -11,7 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lightning_cwrf import audit_recipe
+from lightning_cwrf.attacks import create_attack
+from lightning_cwrf.auditing.recipe_targets import RecipeTargets
 from lightning_cwrf.metrics.functional import CrossedJackknife
+from lightning_cwrf.shadows import ShadowOutputs, balanced_membership
 
 ROOT = Path(__file__).parents[1]
 STUDIES = {
@@ -22,6 +26,7 @@ STUDIES = {
     "levers": ["--lever", "values"],
     "past": [],
     "correlation": [],
+    "attack_order": ["--queries", "20"],
 }
 
 
@@ -94,7 +99,7 @@ def test_the_papers_scale_on_fake_images(tmp_path):
     assert content["task"]["lam"] == 0.9
 
 
-@pytest.mark.parametrize("network", ["resnet18", "vit"])
+@pytest.mark.parametrize("network", ["resnet18", "vit", "wide"])
 def test_the_papers_networks_take_the_papers_images(network):
     tasks = importlib.import_module("tasks")
     for scale, data, size in (("gpu", "fashion", 28), ("paper", "cifar10", 32)):
@@ -102,6 +107,54 @@ def test_the_papers_networks_take_the_papers_images(network):
         module = task.build(1)().eval()
         assert module(torch.zeros(1, task.inputs, size, size)).shape == (1, 10)
         assert module.configure_optimizers()[0][0].param_groups[0]["weight_decay"] == 5e-4
+
+
+@pytest.mark.slow
+def test_the_order_of_attacks_at_the_papers_scale_on_fake_images(tmp_path):
+    words = ["--scale", "paper", "--network", "resnet8", "--epochs", "1", "--queries", "5"]
+    content, *_ = run("attack_order", tmp_path, *words)
+    check(content)
+    assert content["settings"]["data"] == "cifar10-wide"
+    assert content["task"]["augment"]
+    # After two batches of training a model may give one label to everything, which has no boundary.
+    assert ("left_out" in content) == ("Left out: boundary distance" in content["verdict"]["sentence"])
+
+
+def test_augmentation_mirrors_and_moves_an_image_and_keeps_its_label():
+    image = torch.arange(3 * 6 * 6, dtype=torch.float32).view(3, 6, 6)
+    torch.manual_seed(0)
+    found = [importlib.import_module("tasks").flip_and_shift((image, 7)) for _ in range(300)]
+    assert {label for _, label in found} == {7}
+    assert {tuple(each.shape) for each, _ in found} == {(3, 6, 6)}
+    kinds = {tuple(each.flatten().tolist()) for each, _ in found}
+    assert len(kinds) > 60  # of 2 x 9 x 9, some of which are the same where the image is mirrored at its edges
+    assert {tuple(each.flatten().tolist()) for each in (image, image.flip(-1))} <= kinds
+
+
+def test_the_wide_resnet_is_the_published_one():
+    net = importlib.import_module("tasks").wide_resnet(3, 10)
+    assert sum(isinstance(each, torch.nn.Conv2d) and each.kernel_size == (3, 3) for each in net.modules()) == 25
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 1) == 1.5  # WRN-28-2 in its paper
+
+
+def test_a_comparison_of_attacks_is_that_of_an_audit_where_both_use_all_models():
+    order = importlib.import_module("attack_order")
+    torch.manual_seed(0)
+    members = balanced_membership(8, 96, seed=0)
+    logits = torch.randn(8, 96, 3) + 0.5 * members[..., None]
+    y = torch.arange(96) % 3
+    logits.scatter_add_(-1, y.expand(8, -1)[..., None], members[..., None].float())
+    shadows = ShadowOutputs.from_arrays(logits, members, y)
+    targets = RecipeTargets.of(shadows, 0)
+    audit_of = audit_recipe(shadows, attacks=["lira", "loss"], progress=False)
+    for name in ("lira", "loss"):
+        found = order.measured_by(targets, create_attack(name), 3)["auroc"]
+        known = audit_of.jackknives[f"{name}/auroc"]
+        assert found.value == pytest.approx(known.value)
+        assert torch.allclose(found.cells, known.cells)
+        assert torch.allclose(found.without_pair, known.without_pair)
+    assert order.chosen_pairs(4, 6, 2) == [0, 1]
+    assert order.chosen_pairs(4, 6, 2, without=0) == [1, 2]
 
 
 @pytest.mark.parametrize(

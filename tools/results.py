@@ -25,10 +25,10 @@ Each study is a script in [`examples/paper/`](../examples/paper/) that trains ma
 of them with the others ([`audit_recipe`](audit.md#a-way-of-training)), and records every number. This page is made
 from these records (`examples/paper/results/*.json`) by `tools/results.py`.
 
-A verdict says whether a claim of the papers on CWRF and PAST holds at the size that was run, which is far below
-theirs, by the rule that stands beside it; that of a lever, whether one of its options leaks less than r = 0 at equal
-accuracy. The papers' own numbers stand beside ours where they have any; they are of
-other data and networks.
+A verdict says whether a claim of the papers on CWRF and PAST, or of those on the attacks, holds at the size that was
+run, which is far below theirs, by the rule that stands beside it; that of a lever, whether one of its options leaks
+less than r = 0 at equal accuracy. The papers' own numbers stand beside ours where they have any; they are of other data
+and networks.
 
 Brackets are 95 % intervals over models and pools. *Above r = 0 at equal accuracy* is how much more AUC a recipe has
 than the fine-tuning alone: than the line between the two strengths of r = 0 (or no defense) that have just less and
@@ -96,11 +96,12 @@ def section(study: dict[str, Any]) -> str:
     """What was run, the verdict, and the table."""
     task, verdict = study["task"], study["verdict"]
     members, nonmembers, reference = task["sizes"]
+    tuning = f" and then {task['tune_epochs']} of fine-tuning" if study["recipes"] else ""
     lines = [
         f"## {study['study']}",
         f"{study['title']}: `{study['command']}`. {members:,} members of a pool of {members + nonmembers:,}, "
-        f"{reference:,} examples of reference data, {task['epochs']} epochs and then {task['tune_epochs']} of "
-        f"fine-tuning, {task['models']} models of each recipe, seed {study['settings']['seed']}, "
+        f"{reference:,} examples of reference data, {task['epochs']} epochs{tuning}, "
+        f"{task['models']} models of each recipe, seed {study['settings']['seed']}, "
         f"torch {study['versions']['torch']}.",
         f"**{verdict['word']}**: {verdict['sentence']} Rule: {verdict['rule']}.",
     ]

@@ -23,7 +23,7 @@ import lightning
 import torch
 from comparing import ACCURACY, AUC, cell_of
 from tables import markdown, rounded
-from tasks import SCALES, Task, quick, quiet
+from tasks import SCALES, Task, flip_and_shift, quick, quiet
 
 import lightning_cwrf
 from lightning_cwrf import CWRFConfig, RecipeAudit, ShadowRecipe, audit_recipe, train_shadows
@@ -61,7 +61,8 @@ class Study:
         epochs = self.task.epochs if epochs is None else epochs
         accelerator = "cpu" if self.arguments.scale == "cpu" else "auto"
         arguments = {"max_epochs": epochs, "accelerator": accelerator}
-        return ShadowRecipe(self.task.build(epochs, lr), arguments, self.task.batch, defense=defense)
+        augment = flip_and_shift if self.task.augment else None
+        return ShadowRecipe(self.task.build(epochs, lr), arguments, self.task.batch, defense=defense, augment=augment)
 
     def tuning(
         self,
@@ -91,7 +92,11 @@ class Study:
         """The models of a recipe, from the store where they are there."""
         began = time.perf_counter()
         defense = getattr(recipe, "defense", None)
-        alone = not hasattr(recipe, "train_stack") or (defense is not None and defense.mixin.why_not_stacked())
+        alone = (
+            self.task.augment
+            or not hasattr(recipe, "train_stack")
+            or (defense is not None and defense.mixin.why_not_stacked())
+        )
         shadows = train_shadows(
             recipe,
             self.parts.pool,
@@ -196,7 +201,9 @@ def parser(script: str, description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(Path(script).name, description=(description or "").splitlines()[0])
     made.add_argument("--scale", choices=list(SCALES), default="cpu", help="how large")
     made.add_argument("--data", choices=sorted({name for each in SCALES.values() for name in each}), help="which data")
-    made.add_argument("--network", choices=["digits", "mlp", "resnet8", "resnet18", "vit"], help="another network")
+    made.add_argument(
+        "--network", choices=["digits", "mlp", "resnet8", "resnet18", "vit", "wide"], help="another network"
+    )
     made.add_argument("--quick", action="store_true", help="a few models, examples and epochs, to try the script")
     made.add_argument("--models", type=int, help="of each recipe, even, at least 8")
     made.add_argument("--epochs", type=int, help="of the first training")
@@ -215,13 +222,15 @@ def _without(words: Sequence[str], *options: str) -> list[str]:
     return [each for before, each in zip(["", *words], words, strict=False) if not {before, each} & set(options)]
 
 
-def parse(made: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, with the task that they name."""
+def parse(
+    made: argparse.ArgumentParser, words: Sequence[str] | None, data: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """The arguments, with the task that they name; ``data``: the default data of a scale, where not its first."""
     words = sys.argv[1:] if words is None else list(words)
     arguments = made.parse_args(words)
     arguments.command = " ".join(["python", f"examples/paper/{made.prog}", *_without(words, "--out", "--folder")])
     tasks = SCALES[arguments.scale]
-    arguments.data = arguments.data or next(iter(tasks))
+    arguments.data = arguments.data or (data or {}).get(arguments.scale) or next(iter(tasks))
     if arguments.data not in tasks:
         made.error(f"--scale {arguments.scale} has {', '.join(tasks)}, not {arguments.data}.")
     task = tasks[arguments.data]

@@ -42,6 +42,24 @@ class Classifier(DigitsClassifier):
         return [optimizer], schedulers
 
 
+class WideClassifier(Classifier):
+    """With SGD, as the papers on LiRA and RMIA train Wide ResNets."""
+
+    def configure_optimizers(self) -> Any:
+        decay = self.hparams["weight_decay"]
+        optimizer = torch.optim.SGD(self.parameters(), self.hparams["lr"], momentum=0.9, weight_decay=decay)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.hparams["epochs"])]
+
+
+def flip_and_shift(example: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    """An example whose image is mirrored with probability 1/2, and moved by up to four pixels in each direction."""
+    image, label = example
+    image = image.flip(-1) if torch.rand(()) < 0.5 else image
+    padded = nn.functional.pad(image[None], (4, 4, 4, 4), mode="reflect")[0]
+    y, x = torch.randint(9, (2,)).tolist()
+    return padded[:, y : y + image.shape[-2], x : x + image.shape[-1]], label
+
+
 def mlp(inputs: int, classes: int) -> nn.Module:
     return nn.Sequential(
         nn.Linear(inputs, 256), nn.BatchNorm1d(256), nn.ReLU(),
@@ -72,6 +90,38 @@ def resnet18(inputs: int, classes: int) -> nn.Module:
     return net
 
 
+class WideBlock(nn.Module):
+    """BatchNorm, ReLU and a 3x3 convolution, twice, and a shortcut (Zagoruyko & Komodakis 2016)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.BatchNorm2d(before), nn.ReLU())
+        self.rest = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+        )  # fmt: skip
+        same = before == after and stride == 1
+        self.shortcut = None if same else nn.Conv2d(before, after, 1, stride, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        active = self.first(images)
+        return self.rest(active) + (images if self.shortcut is None else self.shortcut(active))
+
+
+def wide_resnet(inputs: int, classes: int, depth: int = 28, width: int = 2) -> nn.Module:
+    """WRN-28-2: three groups of four blocks of 32, 64 and 128 channels."""
+    blocks, channels = (depth - 4) // 6, [16, *(width * each for each in (16, 32, 64))]
+    groups = [
+        WideBlock(channels[group] if i == 0 else channels[group + 1], channels[group + 1], 2 if i == 0 < group else 1)
+        for group in range(3)
+        for i in range(blocks)
+    ]
+    return nn.Sequential(
+        nn.Conv2d(inputs, 16, 3, padding=1, bias=False), *groups, nn.BatchNorm2d(channels[-1]), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes),
+    )  # fmt: skip
+
+
 class ViT(nn.Module):
     """A vision transformer with 4x4 patches for images of 28 or 32 pixels."""
 
@@ -84,7 +134,7 @@ class ViT(nn.Module):
         return self.net(images)
 
 
-NETWORKS: dict[str, Any] = {"mlp": mlp, "resnet8": resnet8, "resnet18": resnet18, "vit": ViT}
+NETWORKS: dict[str, Any] = {"mlp": mlp, "resnet8": resnet8, "resnet18": resnet18, "vit": ViT, "wide": wide_resnet}
 
 
 def fashion(folder: Path | None) -> TensorDataset:
@@ -149,6 +199,7 @@ class Task:
         sizes: of members, non-members and reference data; the population has ``population`` more, None: the rest.
         inputs: channels or columns.
         lam: λ of the scoring, by the number of classes as in the paper; steps: its T.
+        augment: whether images are mirrored and moved in training (:func:`flip_and_shift`).
     """
 
     data: str
@@ -164,6 +215,7 @@ class Task:
     weight_decay: float = 0.0
     lam: float = 0.7
     steps: int = 30
+    augment: bool = False
 
     def parts(self, seed: int, folder: Path | None, *, fake: bool = False) -> Split:
         """The disjoint parts of its data set, or of fake images."""
@@ -183,9 +235,12 @@ class Task:
             return functools.partial(DigitsClassifier, epochs, lr)
         sizes = {"size": 32} if self.network == "vit" and self.inputs == 3 else {}
         net = functools.partial(NETWORKS[self.network], self.inputs, self.classes, **sizes)
+        if self.network == "wide":
+            return functools.partial(WideClassifier, net, epochs, 100 * lr, self.weight_decay)  # SGD: 0.1
         return functools.partial(Classifier, net, epochs, lr, self.weight_decay)
 
 
+_WIDE = Task("cifar10", "wide", (25_000, 25_000, 2_000), None, 3, 10, 100, 40, 256, 64, 5e-4, augment=True)
 _CIFAR = Task("cifar10", "resnet18", (18_000, 18_000, 2_000), None, 3, 10, 100, 40, 256, 8, 5e-4)
 SCALES: dict[str, dict[str, Task]] = {
     "cpu": {
@@ -199,6 +254,7 @@ SCALES: dict[str, dict[str, Task]] = {
     "paper": {
         "cifar10": _CIFAR,
         "cifar100": replace(_CIFAR, data="cifar100", sizes=(18_000, 18_000, 4_000), classes=100, lam=0.9),
+        "cifar10-wide": _WIDE,
         "cinic10": replace(_CIFAR, data="cinic10", sizes=(25_000, 25_000, 5_000)),
     },
 }

@@ -18,6 +18,7 @@ from lightning_cwrf.attacks.base import (
 )
 from lightning_cwrf.attacks.bavaria import bavaria
 from lightning_cwrf.attacks.bayesian import bmia, laplace_outputs
+from lightning_cwrf.attacks.boundary import BoundaryDistances, boundary_distance
 from lightning_cwrf.attacks.inverse_hessian import IHAScores, conjugate_gradients, inverse_hessian_attack
 from lightning_cwrf.attacks.likelihood_ratio import tune_rmia
 from lightning_cwrf.attacks.lira import lira
@@ -25,6 +26,7 @@ from lightning_cwrf.attacks.loss import loss_threshold
 from lightning_cwrf.attacks.loss_trace import LossTraces, loss_tnr, lt_iqr
 from lightning_cwrf.attacks.metric_based import calibrated, confidence, correctness, entropy, modified_entropy
 from lightning_cwrf.attacks.neural import neural_attack
+from lightning_cwrf.attacks.oslo import OSLOScores, oslo
 from lightning_cwrf.attacks.per_model import PerModel
 from lightning_cwrf.attacks.quantile_regression import quantile_regression
 from lightning_cwrf.attacks.reference import attack_p, attack_r
@@ -38,9 +40,11 @@ for _module in iter_modules(__path__):
 
 __all__ = [
     "Attack",
+    "BoundaryDistances",
     "Evidence",
     "IHAScores",
     "LossTraces",
+    "OSLOScores",
     "PerModel",
     "attack_p",
     "attack_r",
@@ -49,6 +53,7 @@ __all__ = [
     "base_attack",
     "bavaria",
     "bmia",
+    "boundary_distance",
     "calibrated",
     "confidence",
     "conjugate_gradients",
@@ -66,6 +71,7 @@ __all__ = [
     "lt_iqr",
     "modified_entropy",
     "neural_attack",
+    "oslo",
     "quantile_regression",
     "register_attack",
     "rmia",

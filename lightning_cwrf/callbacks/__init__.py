@@ -6,6 +6,7 @@ from lightning_cwrf.callbacks.exponential import ExponentialMechanismCallback
 from lightning_cwrf.callbacks.finished import FinishedWeightsCallback
 from lightning_cwrf.callbacks.gradient_mask import GradientMaskCallback
 from lightning_cwrf.callbacks.loss_trace import LossTraceCallback
+from lightning_cwrf.callbacks.reconstruction import ReconstructionAuditCallback
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.callbacks.snapshot import VanillaSnapshotCallback
@@ -19,5 +20,6 @@ __all__ = [
     "LossTraceCallback",
     "MIAAuditCallback",
     "PrivacyScoringCallback",
+    "ReconstructionAuditCallback",
     "VanillaSnapshotCallback",
 ]

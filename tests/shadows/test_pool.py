@@ -104,7 +104,7 @@ def test_copies_of_an_example_are_in_or_out_together(tmp_path):
 
 
 def test_all_examples_of_a_group_are_in_or_out_together(tmp_path):
-    """Of 12 persons, the last two share a copy of one example. Names do not matter, and more models add to the first."""
+    """Of 12 persons, the last two share a copy. Names do not matter, and more models add to the first."""
     pool = ConcatDataset([part(0, 22), part(20, 22)])
     persons = [f"person {i // 2}" for i in range(22)] + ["someone else"] * 2
     with pytest.warns(UserWarning, match="copies"):

@@ -51,8 +51,8 @@ def _few_apart_p_value(counts: ScoreCounts) -> float:
     if above + below > (m + n) / 10 or (above and below):
         return 0.0
     if above:
-        return _hypergeometric_cdf(int(counts.nonmembers[:most].sum()), m, n, above)
-    return _hypergeometric_cdf(int(counts.members[most + 1 :].sum()), n, m, below)
+        return hypergeometric_cdf(int(counts.nonmembers[:most].sum()), m, n, above)
+    return hypergeometric_cdf(int(counts.members[most + 1 :].sum()), n, m, below)
 
 
 def resolvable_auc(members: int, nonmembers: int, confidence: float = 0.95) -> float:
@@ -100,7 +100,7 @@ def tpr_p_value(scores: Tensor, is_member: Tensor, max_fpr: float) -> float:
     if found == 0:
         return 1.0
     drawn = min(found + false, len(scores))
-    return _hypergeometric_cdf(false, len(members), len(nonmembers), drawn)
+    return hypergeometric_cdf(false, len(members), len(nonmembers), drawn)
 
 
 def advantage_p_value(scores: Tensor, is_member: Tensor) -> float:
@@ -132,7 +132,7 @@ def loss_gap_p_value(losses: Tensor, is_member: Tensor) -> float:
     return float(special.stdtr(freedom, -gap / error))
 
 
-def _hypergeometric_cdf(k: int, others: int, marked: int, drawn: int) -> float:
+def hypergeometric_cdf(k: int, others: int, marked: int, drawn: int) -> float:
     """P(at most k marked ones among ``drawn`` of ``marked + others``), summed in log space."""
     i = torch.arange(max(0, drawn - others), min(k, marked, drawn) + 1, dtype=torch.float64)
 

@@ -1,0 +1,187 @@
+"""Reconstructing training examples from the weights at the end of a training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import SGD, Adam
+
+from lightning_cwrf.auditing.audited import AuditedData
+from lightning_cwrf.callbacks.common import ReadsData, averaging_in, training_data
+from lightning_cwrf.callbacks.coverage import check_coverage
+from lightning_cwrf.checks import check_number
+from lightning_cwrf.data import Batches
+from lightning_cwrf.reconstruction import ReconstructionPrior, ReconstructionResult
+from lightning_cwrf.reconstruction.audit import ReconstructionSettings, attacked, why_inhomogeneous
+from lightning_cwrf.reconstruction.pool import reconstruction_data
+from lightning_cwrf.trainers import Split, transfer_of
+from lightning_cwrf.weights.copies import weights_digest
+
+
+class ReconstructionAuditCallback(ReadsData):
+    """Reconstructs training examples of a small ReLU network from its final weights, and counts them against chance.
+
+    :func:`~lightning_cwrf.audit_reconstruction` at the end of a training. Data and network are checked before the first
+    step. Every number is logged as ``reconstruction/<name>``, to the loggers alone; :attr:`result` has the rest.
+    **A failed attack shows nothing about another prior.**
+
+    The module, its buffers, modes and the random state are untouched. Where weights are averaged or otherwise changed
+    after the training's end, the attack runs on the final ones when the fit ends. With several processes each runs the
+    same attack.
+
+    Args:
+        nonmembers: at least as many examples as there are members, which the model never saw: a loader or a dataset,
+            without augmentation; the name of a split; or a DataModule, whose test split is read.
+        members: all training examples, likewise. Default: those that the trainer's own loader gives.
+        prior: what the attacker knows of the inputs. Default: :class:`ReconstructionPrior` with its own defaults.
+        candidates: for each member.
+        steps: of the attack's Adam.
+        lr: of the attack, in units of the input.
+        sharpness: of the attack's gates, per unit of distance in the input.
+        margin: a guess of the members' logit gaps.
+        ratio: a reconstruction claims its nearest example if that is nearer than this share of the distance to the
+            second nearest.
+        restarts: runs of the attack, of which the one with the smallest residual counts.
+        weight_decay: of the training, coupled as in SGD. None: read off the groups of a single optimizer, SGD or Adam.
+            With 0, the network must be homogeneous in its weights.
+        confidence: of the intervals and the finding.
+        seed: of the attack.
+        name: prefix of the logged values. Several audits in one Trainer, such as with several priors, need several
+            names.
+
+    Raises:
+        TypeError: data that are none of these, settings of the wrong type. When the fit starts: inputs that are not one
+            float tensor.
+        ValueError: a setting out of range. When the fit starts: fewer non-members than members, or members among them.
+        MisconfigurationException: when the fit starts: a network that is not homogeneous without weight decay (which
+            layer); weights that are sharded; an optimizer whose weight decay cannot be read.
+
+    >>> ReconstructionAuditCallback([], prior=ReconstructionPrior(scale=1.0)).candidates
+    2.0
+    """
+
+    several = ", or give each another name="
+    why_not_sharded = (
+        "each process runs the model by itself here, which only all of them together can. Save a full checkpoint, load "
+        "it on one device after the fit, and pass it to lightning_cwrf.audit_reconstruction"
+    )
+
+    def __init__(
+        self,
+        nonmembers: Split | LightningDataModule | Batches,
+        members: Split | LightningDataModule | Batches | None = None,
+        prior: ReconstructionPrior | None = None,
+        candidates: float = 2.0,
+        steps: int = 2000,
+        lr: float = 0.02,
+        sharpness: float = 30.0,
+        margin: float = 5.0,
+        ratio: float = 0.5,
+        restarts: int = 1,
+        weight_decay: float | None = None,
+        confidence: float = 0.95,
+        seed: int = 0,
+        name: str = "reconstruction",
+    ) -> None:
+        self.take_data(nonmembers=nonmembers, members=members)
+        self.attack = ReconstructionSettings(
+            ReconstructionPrior() if prior is None else prior,
+            candidates=candidates,
+            steps=steps,
+            lr=lr,
+            sharpness=sharpness,
+            margin=margin,
+            ratio=ratio,
+            restarts=restarts,
+            confidence=confidence,
+            seed=seed,
+        )
+        if weight_decay is not None:
+            check_number("weight_decay", weight_decay, low=0)
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"name must be a non-empty string, such as 'reconstruction', not {name!r}.")
+        self.weight_decay = weight_decay
+        self.name = name
+        self.reset()
+
+    @property
+    def candidates(self) -> float:
+        """For each member."""
+        return self.attack.candidates
+
+    @property
+    def state_key(self) -> str:
+        return type(self).__qualname__ if self.name == "reconstruction" else self._generate_state_key(name=self.name)
+
+    def reset(self) -> None:
+        self.result: ReconstructionResult | None = None
+        self._attacked = ""  # the digest of the weights
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check data and network, so that what is wrong is an error before any time is spent."""
+        if self.members is None:
+            check_coverage(trainer, type(self).__name__)
+        data = reconstruction_data(pl_module, self._data(trainer), self.attack.prior, transfer_of(trainer))
+        decay = _weight_decay(trainer) if self.weight_decay is None else self.weight_decay
+        if decay == 0 and data.degree.degree is None:
+            raise MisconfigurationException(why_inhomogeneous(data.degree))
+        for remark in data.remarks:
+            rank_zero_warn(remark)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if averaging_in(trainer) is None:
+            self._run(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attack again where the final weights are not those that were attacked."""
+        if stage != "fit" or trainer.interrupted or trainer.global_step == 0:
+            return
+        if self.result is not None and self._attacked == weights_digest(pl_module) != "":
+            return
+        device = pl_module.device
+        pl_module.to(trainer.strategy.root_device)  # the strategy has moved it away
+        self._run(trainer, pl_module)
+        pl_module.to(device)
+
+    def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = reconstruction_data(pl_module, self._data(trainer), self.attack.prior, transfer_of(trainer))
+        self.result = attacked(pl_module, data, self.attack)
+        self._attacked = weights_digest(pl_module)
+        values = {f"{self.name}/{name}": value for name, value in self.result.values().items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+
+    def _data(self, trainer: Trainer) -> AuditedData:
+        members: Any = self.members if self.members is not None else training_data(trainer, self)
+        return AuditedData(members, self.nonmembers)
+
+
+def _weight_decay(trainer: Trainer) -> float:
+    """The coupled weight decay of the training; a warning where its stationary points are others."""
+    fix = "Pass weight_decay=, the coefficient of the squared norm in the loss, times two."
+    if len(trainer.optimizers) != 1:
+        raise MisconfigurationException(
+            f"the training has {len(trainer.optimizers)} optimizers, so its weight decay is not one number. {fix}"
+        )
+    optimizer: Any = trainer.optimizers[0]
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    found = {float(group["weight_decay"]) for group in optimizer.param_groups if "weight_decay" in group}
+    decoupled = any(group.get("decoupled_weight_decay", False) for group in optimizer.param_groups)
+    kind = type(optimizer).__name__
+    if len(found) != 1 and found:
+        raise MisconfigurationException(
+            f"the groups of {kind} have different weight decays ({', '.join(f'{w:g}' for w in sorted(found))}), and "
+            f"the attack's equation has one. {fix}"
+        )
+    (decay,) = found or {0.0}
+    if isinstance(optimizer, SGD) or (isinstance(optimizer, Adam) and decay > 0 and not decoupled):
+        return decay
+    how = " with a decoupled weight decay" if decoupled else " without weight decay" if decay == 0 else ""
+    rank_zero_warn(
+        f"the attack's equation is that of SGD; a training by {kind}{how} ends elsewhere. That the attack finds "
+        "nothing then shows even less."
+    )
+    return decay
