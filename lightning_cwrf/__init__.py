@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_cwrf.auditing import insert_canaries as insert_canaries
     from lightning_cwrf.callbacks import CriticalRewindCallback as CriticalRewindCallback
     from lightning_cwrf.callbacks import DefenseCallback as DefenseCallback
+    from lightning_cwrf.callbacks import ExponentialMechanismCallback as ExponentialMechanismCallback
     from lightning_cwrf.callbacks import FinishedWeightsCallback as FinishedWeightsCallback
     from lightning_cwrf.callbacks import GradientMaskCallback as GradientMaskCallback
     from lightning_cwrf.callbacks import LossTraceCallback as LossTraceCallback
@@ -86,6 +87,7 @@ _PUBLIC = {
     "callbacks": (
         "CriticalRewindCallback",
         "DefenseCallback",
+        "ExponentialMechanismCallback",
         "FinishedWeightsCallback",
         "GradientMaskCallback",
         "LossTraceCallback",
@@ -132,7 +134,7 @@ _PUBLIC = {
     "shadows": ("train_shadows",),
     "weights": ("WeightMask", "learnability_scores", "privacy_vulnerability_scores", "score_correlation"),
 }
-_SUBPACKAGES = {*_PUBLIC, "classification", "metrics", "outputs", "report"}
+_SUBPACKAGES = {*_PUBLIC, "classification", "mechanism", "metrics", "outputs", "report"}
 _HOMES = {name: home for home, names in _PUBLIC.items() for name in names}
 
 __all__ = sorted(["__version__", *_HOMES])

@@ -70,6 +70,17 @@ class ModelOutputs:
         return self.logits.argmax(-1) == self.targets
 
 
+class ForwardStep(nn.Module):
+    """A model whose forward takes a batch, so that ``functional_call`` runs its own ``classification_step``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        return classification_step(self.model, batch)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; at the end, modes and the caller's random state are restored."""

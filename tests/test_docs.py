@@ -71,9 +71,8 @@ def blocks(page, language="python"):
 
 
 def examples():
-    others = [
-        DOCS / f"{name}.md" for name in ("audit", "shadows", "guide", "models", "report", "command", "reconstruction")
-    ]
+    names = ("audit", "shadows", "guide", "models", "report", "command", "private_finetuning", "reconstruction")
+    others = [DOCS / f"{name}.md" for name in names]
     for page in [*sorted(PAGES.glob("*.md")), *others]:
         for i, code in enumerate(blocks(page)):
             slow = [pytest.mark.slow] if "train_shadows(" in code else []

@@ -90,6 +90,19 @@ def test_a_search_on_the_digits_is_the_same_when_it_resumes(tmp_path):
     assert (tmp_path / "search.md").read_text().startswith("search over 6 recipes, 6 with 8 models")
 
 
+def test_private_finetuning_prints_its_table(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "private_finetuning.py"), "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "| test accuracy at ε = | 2 |"
+    assert [row.split(" | ")[0] for row in rows[2:]] == [
+        "| exponential mechanism", "| DP-SGD", "| DP-SGD on whitened features"
+    ]  # fmt: skip
+    assert float(rows[2].split(" | ")[1].rstrip(" |")) > 0.75
+    assert "exponential mechanism, the last: exponential mechanism: ε = 2 at δ = 1e-05 after 10 draws" in done.stdout
+
+
 def test_a_forest_is_audited_from_its_outputs(tmp_path):
     command = [sys.executable, str(ROOT / "examples" / "audit_forest.py"), "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_cwrf"
 # Lowest layer first, as in docs/architecture.md: each may import those before it.
 PURE = ("_version", "_deprecated", "checks", "targets", "classification", "files", "registry", "lightning_private",
-        "data", "arrays", "outputs", "weights", "metrics", "attacks", "shadows", "auditing", "reconstruction",
-        "report")  # fmt: skip
+        "data", "arrays", "outputs", "weights", "metrics", "mechanism", "attacks", "shadows", "auditing",
+        "reconstruction", "report")  # fmt: skip
 LAYERS = (
     *PURE,
     "trainers",

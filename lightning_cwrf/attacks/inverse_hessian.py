@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.attacks.signals import check_finite
 from lightning_cwrf.checks import check_integer, check_number
-from lightning_cwrf.classification import classification_step, shapes_only
+from lightning_cwrf.classification import shapes_only
 from lightning_cwrf.data import OverlapCheck, as_loader, bring_to
-from lightning_cwrf.outputs import evaluating
+from lightning_cwrf.outputs import ForwardStep, evaluating
 from lightning_cwrf.weights.copies import copied
 
 _BLOCK = 16
@@ -168,7 +168,7 @@ class _Losses:
     """Loss, gradient and Hessian of a copied model in float64, over its trainable weights as one vector."""
 
     def __init__(self, model: Any, data: Any) -> None:
-        self.model = _Step(model.eval())
+        self.model = ForwardStep(model.eval())
         self.weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
         if not self.weights:
             raise ValueError("the model has no trainable weights.")
@@ -221,17 +221,6 @@ class _Losses:
             name: piece.view(len(vectors), *value.shape)
             for (name, value), piece in zip(self.weights.items(), pieces, strict=True)
         }
-
-
-class _Step(nn.Module):
-    """A model whose forward takes a batch, so that ``functional_call`` runs its own ``classification_step``."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        return classification_step(self.model, batch)
 
 
 def _one_by_one(data: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from lightning_cwrf.callbacks.audit import MIAAuditCallback
 from lightning_cwrf.callbacks.defense import DefenseCallback
+from lightning_cwrf.callbacks.exponential import ExponentialMechanismCallback
 from lightning_cwrf.callbacks.finished import FinishedWeightsCallback
 from lightning_cwrf.callbacks.gradient_mask import GradientMaskCallback
 from lightning_cwrf.callbacks.loss_trace import LossTraceCallback
@@ -13,6 +14,7 @@ from lightning_cwrf.callbacks.snapshot import VanillaSnapshotCallback
 __all__ = [
     "CriticalRewindCallback",
     "DefenseCallback",
+    "ExponentialMechanismCallback",
     "FinishedWeightsCallback",
     "GradientMaskCallback",
     "LossTraceCallback",

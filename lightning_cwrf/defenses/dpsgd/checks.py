@@ -10,6 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_cwrf.mechanism.spent import draws_of
+
 
 def check_trainer(trainer: Trainer) -> None:
     """Raise a MisconfigurationException where DP-SGD does not work with a Trainer's settings."""
@@ -61,3 +63,14 @@ def warn_of_plain_steps(what: str, steps: int) -> None:
         f"this {what} was trained for {steps} steps without DP-SGD, and from_scratch=True says that its weights have "
         "seen no private data: ε covers the whole training only if that is so. Else leave from_scratch out."
     )
+
+
+def refuse_draws(module: LightningModule) -> None:
+    """Raise a MisconfigurationException where the weights come from draws that the accountant of DP-SGD cannot see."""
+    draws = draws_of(module)
+    if draws:
+        raise MisconfigurationException(
+            f"the weights of this module come from {draws} draws of the exponential mechanism, and the ε of DP-SGD "
+            "would not count them. Start DP-SGD from the weights of before; or load these into a new module, and add "
+            "the two ε and the two δ yourself."
+        )

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,8 @@ import numpy as np
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from torch import Tensor
+
+from lightning_cwrf.mechanism.spent import PrivacySpent as PrivacySpent
 
 if TYPE_CHECKING:
     from opacus.accountants import IAccountant
@@ -23,29 +24,6 @@ _KEPT = ("noise_multiplier", "clip_norm", "sampling_seed", "noise_state", "layou
 
 Steps = tuple[float, float, int]
 """A noise multiplier, a sample rate, and how many steps were taken with them."""
-
-
-@dataclass(frozen=True)
-class PrivacySpent:
-    """An (ε, δ) guarantee, and what it covers."""
-
-    epsilon: float
-    delta: float
-    steps: int
-    accountant: str
-    from_scratch: bool
-
-    @property
-    def covers(self) -> str:
-        """``"the whole training"``, or ``"the fine-tuning phase alone"``."""
-        return "the whole training" if self.from_scratch else "the fine-tuning phase alone"
-
-    def __str__(self) -> str:
-        text = (
-            f"DP-SGD: ε = {self.epsilon:.4g} at δ = {self.delta:g} after {self.steps} steps ({self.accountant} "
-            f"accountant). It covers {self.covers}"
-        )
-        return text + ("." if self.from_scratch else ": the weights it started from were not trained under it.")
 
 
 class Ledger:

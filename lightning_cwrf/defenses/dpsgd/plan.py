@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_cwrf.data.poisson import PoissonBatches, check_poisson
 from lightning_cwrf.defenses.dpsgd.ledger import Ledger
 from lightning_cwrf.lightning_private import training_source
+from lightning_cwrf.mechanism.spent import large_delta
 
 
 def draw_poisson_batches(trainer: Trainer, limit: int | None, first_step: Callable[[], int]) -> PoissonBatches:
@@ -40,11 +41,9 @@ def draw_poisson_batches(trainer: Trainer, limit: int | None, first_step: Callab
 
 def warn_of_large_delta(delta: float, examples: int) -> None:
     """Warn of a δ at which the guarantee says nothing about single examples."""
-    if delta >= 1 / examples:
-        rank_zero_warn(
-            f"target_delta={delta:g} is not below 1/n = {1 / examples:.2g} for {examples} training examples: such a "
-            "guarantee allows giving away a whole example. Lower it."
-        )
+    message = large_delta(delta, examples)
+    if message:
+        rank_zero_warn(message)
 
 
 def noise_factor(schedule: Callable[[int], float], epoch: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_cwrf.data.poisson import PoissonBatches
-from lightning_cwrf.defenses.dpsgd.checks import warn_of_plain_steps
+from lightning_cwrf.defenses.dpsgd.checks import refuse_draws, warn_of_plain_steps
 from lightning_cwrf.defenses.dpsgd.layers import fix_layers
 from lightning_cwrf.defenses.dpsgd.ledger import Ledger
 from lightning_cwrf.defenses.dpsgd.settings import DPSGD
@@ -27,6 +27,7 @@ class DPSGDState(DefenseState):
 
     def __init__(self, module: Any, defense: DPSGD) -> None:
         super().__init__(module, defense)
+        refuse_draws(module)
         earlier = getattr(module, "_dpsgd_ledger", None)
         self.ledger = Ledger(defense.accountant, from_scratch=defense.from_scratch, earlier=earlier)
         self.step: PrivateStep | None = None

@@ -32,7 +32,7 @@ from lightning_cwrf.metrics.functional.significance import (
     resolvable_auc,
     tpr_p_value,
 )
-from lightning_cwrf.metrics.functional.tradeoff import gaussian_epsilon
+from lightning_cwrf.metrics.functional.tradeoff import gaussian_delta, gaussian_epsilon, gaussian_mu
 
 __all__ = [
     "CrossedJackknife",
@@ -51,7 +51,9 @@ __all__ = [
     "exposure",
     "f_dp_rejects",
     "fewest_nonmembers",
+    "gaussian_delta",
     "gaussian_epsilon",
+    "gaussian_mu",
     "holm",
     "largest_epsilon_bound",
     "loss_gap",

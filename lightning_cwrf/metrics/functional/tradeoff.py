@@ -41,8 +41,30 @@ def gaussian_power(fpr: NDArray[np.float64] | float, mu: float) -> NDArray[np.fl
     return np.asarray(special.ndtr(special.ndtri(fpr) + mu))
 
 
+def gaussian_delta(mu: float, epsilon: float) -> float:
+    """The δ for which μ-GDP is (ε, δ)-DP: Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ) (Dong, Roth & Su 2022, Corollary 1).
+
+    Args:
+        mu: μ, 0 or more.
+        epsilon: ε, 0 or more.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: out of range.
+
+    >>> round(gaussian_delta(1.0, 1.0), 4), gaussian_delta(0.0, 1.0)
+    (0.1269, 0.0)
+    """
+    check_number("mu", mu, low=0)
+    check_number("epsilon", epsilon, low=0)
+    if mu == 0:
+        return 0.0
+    first = special.ndtr(mu / 2 - epsilon / mu)
+    return max(0.0, float(first - math.exp(epsilon + special.log_ndtr(-mu / 2 - epsilon / mu))))
+
+
 def gaussian_epsilon(mu: float | Tensor, delta: float) -> float:
-    """The ε for which μ-GDP is (ε, δ)-DP: δ = Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ) (Dong, Roth & Su 2022, Corollary 1).
+    """The ε for which μ-GDP is (ε, δ)-DP, the inverse of :func:`gaussian_delta` (Dong, Roth & Su 2022, Corollary 1).
 
     A lower bound on μ says that no Gaussian mechanism with less explains an attack; the ε of that μ is a lower bound on
     the training's own ε at this δ only so far as the training is Gaussian DP, as DP-SGD over many steps nearly is.
@@ -63,15 +85,38 @@ def gaussian_epsilon(mu: float | Tensor, delta: float) -> float:
     check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
 
     def excess(epsilon: float) -> float:
-        spent = special.ndtr(mu / 2 - epsilon / mu) - math.exp(epsilon + special.log_ndtr(-mu / 2 - epsilon / mu))
-        return float(spent) - delta
+        return gaussian_delta(float(mu), epsilon) - delta
 
-    if mu == 0 or excess(0.0) <= 0:
+    if excess(0.0) <= 0:
         return 0.0
     high = 1.0
     while excess(high) > 0:
         high *= 2
     return float(optimize.brentq(excess, 0.0, high))
+
+
+def gaussian_mu(epsilon: float, delta: float) -> float:
+    """The largest μ for which μ-GDP is (ε, δ)-DP, the inverse of :func:`gaussian_epsilon`, by bisection from below.
+
+    Args:
+        epsilon: ε, 0 or more.
+        delta: δ, above 0.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: out of range.
+
+    >>> round(gaussian_mu(1.0, 1e-5), 5)
+    0.26805
+    """
+    check_number("epsilon", epsilon, low=0)
+    check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
+    low, high = 0.0, 1.0
+    while gaussian_delta(high, epsilon) <= delta:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if gaussian_delta(middle, epsilon) <= delta else (low, middle)
+    return low
 
 
 def largest_rejected(rejects: Callable[[float], bool]) -> float:

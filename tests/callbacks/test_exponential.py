@@ -1,0 +1,361 @@
+"""Private fine-tuning inside a Trainer: what it changes, counts, resumes and refuses."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import OnExceptionCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lightning_cwrf import ExponentialMechanismCallback, GradientMaskCallback, RelaxLossMixin, WeightMask
+from lightning_cwrf.callbacks import exponential
+from lightning_cwrf.defenses import DPSGDMixin
+from lightning_cwrf.mechanism.spent import draws_of, ledger_of
+from tests.defenses.dpsgd.cases import fresh
+from tests.helpers import Classifier, DigitsData, digits, loader, part, snapshot, trained, trainer
+
+PRIVATE = (0, 96)
+HEAD = ("net.5.weight", "net.5.bias")
+
+
+def draws(public=None, **settings):
+    given = {"target_epsilon": 2.0, "target_delta": 1e-3, "draws": 2} | settings
+    return ExponentialMechanismCallback(loader(200, 260, batch_size=60) if public is None else public, **given)
+
+
+def private(shuffle=True, **settings):
+    return loader(*PRIVATE, batch_size=96, shuffle=shuffle, **settings)
+
+
+def finished():
+    return trained(epochs=2)[0]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+class Counts(Callback):
+    """Training steps and epochs that were begun."""
+
+    begun = 0
+
+    def on_train_epoch_start(self, *_):
+        self.begun += 1
+
+    def on_train_batch_start(self, *_):
+        self.begun += 1
+
+
+def test_a_fit_draws_and_trains_nothing_else():
+    model, callback, counts = finished(), draws(), Counts()
+    before = snapshot(model)
+    run = trainer(callbacks=[callback, counts])
+    torch.manual_seed(0)
+    run.fit(model, private())
+    assert (counts.begun, run.global_step, dict(run.callback_metrics)) == (0, 0, {})
+    after = snapshot(model)
+    changed = {name for name in before["state"] if not torch.equal(before["state"][name], after["state"][name])}
+    assert changed == set(HEAD)
+    assert before["modes"] == after["modes"]
+    spent = callback.privacy_spent
+    assert (spent.epsilon, spent.delta, spent.steps) == (pytest.approx(2.0), 1e-3, 2)
+    assert (spent.accountant, spent.mechanism, spent.covers) == (
+        "exact Gaussian", "exponential mechanism", "the fine-tuning phase alone"
+    )  # fmt: skip
+    assert not run.callback_metrics
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_order_of_the_loader():
+    found = []
+    for seed, shuffle in ((0, True), (0, False), (1, False)):
+        model = finished()
+        run = trainer(callbacks=[draws()])
+        torch.manual_seed(seed)
+        run.fit(model, private(shuffle))
+        found.append(model.net[5].weight.detach().clone())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.slow
+def test_it_learns_new_labels_at_a_large_epsilon():
+    """Labels shifted by one: the head of zeros learns them from the private data alone."""
+    images, labels = digits().tensors
+    data = TensorDataset(images[:800], (labels[:800] + 1) % 10)
+    model = trained(epochs=5)[0]
+    for parameter in (model.net[5].weight, model.net[5].bias):
+        parameter.data.zero_()
+    callback = draws(loader(1200, 1500, batch_size=300), target_epsilon=20.0, draws=10, target_delta=1e-5)
+    trainer(callbacks=[callback]).fit(model, DataLoader(data, batch_size=400))
+    model.eval()
+    reached = float((model(images[900:1200]).argmax(1) == (labels[900:1200] + 1) % 10).float().mean())
+    assert reached > 0.75
+
+
+def test_curvature_and_clipping_norm_do_not_see_the_private_data(monkeypatch):
+    found = []
+    real = exponential.public_curvature
+    monkeypatch.setattr(exponential, "public_curvature", lambda *a, **k: found.append(real(*a, **k)) or found[-1])
+    for begin in (0, 400):
+        trainer(callbacks=[draws()]).fit(finished(), loader(begin, begin + 60, batch_size=60))
+    assert torch.equal(found[0].cholesky, found[1].cholesky)
+    assert found[0].clip == found[1].clip
+
+
+def test_private_examples_among_the_public_ones_are_an_error():
+    public = DataLoader(part(90, 300), batch_size=100)
+    with pytest.raises(ValueError, match=r"6 of the 210 examples of public are private .*at positions 0, 1, .*the "
+                       r"curvature must come from public data\. Leave them out of the private data .*not out of the "
+                       r"public data, which would then depend on the private ones"):  # fmt: skip
+        trainer(callbacks=[draws(public)]).fit(finished(), private())
+
+
+def test_a_resumed_run_draws_nothing_again(tmp_path):
+    model = finished()
+    run = trainer(tmp_path, callbacks=[draws()])
+    run.fit(model, private())
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    again, callback = finished(), draws()
+    trainer(tmp_path, callbacks=[callback]).fit(again, private(), ckpt_path=tmp_path / "end.ckpt")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert (callback.privacy_spent.steps, callback.privacy_spent.epsilon) == (2, pytest.approx(2.0))
+    # Another fit of it goes on from there: the budget is spent, and a larger one is not.
+    with pytest.raises(ValueError, match="the 2 draws so far have spent ε = 2 at δ = "):
+        trainer(callbacks=[draws()]).fit(again, private())
+    more = draws(target_epsilon=3.0)
+    trainer(callbacks=[more]).fit(again, private())
+    assert (more.privacy_spent.steps, more.privacy_spent.epsilon) == (4, pytest.approx(3.0))
+
+
+def test_a_resumed_run_with_other_settings_is_an_error(tmp_path):
+    run = trainer(tmp_path, callbacks=[draws()])
+    run.fit(finished(), private())
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    with pytest.raises(MisconfigurationException, match=r"did its work with target_epsilon=2.0, and now it has .*=4.0"):
+        trainer(callbacks=[draws(target_epsilon=4.0)]).fit(finished(), private(), ckpt_path=tmp_path / "end.ckpt")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_fits_of_one_module_add_up(new):
+    """With the same callback or another one: squares of μ."""
+    model, callback = finished(), draws(target_epsilon=None, mu=0.3)
+    for fits in (1, 2):
+        callback = draws(target_epsilon=None, mu=0.3) if new else callback
+        before = weights(model)
+        trainer(callbacks=[callback]).fit(model, private())
+        assert not torch.equal(before[HEAD[0]], model.net[5].weight)
+        spent = callback.privacy_spent
+        assert (spent.steps, spent.mu) == (2 * fits, pytest.approx(0.3 * math.sqrt(fits)))
+    other = finished()
+    trainer(callbacks=[callback]).fit(other, private())
+    assert callback.privacy_spent.steps == 2  # of another module
+
+
+def test_a_checkpoint_that_was_tested_before_does_not_keep_a_fit_from_drawing(tmp_path):
+    class Tested(Classifier):
+        def test_step(self, batch, batch_idx):
+            pass
+
+    torch.manual_seed(0)
+    run = trainer(tmp_path, callbacks=[draws(target_epsilon=None, mu=0.3)])
+    run.fit(Tested(), private())
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    model, callback = Tested(), draws(target_epsilon=None, mu=0.3)
+    second = trainer(tmp_path, callbacks=[callback])
+    second.test(model, loader(300, 320), ckpt_path=tmp_path / "end.ckpt", verbose=False)
+    second.fit(model, private())
+    assert callback.privacy_spent.steps == 4  # two of the weights that the test loaded
+
+
+def test_draws_that_fail_leave_the_weights_and_stay_counted(tmp_path, monkeypatch):
+    """An exception in the middle: the checkpoint that it leaves says so, and a resumed run draws all of its own."""
+    model = finished()
+    trainer(callbacks=[draws(target_epsilon=None, mu=0.3)]).fit(model, private())
+    before = weights(model)
+    real, calls = exponential.exponential_mechanism, []
+
+    def breaks(*given, **settings):
+        calls.append(1)
+        ledger_of(given[0]).add("of the broken run", 7.0, 1)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(exponential, "exponential_mechanism", breaks)
+    callback = draws(target_epsilon=None, mu=0.3)
+    run = trainer(tmp_path, callbacks=[callback, OnExceptionCheckpoint(tmp_path, "broken")], enable_checkpointing=True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.fit(model, private())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    monkeypatch.setattr(exponential, "exponential_mechanism", real)
+    again, callback = finished(), draws(target_epsilon=None, mu=0.3)
+    trainer(tmp_path, callbacks=[callback]).fit(again, private(), ckpt_path=tmp_path / "broken.ckpt")
+    assert callback.privacy_spent.steps == draws_of(again) == 2 + 1 + 2
+    assert callback.privacy_spent.mu == pytest.approx(math.sqrt(2 * 0.3**2 + 1 / 49))
+
+
+def test_twice_the_noise_for_examples_that_are_replaced(monkeypatch):
+    asked = []
+    real = exponential.exponential_mechanism
+    monkeypatch.setattr(exponential, "exponential_mechanism", lambda *a, **k: asked.append(k) or real(*a, **k))
+    callback = draws(adjacency="replace_one", eta=0.1, damping=0.1, clip=0.5)
+    model = finished()
+    trainer(callbacks=[callback]).fit(model, private())
+    assert (asked[0]["adjacency"], asked[0]["eta"]) == ("replace_one", 0.1)
+    assert callback.privacy_spent.adjacency == "replace_one"
+    assert callback.privacy_spent.epsilon == pytest.approx(2.0)
+    assert ledger_of(model).mu("add_remove") == pytest.approx(callback.privacy_spent.mu / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mu": 1.0}, "needs one of target_epsilon and mu, and not both"),
+        ({"target_epsilon": None}, "needs one of target_epsilon and mu, and not both"),
+        ({"target_epsilon": 0}, r"target_epsilon must be a number in \(0, 100\], not 0"),
+        ({"target_epsilon": None, "mu": float("inf")}, "mu must be a number above 0, not inf"),
+        ({"target_delta": 0.0}, r"target_delta must be a number in \(0, 1\), not 0"),
+        ({"draws": 0}, "draws must be an integer of at least 1, not 0"),
+        ({"eta": -1.0}, "eta must be a number above 0, not -1"),
+        ({"damping": 0.0}, "damping must be a number above 0, not 0"),
+        ({"clip": float("inf")}, "clip must be a number above 0, not inf"),
+        ({"subspace": 0}, "subspace must be an integer from 1 to 4096, not 0"),
+        ({"subspace": 5000}, "subspace must be an integer from 1 to 4096, not 5000"),
+        ({"adjacency": "other"}, "adjacency must be 'add_remove' or 'replace_one'"),
+    ],
+)
+def test_settings_out_of_range_raise_where_they_are_given(settings, message):
+    with pytest.raises(ValueError, match=message):
+        draws(**settings)
+
+
+@pytest.mark.parametrize("public", [None, 3, torch.ones(3)])
+def test_public_data_that_are_none_raise_where_they_are_given(public):
+    with pytest.raises(TypeError, match="public: expected a DataLoader"):
+        ExponentialMechanismCallback(public, target_epsilon=1.0)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from (digits()[i] for i in range(20))
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "error", "message"),
+    [
+        (lambda: draws(parameters=["net.9.weight"]), private(), ValueError, "no parameter 'net.9.weight'"),
+        (
+            lambda: draws(parameters="all", subspace=4000),
+            private(),
+            ValueError,
+            "subspace must be an integer from 1 to",
+        ),
+        (lambda: draws([]), private(), ValueError, "public holds no batch"),
+        (lambda: draws(DataLoader(Stream())), private(), TypeError, "public must be data that can be read twice"),
+        (draws, DataLoader(part(0, 90), batch_size=16, drop_last=True), ValueError, "drop_last=True"),
+        (draws, DataLoader(Stream(), batch_size=4), TypeError, "the private data are read once for each draw"),
+        (draws, {"a": private(), "b": private()}, TypeError, "the private data: expected a DataLoader"),
+    ],
+)
+def test_wrong_data_and_parameters_raise_and_change_nothing(make, data, error, message):
+    model = finished()
+    before = weights(model)
+    with pytest.raises(error, match=message):
+        trainer(callbacks=[make()], max_steps=1).fit(model, data)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert draws_of(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"limit_train_batches": 0.5}, "leave out limit_train_batches"),
+        ({"limit_train_batches": 1}, "leave out limit_train_batches"),
+        ({"overfit_batches": 1}, "leave out limit_train_batches and overfit_batches"),
+        ({"min_epochs": 1}, "min_epochs and min_steps would make the Trainer take training steps"),
+        ({"max_epochs": 0}, "the fit ends before ExponentialMechanismCallback"),
+    ],
+)
+def test_trainers_that_it_does_not_work_with(settings, message):
+    model = finished()
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer(callbacks=[draws()], **settings).fit(model, private())
+    assert draws_of(model) == 0
+
+
+def test_several_devices_are_refused():
+    with pytest.raises(MisconfigurationException, match="works on one device, not with DDPStrategy"):
+        draws().setup(trainer(strategy=DDPStrategy(), devices=2), finished(), stage="fit")
+
+
+def test_loss_scaling_is_refused():
+    run = trainer()
+    run.precision_plugin.scaler = object()
+    with pytest.raises(MisconfigurationException, match="use bf16-mixed or 32, not 16-mixed"):
+        draws().setup(run, finished(), stage="fit")
+
+
+def test_callbacks_and_defenses_that_it_does_not_work_with():
+    model = finished()
+    mask = WeightMask({name: torch.zeros_like(value, dtype=torch.bool) for name, value in model.named_parameters()})
+    for other in (StochasticWeightAveraging(1e-2), GradientMaskCallback(mask=mask)):
+        with pytest.raises(MisconfigurationException, match=f"after which {type(other).__name__} would change or"):
+            trainer(callbacks=[draws(), other]).fit(finished(), private())
+    with pytest.raises(MisconfigurationException, match="the defense on the module would do nothing; detach it"):
+        trainer(callbacks=[draws()]).fit(RelaxLossMixin.attach(finished()), private())
+    with pytest.raises(MisconfigurationException, match="there are 2 ExponentialMechanismCallbacks in this Trainer"):
+        trainer(callbacks=[draws(), draws()]).fit(finished(), private())
+
+
+def test_draws_and_dpsgd_do_not_hide_one_another():
+    model = fresh()
+    trainer(callbacks=[draws(parameters="all", subspace=5)]).fit(model, private())
+    with pytest.raises(MisconfigurationException, match="come from 2 draws of the exponential mechanism, and the ε of"):
+        DPSGDMixin.attach(model, noise_multiplier=1.0)
+    trained_by_steps = DPSGDMixin.attach(fresh(), noise_multiplier=1.0)
+    trainer(max_epochs=1).fit(trained_by_steps, private())
+    plain = DPSGDMixin.detach(trained_by_steps)
+    with pytest.raises(ValueError, match="this model has taken 1 steps of DP-SGD, and the ε of draws would not count"):
+        trainer(callbacks=[draws(parameters="all", subspace=5)]).fit(plain, private())
+
+
+def test_a_training_step_after_the_draws_is_an_error():
+    class GoesOn(Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.should_stop = False
+
+    with pytest.raises(MisconfigurationException, match="was about to take a training step after the private draws"):
+        trainer(callbacks=[draws(), GoesOn()]).fit(finished(), private())
+
+
+def test_a_finished_checkpoint_that_leaves_no_draw_is_an_error(tmp_path):
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(finished(), private())
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    callback = draws()
+    model = finished()
+    trainer(callbacks=[callback]).fit(model, private())
+    with pytest.raises(MisconfigurationException, match="the fit ended before"):
+        trainer(max_epochs=1, callbacks=[callback]).fit(model, private(), ckpt_path=tmp_path / "end.ckpt")
+    with pytest.raises(MisconfigurationException, match="the fit ended before ExponentialMechanismCallback could take"):
+        trainer(max_epochs=1, callbacks=[draws()]).fit(finished(), private(), ckpt_path=tmp_path / "end.ckpt")
+
+
+def test_a_dry_run_takes_the_whole_data():
+    callback = draws()
+    trainer(callbacks=[callback], fast_dev_run=True).fit(finished(), loader(*PRIVATE))
+    assert callback.privacy_spent.steps == 2
+
+
+def test_public_data_by_the_name_of_a_split():
+    class WithPublic(DigitsData):
+        def predict_dataloader(self):
+            return loader(200, 300, batch_size=100)
+
+    callback = draws("predict")
+    trainer(callbacks=[callback]).fit(finished(), datamodule=WithPublic())
+    assert callback.privacy_spent.steps == 2
+    with pytest.raises(ValueError, match="the curvature must come from public data"):
+        trainer(callbacks=[draws("train")]).fit(finished(), datamodule=WithPublic())
