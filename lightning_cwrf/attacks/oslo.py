@@ -232,9 +232,9 @@ def _warn_of_coding(labels: Tensor, targets: Tensor, theirs: Tensor, classes: in
     chance = float((share[targets] + share[theirs] * (theirs != targets)).sum())
     if alike <= chance < len(labels) - 1e-6:
         warnings.warn(
-            f"on {alike} of {len(labels)} perturbed inputs the model's label is the target or the surrogates' label, and "
-            f"{chance:.0f} would be so by chance: the model or the surrogates have learned nothing, or its labels are "
-            "coded otherwise than the targets. In the last case the scores mean nothing: convert labels or targets.",
+            f"on {alike} of {len(labels)} perturbed inputs the model's label is the target or the surrogates' label, "
+            f"and {chance:.0f} would be so by chance: the model or the surrogates have learned nothing, or its labels "
+            "are coded otherwise than the targets. The scores mean nothing in the last case: convert the labels.",
             stacklevel=3,
         )
 
