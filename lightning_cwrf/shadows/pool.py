@@ -126,8 +126,8 @@ def membership_of(n: int, digests: list[bytes], seed: int, groups: Tensor | None
     if groups is not None and float(shares.min()) < 1 / 3:
         warnings.warn(
             f"the groups differ so much in size that some shadow models are trained on {float(shares.min()):.0%} of "
-            f"the pool, and others on {float(shares.max()):.0%}. Attacks take all of them for alike: have groups of more "
-            "equal sizes.",
+            f"the pool, and others on {float(shares.max()):.0%}. Attacks take all of them for alike: have groups of "
+            "more equal sizes.",
             stacklevel=4,
         )
     return membership
