@@ -40,7 +40,7 @@ def probabilities_to_logits(probabilities: Any, *, floor: float = 1e-6) -> Tenso
     tensor([[0.2500, 0.7500],
             [1.0000, 0.0100]], dtype=torch.float64)
     """
-    values = _tensor(probabilities, "probabilities")
+    values = read_tensor(probabilities, "probabilities")
     if not values.is_floating_point():
         raise TypeError(f"probabilities must be floats, not {values.dtype}.")
     values = values if values.dtype == torch.float64 else values.float()
@@ -83,7 +83,7 @@ def read_logits(given: Any, name: str, *, models: bool = False) -> Tensor:
 
     One logit for each example, ``(n,)`` or ``(n, 1)``, is that of class 1 of two.
     """
-    values = _tensor(given, f"the logits of {name}")
+    values = read_tensor(given, f"the logits of {name}")
     if not values.is_floating_point():
         raise TypeError(f"the logits of {name} must be floats, not {values.dtype}.")
     values = values.float() if values.dtype == torch.float64 else values
@@ -110,7 +110,7 @@ def read_logits(given: Any, name: str, *, models: bool = False) -> Tensor:
 
 def read_targets(given: Any, name: str, examples: int, classes: int) -> Tensor:
     """Class indices ``(n,)``, int64."""
-    values = class_indices(_tensor(given, f"the targets of {name}"))
+    values = class_indices(read_tensor(given, f"the targets of {name}"))
     if values.ndim == 2:
         if bool(((values == 0) | (values == 1)).all()) and not bool((values.sum(1) == 1).all()):
             raise ValueError(
@@ -136,10 +136,19 @@ def read_targets(given: Any, name: str, examples: int, classes: int) -> Tensor:
     return values.long()
 
 
-def _tensor(given: Any, name: str) -> Tensor:
-    """A tensor on the CPU, which shares the memory of the array where it can."""
+def read_tensor(given: Any, name: str) -> Tensor:
+    """A tensor on the CPU, which shares the memory of the array where it can.
+
+    Raises:
+        TypeError: no numbers; sparse or masked values.
+    """
     if isinstance(given, Tensor):
-        return given.detach().cpu()
+        if given.layout != torch.strided:
+            raise TypeError(f"{name} must be dense, not {given.layout}; use .to_dense().")
+        unsigned = given.dtype in (torch.uint16, torch.uint32, torch.uint64)
+        return given.detach().cpu().long() if unsigned else given.detach().cpu()
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise TypeError(f"{name} have masked values; leave these examples out, of the targets and the membership too.")
     array = np.asarray(given)
     if array.dtype.kind not in "biuf":
         raise TypeError(

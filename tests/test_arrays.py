@@ -70,6 +70,30 @@ def test_arrays_of_any_type_and_layout_are_taken(change, labels):
     assert targets.dtype == torch.int64
 
 
+def test_a_membership_is_read_as_outputs_are():
+    z, membership = np.random.default_rng(0).normal(size=(4, 6, 3)), balanced_membership(4, 6).numpy()
+    for each in (pd.DataFrame(membership), membership[:, ::-1].copy()[:, ::-1], membership.tolist()):
+        assert ShadowOutputs.from_arrays(z, each, [0, 1, 2, 0, 1, 2]).membership.tolist() == membership.tolist()
+
+
+def test_unsigned_tensors_are_taken_and_masked_or_sparse_ones_are_not():
+    assert read_outputs((LOGITS, torch.tensor([0, 2]).to(torch.uint16)), "members")[1].tolist() == [0, 2]
+    with pytest.raises(TypeError, match="the logits of members have masked values"):
+        read_outputs((np.ma.masked_greater(LOGITS.numpy(), 2), [0, 1]), "members")
+    with pytest.raises(TypeError, match="must be dense"):
+        read_outputs((LOGITS.to_sparse(), [0, 1]), "members")
+
+
+def test_models_that_are_the_same_are_found():
+    z, membership = torch.randn(6, 8, 3), balanced_membership(6, 8)
+    targets = torch.arange(8) % 3
+    with pytest.raises(ValueError, match="the logits of all 6 models are the same"):
+        ShadowOutputs.from_arrays(z[:1].expand(6, -1, -1), membership, targets)
+    z[4] = z[1]
+    with pytest.warns(UserWarning, match="models 1 and 4 have the same logits on every example"):
+        ShadowOutputs.from_arrays(z, membership, targets)
+
+
 LOGITS = torch.tensor([[1.0, -2.0, 0.0], [0.5, 3.0, -1.0]])
 
 

@@ -109,7 +109,8 @@ def rmia(
     below = torch.searchsorted(bounds, ratio_x, right=True).to(torch.float64)
     if not break_ties:
         return below / len(bounds)
-    return (below + ratio_x / (1 + ratio_x)) / (len(bounds) + 1)
+    within = torch.where(ratio_x.isinf(), 1.0, ratio_x / (1 + ratio_x))
+    return (below + within) / (len(bounds) + 1)
 
 
 def base_attack(losses: Tensor, shadow_losses: Tensor, membership: Tensor) -> Tensor:

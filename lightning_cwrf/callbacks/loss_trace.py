@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ class LossTraceCallback(SavesResult):
         self._steps: list[int] = []
         self._digest = ""
         self._resumed = False
+        self._fitted_by: weakref.ref[Trainer] | None = None
         self._trained = True  # since the last measurement
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -114,15 +116,22 @@ class LossTraceCallback(SavesResult):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the data, and that a resumed run has the examples of its checkpoint."""
-        goes_on = trainer.global_step > 0 and self._steps[-1:] == [trainer.global_step]  # a second fit of one Trainer
-        if not self._resumed and not goes_on:
+        goes_on = bool(self._steps) and self._fitted_by is not None and self._fitted_by() is trainer
+        if goes_on:
+            self._trained = True  # its weights may have been changed since
+        elif not self._resumed:
             self.reset()
-        self._resumed = False
+        earlier = "checkpoint" if self._resumed else "earlier fit of this Trainer"
+        self._fitted_by, self._resumed = weakref.ref(trainer), False
         if trainer.global_step > 0 and not self._steps:
             rank_zero_warn(
                 f"{type(self).__name__} was not in the run that this one resumes: the loss traces begin at step "
                 f"{trainer.global_step}, and LT-IQR does not see what the model learned before."
             )
+        self._find_data(trainer, earlier)
+
+    def _find_data(self, trainer: Trainer, earlier: str) -> None:
+        """The examples to measure, which must be those of the ``earlier`` run."""
         if self.members is None:
             check_coverage(trainer, type(self).__name__)
             self._data = training_data(trainer, self)
@@ -139,8 +148,8 @@ class LossTraceCallback(SavesResult):
         digest = hashlib.blake2b(repr(ids).encode(), digest_size=16).hexdigest()
         if self._digest not in ("", digest):
             raise MisconfigurationException(
-                f"the checkpoint has the loss traces of other training examples, or of another order: "
-                f"{type(self).__name__} numbers them. Resume with the same data."
+                f"the {earlier} has the loss traces of other training examples, or of another order: "
+                f"{type(self).__name__} numbers them. Go on with the same data, or take a new callback."
             )
         self._digest = digest
         if self.nonmembers is not None:
@@ -162,6 +171,8 @@ class LossTraceCallback(SavesResult):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._resumed and self._losses:  # from the end of a training, so that no step was run
             self._resumed = False
+            self._find_data(trainer, "checkpoint")
+            self._measure(trainer, pl_module)  # a checkpoint of the last epoch is written before the last measurement
             self._conclude(trainer, pl_module)
 
     def _conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,11 +204,15 @@ class LossTraceCallback(SavesResult):
         if not self._trained:  # a resumed run has this one
             return
         self._trained = False
-        self._losses.append(_compact(_losses_of(trainer, pl_module, self._data)))
+        losses = _compact(_losses_of(trainer, pl_module, self._data))
+        if self._steps[-1:] == [trainer.global_step] and torch.equal(losses.float(), self._losses[-1].float()):
+            return  # a further fit begins with the weights that the one before ended with
+        self._losses.append(losses)
         self._steps.append(trainer.global_step)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_data"}
+        kept = {name: value for name, value in super().__getstate__().items() if name != "_data"}
+        return {**kept, "_fitted_by": None}
 
 
 def _compact(losses: Tensor) -> Tensor:

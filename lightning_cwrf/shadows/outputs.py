@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from lightning_cwrf.arrays import read_logits, read_targets
+from lightning_cwrf.arrays import read_logits, read_targets, read_tensor
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.shadows.jobs import Recipe, View
 from lightning_cwrf.shadows.pool import read_once
@@ -76,7 +77,7 @@ class ShadowOutputs:
         Raises:
             TypeError: no numbers; a membership that is not bool; a population that is no pair.
             ValueError: shapes that do not fit; logits that are not finite, or are probabilities; multi-label targets; a
-                membership that is the same everywhere.
+                membership that is the same everywhere; the same logits of all models.
 
         >>> from lightning_cwrf.shadows import balanced_membership
         >>> ShadowOutputs.from_arrays(torch.randn(4, 6, 3), balanced_membership(4, 6), [0, 1, 2, 0, 1, 2])
@@ -84,7 +85,7 @@ class ShadowOutputs:
         """
         z = read_logits(logits, "the shadow models", models=True)
         y = read_targets(targets, "the shadow models", *z.shape[1:])
-        members = torch.as_tensor(membership)
+        members = read_tensor(membership, "membership")
         if members.dtype != torch.bool:
             raise TypeError(f"membership must be bool, not {members.dtype}: True where the model was trained on it.")
         if members.shape != z.shape[:2]:
@@ -97,6 +98,7 @@ class ShadowOutputs:
                 "all models were trained on the whole pool, or all on none of it: shadow models are trained on halves "
                 "that are drawn at random (balanced_membership)."
             )
+        _check_different(z)
         outside, outside_logits = None, None
         if population is not None:
             if not isinstance(population, (tuple, list)) or len(population) != 2:
@@ -172,6 +174,25 @@ class ShadowOutputs:
         """
         compare = getattr(self.recipe, "differences", None)
         return [] if compare is None else list(compare(model))
+
+
+def _check_different(logits: Tensor) -> None:
+    """Raise a ValueError if all models are one, and warn of two that are: no attack finds anything with them."""
+    first: dict[bytes, int] = {}
+    same = []
+    for i, each in enumerate(logits):
+        j = first.setdefault(each[:1000].contiguous().view(torch.uint8).numpy().tobytes(), i)
+        if j < i and torch.equal(each, logits[j]):
+            same.append((j, i))
+    if len(same) == len(logits) - 1 > 0:
+        raise ValueError(f"the logits of all {len(logits)} models are the same: pass each model's own outputs.")
+    if same:
+        warnings.warn(
+            f"models {same[0][0]} and {same[0][1]} have the same logits on every example, and so have {len(same)} of "
+            "the models with an earlier one. Models that were trained on different halves differ: check that no output "
+            "was stored twice.",
+            stacklevel=3,
+        )
 
 
 def _check_places(name: str, places: Any, size: int) -> Tensor:

@@ -121,7 +121,16 @@ def membership_of(n: int, digests: list[bytes], seed: int, groups: Tensor | None
         unit = _joined(unit, groups)
         if int(unit.max()) == 0:
             raise ValueError("groups must leave two halves: they have one group, or are all connected by copies.")
-    return balanced_membership(n, int(unit.max()) + 1, seed)[:, unit]
+    membership = balanced_membership(n, int(unit.max()) + 1, seed)[:, unit]
+    shares = membership.double().mean(1)
+    if groups is not None and float(shares.min()) < 1 / 3:
+        warnings.warn(
+            f"the groups differ so much in size that some shadow models are trained on {float(shares.min()):.0%} of "
+            f"the pool, and others on {float(shares.max()):.0%}. Attacks take all of them for alike: have groups of "
+            "more equal sizes.",
+            stacklevel=4,
+        )
+    return membership
 
 
 def _joined(unit: Tensor, group: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -158,14 +158,57 @@ def test_a_further_fit_of_one_trainer_goes_on():
     assert torch.equal(callback.result.losses[:2], first.losses)
 
 
-def test_a_finished_training_that_is_resumed_has_its_result(tmp_path):
-    first, again = (LossTraceCallback(nonmembers=loader(100, 120)) for _ in range(2))
-    _, run = fit(first, max_epochs=2)
+def test_a_further_fit_of_changed_weights_begins_with_them():
+    callback = LossTraceCallback()
+    model, run = fit(callback, max_epochs=1)
+    with torch.no_grad():
+        model.net[-1].weight.zero_()
+    changed = copy.deepcopy(model.state_dict())
+    run.fit_loop.max_epochs = 2
+    run.fit(model, loader(0, 40, shuffle=True))
+    assert callback.result.steps.tolist() == [0, 3, 3, 6]
+    torch.testing.assert_close(
+        callback.result.losses[2].float(), losses_of(model, changed, 0, 40), rtol=1e-3, atol=1e-6
+    )
+    run.fit_loop.max_epochs = 3
+    with pytest.raises(MisconfigurationException, match="the earlier fit of this Trainer has the loss traces of other"):
+        run.fit(model, loader(1, 41))
+
+
+class FailsOnce(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 4 and not vars(self).get("failed"):
+            self.failed = True
+            raise RuntimeError("lost connection")
+
+
+def test_a_fit_that_failed_and_is_repeated_goes_on():
+    callback = LossTraceCallback()
+    run = trainer(callbacks=[callback, FailsOnce()], max_epochs=3)
+    model = Noted()
+    with pytest.raises(RuntimeError, match="lost connection"):
+        run.fit(model, loader(0, 40))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*was not in the run that this one resumes")
+        run.fit(model, loader(0, 40))
+    assert callback.result.steps.tolist()[:3] == [0, 3, 4]
+
+
+@pytest.mark.parametrize("every_n_epochs", [1, 2])
+def test_a_finished_training_that_is_resumed_has_its_result(tmp_path, every_n_epochs):
+    """From its end, and from the last epoch's checkpoint, which is written before the last measurement."""
+    first = LossTraceCallback(nonmembers=loader(100, 120), every_n_epochs=every_n_epochs)
+    saved = ModelCheckpoint(tmp_path, save_last=True)
+    torch.manual_seed(0)
+    run = trainer(callbacks=[first, saved], max_epochs=2, enable_checkpointing=True)
+    run.fit(Noted(), loader(0, 40, shuffle=True))
     run.save_checkpoint(tmp_path / "end.ckpt")
-    trainer(callbacks=[again], max_epochs=2).fit(Noted(), loader(0, 40), ckpt_path=tmp_path / "end.ckpt")
-    assert again.result.steps.tolist() == first.result.steps.tolist()
-    assert torch.equal(again.result.losses, first.result.losses)
-    assert torch.equal(again.result.nonmember_losses, first.result.nonmember_losses)
+    for name in ("end.ckpt", "last.ckpt"):
+        again = LossTraceCallback(nonmembers=loader(100, 120), every_n_epochs=every_n_epochs)
+        trainer(callbacks=[again], max_epochs=2).fit(Noted(), loader(0, 40), ckpt_path=tmp_path / name)
+        assert again.result.steps.tolist() == first.result.steps.tolist()
+        assert torch.equal(again.result.losses, first.result.losses)
+        assert torch.equal(again.result.nonmember_losses, first.result.nonmember_losses)
 
 
 class Augmented(Dataset):

@@ -124,6 +124,11 @@ def test_all_examples_of_a_group_are_in_or_out_together(tmp_path):
         train(on_base, pool, 4, base=shadows, store=tmp_path)
 
 
+def test_groups_of_very_different_sizes_warn(tmp_path):
+    with pytest.warns(UserWarning, match="trained on [0-9]+% of the pool, and others on [0-9]+%"):
+        train(untrained, part(0, 20), 2, groups=[0] * 16 + [1, 2, 3, 4], store=tmp_path)
+
+
 def on_base(members, seed, base):
     raise AssertionError("nothing must be trained")
 
