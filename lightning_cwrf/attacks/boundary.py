@@ -85,8 +85,8 @@ def boundary_distance(
             ``(b,)`` of inputs ``(b, ...)``, of any engine or a remote API: integers coded as the targets are, as a
             tensor, a NumPy array or a list.
         data: the audited examples, members and non-members together, without random augmentation; batches of one float
-            tensor and its targets. The model gets as many inputs at once as the largest of these batches has (256
-            for a data set), so a loader's ``batch_size`` bounds the memory. All inputs are held on the CPU.
+            tensor and its targets. The model gets as many inputs at once as the largest of these batches may have
+            (256 for a data set), so a loader's ``batch_size`` bounds the memory. All inputs are held on the CPU.
         budget: queries for each example.
         curve: further, smaller budgets to report distances of; they cost nothing. Empty: 1, 3, 10, 30, ...
         evaluations: points of the first estimate of the normal; the t-th has sqrt(t) times as many. HopSkipJump's

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.attacks.signals import check_finite
 from lightning_cwrf.checks import check_number
 from lightning_cwrf.classification import classification_step, split_batch
 from lightning_cwrf.data import Batches, as_loader, bring_to, check_side, isolated_rng
+from lightning_cwrf.data.sampling import batch_size_of
 from lightning_cwrf.outputs import evaluating
 
 Labels: TypeAlias = Callable[[Tensor], Any]
@@ -28,7 +30,7 @@ class Asked(NamedTuple):
     Attributes:
         inputs: floats ``(n, ...)``, on the CPU.
         targets: int64 ``(n,)``.
-        batch: the examples in the largest batch of the data.
+        batch: size of the data's batches.
     """
 
     inputs: Tensor
@@ -153,7 +155,8 @@ def read_inputs(data: Batches) -> Asked:
             targets.append(classes)
     if not sum(map(len, targets)):
         raise ValueError("the data hold no batch.")
-    return Asked(torch.cat(inputs), torch.cat(targets), max(map(len, targets)))
+    size = batch_size_of(data) if isinstance(data, DataLoader) else 256 if isinstance(data, Dataset) else None
+    return Asked(torch.cat(inputs), torch.cat(targets), max(size or 1, *map(len, targets)))
 
 
 def bounds_of(clip: Any, inputs: Tensor) -> tuple[float, float]:
