@@ -181,6 +181,7 @@ def test_scores_are_those_of_the_model_with_two_logits():
     )
 
 
+@pytest.mark.slow
 def test_an_audit_is_that_of_the_model_with_two_logits():
     _, finished, _, finished_2 = models()
     attacks = [name for name in available_attacks() if not create_attack(name).needs]

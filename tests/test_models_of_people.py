@@ -101,6 +101,7 @@ def sequences(begin, end):
     return DataLoader(Sequences(begin, end), batch_size=16, collate_fn=padded)
 
 
+@pytest.mark.slow
 def test_raw_strings_in_a_batch():
     privacy = MIAAuditCallback(words(200, 232))
     callbacks = [*cwrf(words(100, 140)), DefenseCallback("relaxloss"), privacy]

@@ -137,6 +137,7 @@ def test_the_wide_resnet_is_the_published_one():
     assert round(sum(p.numel() for p in net.parameters()) / 1e6, 1) == 1.5  # WRN-28-2 in its paper
 
 
+@pytest.mark.slow
 def test_a_comparison_of_attacks_is_that_of_an_audit_where_both_use_all_models():
     order = importlib.import_module("attack_order")
     torch.manual_seed(0)

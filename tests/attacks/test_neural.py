@@ -61,6 +61,7 @@ def test_features_are_clamped_to_the_range_of_the_shadow_models():
     assert torch.equal(sure, neural_attack(torch.zeros(6, 3), targets, shadow_logits, membership, epochs=2))
 
 
+@pytest.mark.slow
 def test_few_outputs_give_the_auc_of_all():
     """10,000 of the 64,000 outputs: the AUC is within noise of that of all of them."""
     seen, is_member = evidence(n=4000, k=16, m=30, classes=10)

@@ -49,6 +49,7 @@ def world(seed, m, n, d=20):
     return y[m:].double(), x[m:], y[:m].double(), x[:m]
 
 
+@pytest.mark.slow
 def test_the_actual_false_positive_rate_is_the_nominal_one():
     """Over 60 populations, from each of which 99 examples calibrate, with 1,000 fresh non-members each.
 
@@ -82,6 +83,7 @@ def test_conformal_scores_are_p_values_turned_around(seed, c, ties):
     assert torch.equal(scores.argsort(stable=True), residuals.argsort(stable=True))
 
 
+@pytest.mark.slow
 def test_the_network_is_that_of_the_best_epoch_on_held_out_data():
     """Far more epochs than are good change nothing: the likelihood of fresh data stays that of the best epoch."""
 
@@ -97,6 +99,7 @@ def test_the_network_is_that_of_the_best_epoch_on_held_out_data():
     assert float(loss(stopped, y[200:])) < float(loss(last, y[200:])) - 0.5
 
 
+@pytest.mark.slow
 def test_a_feature_that_is_constant_in_the_population_has_no_effect():
     seen, is_member = evidence(n=400, m=300)
     for value in (0.0, 0.7):  # whose mean is not exact in float32

@@ -23,6 +23,7 @@ from tests.attacks.cases import close, evidence, seeds, shadowed, tensor
 from tests.oracles import attacks as oracle
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 10_000),
     st.booleans(),
@@ -46,6 +47,7 @@ def test_rmia_against_loops(seed, online, gamma, coarse, trim):
     close(rmia(*case, **settings), oracle.rmia_with_ties_broken(*lists, online, gamma, 0.3, trim))
 
 
+@pytest.mark.slow
 @given(seeds, st.booleans(), st.integers(1, 5), st.sampled_from([1.0, 1.3]))
 def test_the_vote_over_views_against_loops(seed, online, q, gamma):
     """More than half of the views dominate; with an even number, exactly half are not enough."""
@@ -79,6 +81,7 @@ def test_rmia_by_hand():
     assert offline.tolist() == pytest.approx([(3 * s + r / (1 + r)) / 4 for s, r in zip(shares, ratios, strict=True)])
 
 
+@pytest.mark.slow
 @given(seeds, st.booleans())
 def test_breaking_ties_keeps_the_order_of_shares(seed, online):
     target, shadows, membership = shadowed(seed, n=40)
@@ -120,6 +123,7 @@ def test_base_of_evidence_has_the_order_of_rmia_and_needs_no_population():
     assert torch.isfinite(create_attack("base")(replace(seen, logits=far, shadow_logits=far.expand(8, -1, -1)))).all()
 
 
+@pytest.mark.slow
 @given(
     seeds,
     st.booleans(),

@@ -39,6 +39,7 @@ def auc(scores):
     return float(membership_auroc(whole, torch.arange(len(whole)) < len(scores.members)))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(seeds, st.sampled_from([(0.0, 0.0), (0.9, 0.0), (0.9, 0.05)]), st.sampled_from([2, 3]))
 def test_iha_against_explicit_matrices(seed, training, classes):

@@ -68,6 +68,7 @@ def test_views_are_those_of_the_shadow_models(audited, shadows):
     assert audit(audited[0], **given).scores["augmentation"].max() <= 1.0  # without shadow models a share of views
 
 
+@pytest.mark.slow
 def test_an_audit_does_not_change_a_plain_module():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
@@ -238,6 +239,7 @@ def test_an_attack_that_writes_into_the_evidence_is_an_error():
         audit(model, members=MEMBERS, nonmembers=NONMEMBERS, attacks=[careless, create_attack("loss")])
 
 
+@pytest.mark.slow
 def test_table_and_plots(audited, tmp_path):
     results = {"plain": audited[1].result, "again": dataclasses.replace(audited[1].result, weights="")}
     table = comparison_table(results, {"plain": 1.0, "again": 2.0})

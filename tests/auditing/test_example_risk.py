@@ -32,6 +32,7 @@ def models(separation, k, n, seed=0, step=0.0, correlation=0.0):
     return ShadowOutputs.from_arrays(z, membership, torch.ones(n, dtype=torch.long))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.integers(2, 7), st.booleans(), st.booleans())
 def test_each_example_is_a_small_audit(seed, k, ties, paired):
     """AUC and TPR of each column by the functions of an audit, and every order, or sign, of the tests."""

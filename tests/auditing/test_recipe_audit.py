@@ -89,6 +89,7 @@ def test_intervals_cover_the_mean_over_other_pools_and_models():
         assert covered >= 21, (name, covered)  # fewer in 3 % of cases at a rate of 0.95
 
 
+@pytest.mark.slow
 def test_a_difference_is_narrower_than_what_it_is_the_difference_of():
     weak, strong = (run(simulated(seed=3, leak=leak, models=16), ["loss"]) for leak in (1.0, 2.0))
     difference = strong.minus(weak, "loss/auroc")
@@ -103,6 +104,7 @@ def test_a_difference_is_narrower_than_what_it_is_the_difference_of():
     assert strong.minus(strong, "loss/auroc").p_value == 1.0
 
 
+@pytest.mark.slow
 def test_recipes_over_other_data_or_models_are_not_compared_in_pairs():
     first = run(simulated(), ["loss"])
     others = [run(simulated(seed=1), ["loss"]), run(simulated(models=10), ["loss"]), run(simulated(), ["loss"], seed=1)]
@@ -179,6 +181,7 @@ def test_chance_is_the_mean_tpr_of_scores_without_a_signal():
             assert TPRAtFPR(rate).chance(nonmembers) == pytest.approx(min(1, sum(found) / len(found)))
 
 
+@pytest.mark.slow
 def test_a_recipe_without_a_leak_does_not_beat_guessing():
     """By the TPR neither, which is far above its FPR by chance where the non-members are few."""
     found = [run(simulated(32, 64, seed=seed, population=1), ("loss",)) for seed in range(6)]
@@ -203,6 +206,7 @@ def test_a_failed_attack_is_named_and_the_others_stand():
             run(simulated(), ("broken",))
 
 
+@pytest.mark.slow
 def test_audits_of_different_confidence_have_no_difference():
     shadows = simulated()
     with pytest.raises(ValueError, match=r"different confidence, 0\.95 and 0\.9: audit both at one"):

@@ -154,6 +154,7 @@ def test_sigmoid_outputs_warn(use):
         use(model)
 
 
+@pytest.mark.slow
 def test_small_logits_are_not_taken_for_a_sigmoid(memorised):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -69,6 +69,7 @@ def test_a_fit_draws_and_trains_nothing_else():
     assert not run.callback_metrics
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_whatever_the_order_of_the_loader():
     found = []
     for seed, shuffle in ((0, True), (0, False), (1, False)):

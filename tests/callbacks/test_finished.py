@@ -27,6 +27,7 @@ def test_weights_alone_are_loaded_and_the_training_starts_at_its_beginning(first
     assert same_weights(model, {**state, "net.1.num_batches_tracked": state["net.1.num_batches_tracked"] + 1})
 
 
+@pytest.mark.slow
 def test_a_hardening_without_code_is_that_of_a_loaded_model(first_files):
     models = []
     for finished in (True, False):
@@ -42,6 +43,7 @@ def test_a_hardening_without_code_is_that_of_a_loaded_model(first_files):
     assert len(result.is_member) == 128
 
 
+@pytest.mark.slow
 def test_a_killed_hardening_resumes_and_does_not_load_again(first_files, tmp_path):
     outcomes = []
     for broken in (False, True):
@@ -194,6 +196,7 @@ data: {class_path: tests.callbacks.helpers.Splits}
 )
 
 
+@pytest.mark.slow
 def test_a_hardening_from_yaml_alone(first_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "harden.yaml").write_text(yaml.safe_dump(yaml.safe_load(CONFIG.replace("FOLDER", str(first_files)))))

@@ -169,6 +169,7 @@ class Two(Trap):
         return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.net[0], self.net[3])]
 
 
+@pytest.mark.slow
 def test_the_weight_decay_is_read_off_the_optimizer():
     refused(r"groups of SGD have different weight decays \(0.001, 0.5\).* Pass weight_decay=", optimizer=grouped)
     with pytest.raises(MisconfigurationException, match=r"2 optimizers, so its weight decay is not one number\. Pass"):

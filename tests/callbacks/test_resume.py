@@ -121,6 +121,7 @@ def test_settings_that_change_between_two_fits_of_one_module_are_an_error():
     assert callbacks[1].mask.count == round(0.5 * mask.total)
 
 
+@pytest.mark.slow
 def test_given_masks_and_scores_are_compared_by_content(tmp_path):
     model, vanilla = finished()
     masks = [WeightMask({n: torch.rand(p.shape) < 0.3 for n, p in model.named_parameters()}) for _ in range(2)]

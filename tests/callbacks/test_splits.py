@@ -12,6 +12,7 @@ from tests.callbacks.helpers import Splits, hardening
 from tests.helpers import Classifier, loader, part, trainer
 
 
+@pytest.mark.slow
 def test_splits_of_a_datamodule_are_read_for_their_stage(first_files):
     data = Splits()
     callbacks = hardening(first_files, members="train")

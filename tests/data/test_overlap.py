@@ -34,6 +34,7 @@ def test_an_overlap_is_an_error_with_counts_and_places():
         assert way_out in str(e.value)
 
 
+@pytest.mark.slow
 def test_an_overlap_can_be_dropped_or_allowed(tmp_path):
     torch.manual_seed(0)
     model = Classifier()
@@ -61,6 +62,7 @@ def test_an_overlap_can_be_dropped_or_allowed(tmp_path):
             MIAAuditCallback(OTHERS, overlap=wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["drop", "allow"])
 def test_the_callback_drops_or_allows(name):
     callback = MIAAuditCallback(MIXED, overlap=name, every_n_epochs=0)

@@ -59,6 +59,7 @@ def test_by_content(how):
     assert same_examples(other, DATA) is same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_augmented_data_are_read_from_one_random_state(workers):
     def noisy(*places, size=4):

@@ -59,6 +59,7 @@ class Own(nn.Module):
         return self.model(batch["image"]), batch["what"]
 
 
+@pytest.mark.slow
 def test_an_audit_sees_the_defended_outputs_also_of_a_model_with_its_own_step():
     model = trained(epochs=20)[0]
     sides = {"members": part(0, 40), "nonmembers": part(100, 140)}
@@ -138,6 +139,7 @@ def slow_memguard(logits, weights, bias, steps):
     return found
 
 
+@pytest.mark.slow
 @given(seeds)
 @settings(max_examples=6, deadline=None)
 def test_the_search_for_noise_against_one_example_at_a_time(seed):
@@ -181,6 +183,7 @@ def guarded():
     return model, guard
 
 
+@pytest.mark.slow
 def test_memguard_keeps_the_class_and_the_budget_and_repeats_itself(guarded):
     model, guard = guarded
     x = torch.stack([x for x, _ in part(0, 40)])
@@ -202,6 +205,7 @@ def test_memguard_keeps_the_class_and_the_budget_and_repeats_itself(guarded):
     assert all(torch.equal(a, b) for a, b in zip(guard.network.parameters(), again.network.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_an_audit_sees_memguard_and_refuses_its_non_members(guarded):
     model, guard = guarded
     sides = {"members": part(0, 40), "nonmembers": part(200, 240)}

@@ -52,6 +52,7 @@ def test_numbers_are_deterministic_and_the_interval_holds_the_value(name):
     assert inner.high <= high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_p_values_and_bounds_are_calibrated_on_noise(name):
     assert is_calibrated(name)

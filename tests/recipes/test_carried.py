@@ -197,6 +197,7 @@ def dim(example):
     return example[0] * torch.rand(()), example[1]
 
 
+@pytest.mark.slow
 def test_a_redrawn_model_has_redrawn_shadow_models(tmp_path):
     recipe = SET_UP(hardened(PrivacyScoringCallback={"vanilla": "redraw"}), Classifier(width=4))
     assert recipe.cwrf.vanilla == "redraw"

@@ -58,6 +58,7 @@ def hardening(reference, **arguments):
     return finished(RelaxLossMixin.attach(model, alpha=0.7), callbacks=callbacks, **arguments)
 
 
+@pytest.mark.slow
 def test_a_hardening_is_read_with_its_defense_and_cwrf(tmp_path):
     base_run, base_model = finished(Classifier(width=4))
     run, model = hardening(part(200, 232))

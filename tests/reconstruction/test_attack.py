@@ -162,6 +162,7 @@ def test_one_output_and_images():
     assert found.multipliers.shape[1] == 1
 
 
+@pytest.mark.slow
 def test_the_residual_falls():
     net = small()
     first, last = (reconstruct(net, (4,), 3, candidates=6, steps=steps) for steps in (1, 300))

@@ -25,6 +25,7 @@ def recipes():
     return {"leaky": run(leaky, ("loss", "lira")), "safe": run(safe, ("loss", "lira"))}
 
 
+@pytest.mark.slow
 def test_the_page_compares_recipes_in_pairs(recipes, tmp_path):
     page, _ = page_of(recipes, tmp_path)
     assert "2 ways of training · 8 models each, on halves of 96 examples" in page.text
@@ -58,6 +59,7 @@ def test_a_change_is_said_at_the_level_of_all_measures_together(recipes):
     assert {"lower", "no difference shown"} <= {each.word for each in found}
 
 
+@pytest.mark.slow
 def test_recipes_of_other_pools_are_not_said_to_differ(recipes):
     other = run(simulated(seed=1), ("loss", "lira"))
     assert gain(recipes["leaky"], other).startswith("Whether privacy was gained is not known")
@@ -169,6 +171,7 @@ def test_names_with_dollars_are_no_formulas(recipes, tmp_path):
     assert plot_tradeoff({"$\\frac$": names}, tmp_path / "c.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_caution_says_how_each_comparison_was_made(recipes, tmp_path):
     other = run(simulated(seed=1), ("loss", "lira"))
     page, _ = page_of({**recipes, "other": other}, tmp_path)

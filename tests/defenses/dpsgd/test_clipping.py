@@ -171,6 +171,7 @@ def test_a_layer_that_is_frozen_gets_no_share_and_stays_as_it_is():
         trainer().fit(DPSGDMixin.attach(Large(), noise_multiplier=1.0, **settings), loader(0, 96))
 
 
+@pytest.mark.slow
 def test_a_scheduled_noise_is_that_of_each_step_and_of_the_account():
     torch.manual_seed(1)
     settings = {"noise_gamma": 0.5, "noise_step_size": 2, "accountant": "rdp"}
@@ -187,6 +188,7 @@ class Warm(DPSGDMixin, Large):
         return [1.0, 3.0, 0.5][epoch]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 15}])
 def test_a_schedule_stays_within_the_target(limits):
     """A schedule of one's own, whole and with an epoch that ends early; the first noise follows from all steps."""

@@ -37,6 +37,7 @@ def test_95_percent_intervals_cover_in_94_percent_of_samples(n):
                 assert bool((measured.low > 0).any()) == shown, (name, separation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("separation", "n", "fpr"), [(0.36, 1000, 1e-2), (2.33, 1000, 1e-2), (1.2, 10_000, 1e-3)])
 def test_tpr_intervals_are_about_as_wide_as_with_a_known_family(separation, n, fpr):
     measured = coverage.measure(separation, n, 40, seed=1)[f"TPR at {fpr:g}"]

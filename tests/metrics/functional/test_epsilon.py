@@ -219,6 +219,7 @@ def test_f_dp_rejects_what_the_linear_program_does_not_allow(guesses, abstained,
     assert rejects(tail * (1 + 1e-6) + 1e-9) or tail > 1 - 1e-6
 
 
+@pytest.mark.slow
 @given(st.integers(2, 10), st.integers(0, 8), st.integers(1, 10), st.floats(0.05, 2))
 @settings(max_examples=20, deadline=None)
 def test_f_dp_of_a_gaussian_rejects_what_the_linear_program_does_not_allow(guesses, abstained, right, mu):

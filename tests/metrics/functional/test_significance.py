@@ -23,6 +23,7 @@ from lightning_cwrf.metrics.functional import (
 from tests.metrics.cases import NULLS, groups, null
 
 
+@pytest.mark.slow
 @given(st.integers(0, 999), st.integers(2, 30), st.integers(2, 30), st.sampled_from([None, 1, 3]))
 def test_auc_p_value_is_scipys(seed, m, n, levels):
     scores, is_member = groups(seed, m, n, levels)
