@@ -15,10 +15,11 @@ from lightning_cwrf.data import Batches, all_ids
 from lightning_cwrf.data.examples import ExampleId, is_whole
 from lightning_cwrf.data.overlap import is_ambiguous, places_among, told
 from lightning_cwrf.data.poisson import users_loader
-from lightning_cwrf.mechanism.checks import check_private, check_settings
+from lightning_cwrf.mechanism.checks import check_settings
 from lightning_cwrf.mechanism.curvature import MOST_DIMENSIONS, public_curvature
 from lightning_cwrf.mechanism.draw import exponential_mechanism
 from lightning_cwrf.mechanism.gradients import Parameters
+from lightning_cwrf.mechanism.private import PrivateExamples
 from lightning_cwrf.mechanism.spent import Adjacency, PrivacySpent, draws_of, ledger_of
 from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
 
@@ -174,7 +175,7 @@ class ExponentialMechanismCallback(ReadsData):
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
         private = _private_data(trainer)
         transfer = transfer_of(trainer)
-        _check_public(check_private(private, transfer), self.public)
+        _check_public(PrivateExamples(private, transfer).ids(), self.public)
         curvature = public_curvature(
             module,
             self.public,

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cwrf.checks import check_choice, check_integer, check_number
-from lightning_cwrf.data import Batches, all_ids, as_loader, check_batches, fingerprints, isolated_rng, reads_alike
-from lightning_cwrf.data.examples import ExampleId, is_whole
-from lightning_cwrf.data.poisson import whole_order
 from lightning_cwrf.mechanism.curvature import PublicCurvature
-from lightning_cwrf.mechanism.gradients import flat, parameter_names, rows
+from lightning_cwrf.mechanism.gradients import flat, parameter_names
 from lightning_cwrf.mechanism.spent import SHIFTS
 
 
@@ -49,53 +42,3 @@ def check_fit(model: nn.Module, curvature: PublicCurvature) -> None:
             f"this model has taken {steps} steps of DP-SGD, and the ε of draws would not count them. Start from the "
             "weights of before; or load these into a new model, and add the two ε and the two δ yourself."
         )
-
-
-def check_private(private: Batches, transfer: Callable[[Any], Any] | None = None) -> list[ExampleId]:
-    """The identity of each private example, of which every pass must give each exactly once, by itself.
-
-    Raises:
-        TypeError: a stream, or an iterator.
-        ValueError: a loader that leaves examples out or draws them; data, or a ``transfer``, that change at random.
-    """
-    check_batches(private, "the private data")
-    if not is_whole(private):
-        raise TypeError(
-            "the private data are read once for each draw: pass a data set, a loader of one or a list of batches, not "
-            "a stream."
-        )
-    if isinstance(private, DataLoader) and not isinstance(private.dataset, IterableDataset):
-        if whole_order(private) is None:
-            raise ValueError(
-                "the private loader's sampler chooses examples, so that one example could decide about others: pass a "
-                "loader with batch_size= of the whole dataset, or of a Subset."
-            )
-        if private.drop_last:
-            raise ValueError(
-                "the private loader has drop_last=True, so that one example could decide about others: every example "
-                "must count once. Leave it out."
-            )
-    ids = all_ids(private)
-    if not ids:
-        raise ValueError("the private data hold no batch.")
-    if not reads_alike(private):
-        raise ValueError(
-            "the private data read differently each time (random augmentation, or examples that are mixed): the "
-            "gradient of an example must be its own. Leave that out."
-        )
-    with isolated_rng():
-        _check_own(private, transfer or (lambda batch: batch))
-    return ids
-
-
-def _check_own(private: Batches, transfer: Callable[[Any], Any]) -> None:
-    """Raise where the first example reads differently without the others of its batch."""
-    batch, alone = (next(iter(as_loader(private, shuffle=False, batch_size=size))) for size in (None, 1))
-    one = rows(batch, 0, 1)
-    pairs = {"a collate_fn": (alone, batch), "the module's batch transfer hooks": (transfer(one), transfer(batch))}
-    for hook, (other, whole) in pairs.items():
-        if fingerprints(other)[0] != fingerprints(whole)[0]:
-            raise ValueError(
-                f"an example of the private data reads differently without the others of its batch ({hook}): the "
-                "gradient of an example must be its own. Do the same to each example by itself, or nothing at random."
-            )
