@@ -36,7 +36,7 @@ class ExponentialMechanismCallback(ReadsData):
     The draws are (ε, δ)-differentially private for the training data alone, exactly accounted
     (:attr:`privacy_spent`, in checkpoints too). **Tuning from weights that have seen these data does not make the
     result differentially private**: ε covers the fine-tuning phase alone. It assumes that nothing of the training data
-    is in the public data, in how either is normalised, or in how settings were chosen, and that torch's seed is secret.
+    is in the public data, in how either is normalised, or in how settings were chosen.
 
     A resumed run takes no further draw. Another fit of the same module does, and they add up: with ``target_epsilon``,
     which is for all draws together, it is an error if nothing of it is left.
@@ -57,6 +57,8 @@ class ExponentialMechanismCallback(ReadsData):
         subspace: train in this many random directions; None: in all, at most 4096.
         adjacency: ``"add_remove"``, as for DP-SGD, or ``"replace_one"``, with twice the noise at the same ε.
         seed: of the random directions and of what ``clip=None`` draws; not of the noise.
+        noise_seed: for tests alone: makes the noise reproducible, and the guarantee hold only while it is secret. None:
+            256 random bits of the operating system.
 
     Raises:
         TypeError: data that are none of these, or a setting of the wrong type.
@@ -86,6 +88,7 @@ class ExponentialMechanismCallback(ReadsData):
         subspace: int | None = None,
         adjacency: Adjacency = "add_remove",
         seed: int = 0,
+        noise_seed: int | None = None,
     ) -> None:
         check_settings(target_epsilon, mu, target_delta, draws, eta, adjacency)
         check_number("damping", damping, low=0, low_open=True)
@@ -94,6 +97,8 @@ class ExponentialMechanismCallback(ReadsData):
         if subspace is not None:
             check_integer("subspace", subspace, low=1, high=MOST_DIMENSIONS)
         check_integer("seed", seed)
+        if noise_seed is not None:
+            check_integer("noise_seed", noise_seed, low=0)
         self.take_data(public=public)
         self.target_epsilon = target_epsilon
         self.mu = mu
@@ -106,6 +111,7 @@ class ExponentialMechanismCallback(ReadsData):
         self.subspace = subspace
         self.adjacency: Adjacency = adjacency
         self.seed = seed
+        self.noise_seed = noise_seed  # not in settings(), which checkpoints show
         self.reset()
 
     def reset(self) -> None:
@@ -197,6 +203,7 @@ class ExponentialMechanismCallback(ReadsData):
             eta=self.eta,
             adjacency=self.adjacency,
             transfer=transfer,
+            noise_seed=self.noise_seed,
         )
 
 

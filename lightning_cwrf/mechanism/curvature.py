@@ -23,6 +23,7 @@ from lightning_cwrf.mechanism.gradients import (
     parts_of,
 )
 from lightning_cwrf.outputs import evaluating
+from lightning_cwrf.weights.copies import copied
 from lightning_cwrf.weights.descent import scoring_context
 
 MOST_DIMENSIONS = 4096
@@ -138,6 +139,7 @@ def public_curvature(
             sizes[0] = part_size(model, names, p.shape[1])
             yield _in(directions, found).cpu().double(), p.cpu().double()
 
+    model = copied(model)  # a forward pass may change buffers
     with scoring_context(model), evaluating(model):
         curvature = _damped(gradients(), damping)
         found = PublicCurvature(torch.linalg.cholesky(curvature), 1.0 if clip is None else clip, names, directions)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import secrets
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from lightning_cwrf.data import Batches, bring_to
+from lightning_cwrf.checks import check_integer
+from lightning_cwrf.data import Batches, bring_to, isolated_rng
 from lightning_cwrf.mechanism.checks import check_fit, check_settings
 from lightning_cwrf.mechanism.curvature import PublicCurvature
 from lightning_cwrf.mechanism.gradients import flat, part_size, write
@@ -21,6 +25,10 @@ from lightning_cwrf.outputs import evaluating
 from lightning_cwrf.weights.copies import copied
 from lightning_cwrf.weights.descent import scoring_context
 
+KNOWN_NOISE = (
+    "noise_seed makes the noise of the draws reproducible, and the guarantee then holds only while it is secret and "
+    "cannot be guessed: for tests, never for a release. Leave it out."
+)
 _COMPARED = 4
 """Of how many examples the gradients are compared before and after each pass."""
 
@@ -111,14 +119,14 @@ def exponential_mechanism(
     eta: float = 0.5,
     adjacency: Adjacency = "add_remove",
     transfer: Callable[[Any], Any] | None = None,
+    noise_seed: int | None = None,
 ) -> PrivacySpent:
     """Fine-tune a model in place by adaptive draws (:func:`quadratic_draw`), each after a pass over all private data.
 
     T draws of μ/√T each compose exactly to μ. The model is written once, after the last draw; what the draws before it
     gave is not kept, but counts. The loss is the cross-entropy, in eval mode. Draws add up over calls for one model
-    object and its copies. The noise is that of NumPy's generator, seeded by a number from torch's global one and by all
-    that the draws depend on, so no two different runs share their noise. It is not cryptographic: keep torch's seed
-    secret, because the noise can be computed from it.
+    object and its copies. The noise is that of NumPy's Philox generator, whose key and counter are made from 256 random
+    bits of the operating system, new in each call.
 
     Args:
         model: a classifier.
@@ -132,6 +140,8 @@ def exponential_mechanism(
         eta: η.
         adjacency: what neighbours differ in.
         transfer: applied to each example, a batch of one, before its tensors go to the model's device and precision.
+        noise_seed: for tests alone: the noise is a function of it and of all that the draws depend on. The guarantee
+            then holds only while it is secret, and has no more possible values than an attacker can try.
 
     Returns:
         What all draws of this model have spent.
@@ -150,23 +160,30 @@ def exponential_mechanism(
     exponential mechanism: ε = 1 at δ = 0.001 after 10 draws (exact Gaussian accountant). It covers the fine-tuning ...
     """
     check_settings(target_epsilon, mu, target_delta, draws, eta, adjacency)
+    if noise_seed is not None:
+        check_integer("noise_seed", noise_seed, low=0)
+        warnings.warn(KNOWN_NOISE, stacklevel=2)
     check_fit(model, curvature)
     examples = PrivateExamples(private, transfer)
     ids = examples.ids()
     warning = large_delta(target_delta, len(ids))
     if warning:
         warnings.warn(warning, stacklevel=2)
-    ledger = ledger_of(model)
+    ledger = ledger_of(model, curvature.names)
     if target_epsilon is not None:
         mu = ledger.left(target_epsilon, target_delta, adjacency)
     assert mu is not None
     each = mu / draws**0.5
     sigma = ledger.noise_for(mu, adjacency, draws)
     run = ledger.new_run()
+    settings = repr((each, draws, eta, adjacency, curvature.clip, curvature.names, ids))
     start = flat(model, curvature.names)
-    settings = repr((each, eta, adjacency, curvature.clip, ids))
-    random = _noise_source(int(torch.randint(2**62, ())), start, curvature.cholesky, settings)
     position = start if curvature.subspace is None else torch.zeros(curvature.dimensions, dtype=torch.float64)
+    random = _noise_source(
+        secrets.token_bytes(32)
+        if noise_seed is None
+        else _reproducible(noise_seed, model, curvature, examples, settings)
+    )
     work = copied(model)  # what a forward pass keeps of private examples must not be released
     with scoring_context(work), evaluating(work):
         for _ in range(draws):
@@ -216,12 +233,36 @@ def _weights(start: Tensor, position: Tensor, curvature: PublicCurvature) -> Ten
     return position if curvature.subspace is None else start + curvature.subspace.lift(position)
 
 
-def _noise_source(secret: int, weights: Tensor, cholesky: Tensor, settings: str) -> np.random.Generator:
-    """Noise that depends on a secret number and on all that the draws depend on: other draws have other noise.
+def _noise_source(secret: bytes) -> np.random.Generator:
+    """NumPy's Philox generator, with 128 bits of the secret's hash as its key and 256 as its counter."""
+    found = hashlib.blake2b(secret, digest_size=48).digest()
+    key, counter = (int.from_bytes(part, "little") for part in (found[:16], found[16:]))
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _reproducible(
+    seed: int, model: nn.Module, curvature: PublicCurvature, examples: PrivateExamples, settings: str
+) -> bytes:
+    """A secret that is a function of a seed and of all that the draws depend on: other draws have other noise.
 
     Two releases with the same noise, of neighbouring data or at two ε, would give the private gradients away.
     """
-    digest = hashlib.blake2b(secret.to_bytes(8, "little"), digest_size=32)
-    for part in (weights.numpy().tobytes(), cholesky.numpy().tobytes(), settings.encode()):
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return np.random.default_rng(int.from_bytes(digest.digest(), "little"))
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=32)
+
+    def add(name: str, value: Tensor) -> None:
+        value = value.detach().cpu().contiguous()
+        whole = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+        head = repr((name, str(value.dtype), tuple(value.shape), len(whole))).encode()
+        digest.update(head + b"\n" + whole)
+
+    digest.update(settings.encode() + b"\n")
+    add("cholesky", curvature.cholesky)
+    if curvature.subspace is not None:
+        add("basis", curvature.subspace.basis)
+    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
+        add(name, value)
+    with isolated_rng():
+        for example in examples.groups(1):
+            for leaf in pytree.tree_leaves(example):
+                add("example", leaf if isinstance(leaf, Tensor) else torch.tensor(list(repr(leaf).encode())))
+    return digest.digest()

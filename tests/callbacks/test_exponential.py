@@ -73,9 +73,9 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_order_of_the_loader()
     found = []
     for seed, shuffle in ((0, True), (0, False), (1, False)):
         model = finished()
-        run = trainer(callbacks=[draws()])
-        torch.manual_seed(seed)
-        run.fit(model, private(shuffle))
+        run = trainer(callbacks=[draws(noise_seed=seed)])
+        with pytest.warns(UserWarning, match="noise_seed makes the noise of the draws reproducible"):
+            run.fit(model, private(shuffle))
         found.append(model.net[5].weight.detach().clone())
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])

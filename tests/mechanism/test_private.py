@@ -140,7 +140,7 @@ def test_a_model_that_remembers_earlier_examples_is_refused_and_not_changed(buff
     names = ["head.weight", "head.bias"]
     given = type(curvature)(torch.eye(15, dtype=torch.float64), 1.0, names)
     before = snapshot(model)
-    with pytest.raises(ValueError, match="keeps? something of the examples that"):
+    with pytest.raises(ValueError, match=r"keeps? something of the examples that"):
         exponential_mechanism(model, TensorDataset(inputs + 1, targets), given, mu=1.0, target_delta=1e-3)
     same_snapshot(before, snapshot(model))
     assert float(model.mean) == 0.0
