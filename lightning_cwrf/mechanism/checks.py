@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Collection, Hashable
+
 from torch import nn
 
 from lightning_cwrf.checks import check_choice, check_integer, check_number
+from lightning_cwrf.data import Batches
+from lightning_cwrf.data.examples import ExampleId, is_whole
+from lightning_cwrf.data.overlap import is_ambiguous, places_among, places_in, told
 from lightning_cwrf.mechanism.curvature import PublicCurvature
 from lightning_cwrf.mechanism.gradients import flat, parameter_names
 from lightning_cwrf.mechanism.spent import SHIFTS
+
+_REMEDY = (
+    "Leave them out of the private data (lightning_cwrf.without_overlap(private, public)), not out of the public data, "
+    "which would then depend on the private ones."
+)
 
 
 def check_settings(
@@ -20,7 +31,8 @@ def check_settings(
         hint = "A larger one promises nothing; pass mu for so little noise."
         check_number("target_epsilon", target_epsilon, low=0, high=100, low_open=True, hint=hint)
     if mu is not None:
-        check_number("mu", mu, low=0, low_open=True)
+        hint = "A larger one promises nothing."
+        check_number("mu", mu, low=0, high=1e7, low_open=True, hint=hint)
     hint = "It is the chance that the guarantee fails: take less than 1 / (number of training examples)."
     check_number("target_delta", target_delta, low=0, high=1, low_open=True, high_open=True, hint=hint)
     check_integer("draws", draws, low=1)
@@ -36,9 +48,42 @@ def check_fit(model: nn.Module, curvature: PublicCurvature) -> None:
     expected = curvature.dimensions if curvature.subspace is None else len(curvature.subspace.basis)
     if numbers != expected:
         raise ValueError(f"the curvature is of {expected} parameters, and the model has {numbers} under its names.")
-    steps = getattr(getattr(model, "_dpsgd_ledger", None), "steps", 0)
+    steps = sum(getattr(getattr(module, "_dpsgd_ledger", None), "steps", 0) for module in model.modules())
     if steps:
         raise ValueError(
             f"this model has taken {steps} steps of DP-SGD, and the ε of draws would not count them. Start from the "
             "weights of before; or load these into a new model, and add the two ε and the two δ yourself."
+        )
+
+
+def check_public(private: list[ExampleId], public: Collection[Hashable]) -> None:
+    """Raise a ValueError where private examples are among the public ones, by their inputs.
+
+    Where many private examples share their content, it identifies none, and this is a warning.
+    """
+    inside = [digest for digest, _ in private]
+    places = places_among(inside, public)
+    if not places:
+        return
+    what = told(places, len(inside), "the private data", "public", "the same inputs")
+    message = f"{what}: the curvature must come from public data"
+    if is_ambiguous(inside):
+        warnings.warn(f"{message}. Many private examples share their content, so this may be chance.", stacklevel=3)
+        return
+    raise ValueError(f"{message}. {_REMEDY}")
+
+
+def check_parts(private: Batches, public: Batches) -> None:
+    """Raise a ValueError where both are parts of one data set and share an index, also under random augmentation."""
+    if not is_whole(public):
+        return  # which public_curvature refuses
+    (whole, places), (other, others) = (places_in(data) for data in (private, public))
+    if whole is not other or places is None or others is None:
+        return
+    shared = sorted(set(places) & set(others))
+    if shared:
+        shown = ", ".join(map(str, shared[:10])) + (", ..." if len(shared) > 10 else "")
+        raise ValueError(
+            f"the private and the public data are parts of one data set and share {len(shared)} of its examples (at "
+            f"{shown}): the curvature must come from public data. {_REMEDY}"
         )

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_cwrf.checks import check_integer
 from lightning_cwrf.data import Batches, bring_to, isolated_rng
-from lightning_cwrf.mechanism.checks import check_fit, check_settings
+from lightning_cwrf.mechanism.checks import check_fit, check_public, check_settings
 from lightning_cwrf.mechanism.curvature import PublicCurvature
 from lightning_cwrf.mechanism.gradients import flat, part_size, write
 from lightning_cwrf.mechanism.private import PrivateExamples
@@ -166,6 +166,8 @@ def exponential_mechanism(
     check_fit(model, curvature)
     examples = PrivateExamples(private, transfer)
     ids = examples.ids()
+    if curvature.public is not None:
+        check_public(ids, curvature.public)
     warning = large_delta(target_delta, len(ids))
     if warning:
         warnings.warn(warning, stacklevel=2)

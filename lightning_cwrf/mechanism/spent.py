@@ -157,19 +157,20 @@ class GaussianLedger:
             self._runs[run] = (min(float(sigma), known), max(int(count), done))
 
 
-def ledger_of(model: nn.Module, names: Sequence[str] | None = None) -> GaussianLedger:
+def ledger_of(model: nn.Module, names: Sequence[str] | None = ()) -> GaussianLedger:
     """The ledger that a model object carries along, also into its copies; a new one where it had no draw.
 
-    It holds the draws of the model's parts too, and those of a larger model that this is a part of.
+    It holds the draws of the model's parts too, and those of a larger model that changed this part of it.
 
     Args:
         model: a classifier.
-        names: of the parameters that further draws will change; None: of any. The parts that have them get this ledger.
+        names: of the parameters that draws change: the parts that have them get this ledger too. None: all parts.
     """
     found = _merged(model)
-    for name, module in model.named_modules(remove_duplicate=False):
-        under = f"{name}." if name else ""
-        if not name or names is None or any(each.startswith(under) for each in names):
+    every = dict(model.named_parameters(remove_duplicate=False))
+    chosen = {id(every[name]) for name in (every if names is None else names)}
+    for module in model.modules():
+        if module is model or any(id(parameter) in chosen for parameter in module.parameters()):
             setattr(module, _LEDGER, found)
     return found
 
