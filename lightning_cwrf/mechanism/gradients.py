@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -295,4 +295,5 @@ def _without_labels(model: nn.Module, batch: Any) -> Any:
     if not leaves:
         raise TypeError(f"the public data must give batches of tensors, not {type(batch).__name__}.")
     device = leaves[0].device if isinstance(leaves[0], Tensor) else None
-    return inputs, torch.zeros(len(leaves[0]), dtype=torch.long, device=device)
+    zeros = torch.zeros(len(leaves[0]), dtype=torch.long, device=device)
+    return {**batch, "label": zeros} if inputs is batch and isinstance(batch, Mapping) else (inputs, zeros)

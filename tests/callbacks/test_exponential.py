@@ -107,8 +107,8 @@ def test_curvature_and_clipping_norm_do_not_see_the_private_data(monkeypatch):
 
 
 REMEDY = (
-    r"the curvature must come from public data\. Leave them out of the private data .*not out of the public data, which "
-    r"would then depend on the private ones"
+    r"the curvature must come from public data\. Leave them out of the private data .*not out of the public data, "
+    r"which would then depend on the private ones"
 )
 
 

@@ -107,6 +107,7 @@ def gaussian_epsilon(mu: float | Tensor, delta: float) -> float:
     """
     mu = float(mu) if isinstance(mu, Tensor) and mu.ndim == 0 else mu  # as mu_lower_bound returns it
     check_number("mu", mu, low=0)
+    mu = float(mu)
     check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
 
     if _at_most(mu, 0.0, delta):
