@@ -273,7 +273,7 @@ def test_twice_the_noise_for_examples_that_are_replaced(monkeypatch):
         ({"mu": 1.0}, "needs one of target_epsilon and mu, and not both"),
         ({"target_epsilon": None}, "needs one of target_epsilon and mu, and not both"),
         ({"target_epsilon": 0}, r"target_epsilon must be a number in \(0, 100\], not 0"),
-        ({"target_epsilon": None, "mu": float("inf")}, "mu must be a number above 0, not inf"),
+        ({"target_epsilon": None, "mu": float("inf")}, r"mu must be a number in \(0, 1e\+07\], not inf"),
         ({"target_delta": 0.0}, r"target_delta must be a number in \(0, 1\), not 0"),
         ({"draws": 0}, "draws must be an integer of at least 1, not 0"),
         ({"eta": -1.0}, "eta must be a number above 0, not -1"),

@@ -357,7 +357,7 @@ def test_draws_that_are_interrupted_count_and_write_nothing():
         ({"target_epsilon": None}, "needs one of target_epsilon and mu, and not both"),
         ({"target_epsilon": 101}, r"target_epsilon must be a number in \(0, 100\], not 101"),
         ({"target_epsilon": float("inf")}, "target_epsilon must be a number in"),
-        ({"target_epsilon": None, "mu": 0}, "mu must be a number above 0, not 0"),
+        ({"target_epsilon": None, "mu": 0}, r"mu must be a number in \(0, 1e\+07\], not 0"),
         ({"target_delta": 1}, r"target_delta must be a number in \(0, 1\), not 1"),
         ({"draws": 0}, "draws must be an integer of at least 1, not 0"),
         ({"eta": 0}, "eta must be a number above 0, not 0"),
