@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from digits import quiet
@@ -66,7 +67,7 @@ def new_head() -> nn.Linear:
 def draws(parts: Features, epsilon: float, curvature: Callable[[nn.Linear], PublicCurvature], **settings: Any) -> float:
     head = new_head()
     exponential_mechanism(
-        head, [parts.private], curvature(head), target_epsilon=epsilon, target_delta=DELTA, **settings
+        head, TensorDataset(*parts.private), curvature(head), target_epsilon=epsilon, target_delta=DELTA, **settings
     )
     return parts.accuracy(head)
 

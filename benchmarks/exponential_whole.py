@@ -20,6 +20,7 @@ import torch
 from exponential import grid, sigma
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import rotate
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
@@ -93,7 +94,8 @@ def without_curvature(of: Task, epsilon: float, **settings: Any) -> float:
 
 def drawn(of: Task, model: nn.Module, curvature: PublicCurvature, epsilon: float, **settings: Any) -> float:
     try:
-        exponential_mechanism(model, [of.private], curvature, target_epsilon=epsilon, target_delta=DELTA, **settings)
+        private = TensorDataset(*of.private)
+        exponential_mechanism(model, private, curvature, target_epsilon=epsilon, target_delta=DELTA, **settings)
     except ValueError as error:  # some settings diverge, which is what this is about
         if "not finite" not in str(error) and "infinite" not in str(error):
             raise

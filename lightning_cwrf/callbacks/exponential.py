@@ -7,18 +7,17 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_cwrf.callbacks.common import HoldsWeights, ReadsData, RewindsWeights, averaging_in, saved_state
 from lightning_cwrf.checks import check_integer, check_number
-from lightning_cwrf.data import Batches, all_ids
-from lightning_cwrf.data.examples import ExampleId, is_whole
-from lightning_cwrf.data.overlap import is_ambiguous, places_among, told
+from lightning_cwrf.data import Batches
 from lightning_cwrf.data.poisson import users_loader
-from lightning_cwrf.mechanism.checks import check_private, check_settings
+from lightning_cwrf.mechanism.checks import check_parts, check_settings
 from lightning_cwrf.mechanism.curvature import MOST_DIMENSIONS, public_curvature
 from lightning_cwrf.mechanism.draw import exponential_mechanism
 from lightning_cwrf.mechanism.gradients import Parameters
+from lightning_cwrf.mechanism.private import PrivateExamples
 from lightning_cwrf.mechanism.spent import Adjacency, PrivacySpent, draws_of, ledger_of
 from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
 
@@ -35,7 +34,7 @@ class ExponentialMechanismCallback(ReadsData):
     The draws are (ε, δ)-differentially private for the training data alone, exactly accounted
     (:attr:`privacy_spent`, in checkpoints too). **Tuning from weights that have seen these data does not make the
     result differentially private**: ε covers the fine-tuning phase alone. It assumes that nothing of the training data
-    is in the public data, in how either is normalised, or in how settings were chosen, and that torch's seed is secret.
+    is in the public data, in how either is normalised, or in how settings were chosen.
 
     A resumed run takes no further draw. Another fit of the same module does, and they add up: with ``target_epsilon``,
     which is for all draws together, it is an error if nothing of it is left.
@@ -56,6 +55,8 @@ class ExponentialMechanismCallback(ReadsData):
         subspace: train in this many random directions; None: in all, at most 4096.
         adjacency: ``"add_remove"``, as for DP-SGD, or ``"replace_one"``, with twice the noise at the same ε.
         seed: of the random directions and of what ``clip=None`` draws; not of the noise.
+        noise_seed: for tests alone: makes the noise reproducible, and the guarantee hold only while it is secret. None:
+            256 random bits of the operating system.
 
     Raises:
         TypeError: data that are none of these, or a setting of the wrong type.
@@ -85,6 +86,7 @@ class ExponentialMechanismCallback(ReadsData):
         subspace: int | None = None,
         adjacency: Adjacency = "add_remove",
         seed: int = 0,
+        noise_seed: int | None = None,
     ) -> None:
         check_settings(target_epsilon, mu, target_delta, draws, eta, adjacency)
         check_number("damping", damping, low=0, low_open=True)
@@ -93,6 +95,8 @@ class ExponentialMechanismCallback(ReadsData):
         if subspace is not None:
             check_integer("subspace", subspace, low=1, high=MOST_DIMENSIONS)
         check_integer("seed", seed)
+        if noise_seed is not None:
+            check_integer("noise_seed", noise_seed, low=0)
         self.take_data(public=public)
         self.target_epsilon = target_epsilon
         self.mu = mu
@@ -105,11 +109,17 @@ class ExponentialMechanismCallback(ReadsData):
         self.subspace = subspace
         self.adjacency: Adjacency = adjacency
         self.seed = seed
+        self.noise_seed = noise_seed  # not in settings(), which checkpoints show
         self.reset()
+
+    @property
+    def state_key(self) -> str:
+        """The same for subclasses, so that each counts the draws of a checkpoint of another."""
+        return "ExponentialMechanismCallback"
 
     def reset(self) -> None:
         self.privacy_spent: PrivacySpent | None = None
-        """What all draws of the module have spent; None before the first fit."""
+        """What all draws of the module have spent, also those of a fit that broke off; None before the first one."""
         self._resumed = False
         self._ended = False
 
@@ -128,12 +138,14 @@ class ExponentialMechanismCallback(ReadsData):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the draws, unless the checkpoint that this run resumes has them, and end the fit."""
-        ledger = ledger_of(pl_module)
-        if not self._resumed:
-            self.done_with = None
-            self._draw(trainer, pl_module)
-            self.done_with = self.settings()
-        self.privacy_spent = ledger.spent(self.target_delta, self.adjacency)
+        try:
+            if not self._resumed:
+                self.done_with = None
+                self._draw(trainer, pl_module)
+                self.done_with = self.settings()
+        finally:  # draws of a fit that breaks off count
+            if draws_of(pl_module):
+                self.privacy_spent = ledger_of(pl_module).spent(self.target_delta, self.adjacency)
         self._ended = trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -158,7 +170,7 @@ class ExponentialMechanismCallback(ReadsData):
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state:
-            ledger_of(pl_module).load_state_dict(state["ledger"])
+            ledger_of(pl_module, None).load_state_dict(state["ledger"])
 
     @saved_state
     def state_dict(self) -> dict[str, Any]:
@@ -174,7 +186,8 @@ class ExponentialMechanismCallback(ReadsData):
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
         private = _private_data(trainer)
         transfer = transfer_of(trainer)
-        _check_public(check_private(private, transfer), self.public)
+        PrivateExamples(private)
+        check_parts(private, self.public)
         curvature = public_curvature(
             module,
             self.public,
@@ -196,6 +209,7 @@ class ExponentialMechanismCallback(ReadsData):
             eta=self.eta,
             adjacency=self.adjacency,
             transfer=transfer,
+            noise_seed=self.noise_seed,
         )
 
 
@@ -239,22 +253,3 @@ def _private_data(trainer: Trainer) -> Any:
     if loader is None:
         raise MisconfigurationException("ExponentialMechanismCallback found no training data.")
     return loader
-
-
-def _check_public(private: list[ExampleId], public: Batches) -> None:
-    """Raise a ValueError where a private example is among the public ones, by its inputs."""
-    if not is_whole(public):
-        raise TypeError("public must be data that can be read twice: a data set, a loader of one or a list of batches.")
-    inside, outside = ([digest for digest, _ in ids] for ids in (private, all_ids(public) or []))
-    places = places_among(outside, set(inside))
-    if not places:
-        return
-    what = told(places, len(outside), "public", "private", "the same inputs")
-    message = f"{what}: the curvature must come from public data"
-    if is_ambiguous(inside):
-        rank_zero_warn(f"{message}. Many private examples share their content, so this may be chance.")
-        return
-    raise ValueError(
-        f"{message}. Leave them out of the private data (lightning_cwrf.without_overlap(private, public)), not out of "
-        "the public data, which would then depend on the private ones."
-    )

@@ -138,7 +138,7 @@ def same_examples(first: Batches, second: Batches) -> bool:
     """
     if not (is_whole(first) and is_whole(second)):
         return True
-    (whole, places), (other, others) = (_places(data) for data in (first, second))
+    (whole, places), (other, others) = (places_in(data) for data in (first, second))
     if whole is other and places is not None and others is not None:
         return Counter(places) == Counter(others)
     alike = [reads_alike(data) for data in (first, second)]
@@ -157,7 +157,7 @@ def _by_label(ids: Counter[ExampleId]) -> dict[int | None, int]:
     return found
 
 
-def _places(data: Batches) -> tuple[Any, list[int] | None]:
+def places_in(data: Batches) -> tuple[Any, list[int] | None]:
     """The object that holds the examples, below any ``Subset``, and their indices in it; None where there are none."""
     source: Any = data.dataset if isinstance(data, DataLoader) else data
     if not isinstance(source, Dataset):  # a list of batches

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Collection, Hashable
 
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cwrf.checks import check_choice, check_integer, check_number
-from lightning_cwrf.data import Batches, all_ids, as_loader, check_batches, fingerprints, isolated_rng, reads_alike
+from lightning_cwrf.data import Batches
 from lightning_cwrf.data.examples import ExampleId, is_whole
-from lightning_cwrf.data.poisson import whole_order
+from lightning_cwrf.data.overlap import is_ambiguous, places_among, places_in, told
 from lightning_cwrf.mechanism.curvature import PublicCurvature
-from lightning_cwrf.mechanism.gradients import flat, parameter_names, rows
+from lightning_cwrf.mechanism.gradients import flat, parameter_names
 from lightning_cwrf.mechanism.spent import SHIFTS
+
+_REMEDY = (
+    "Leave them out of the private data (lightning_cwrf.without_overlap(private, public)), not out of the public data, "
+    "which would then depend on the private ones."
+)
 
 
 def check_settings(
@@ -27,7 +31,8 @@ def check_settings(
         hint = "A larger one promises nothing; pass mu for so little noise."
         check_number("target_epsilon", target_epsilon, low=0, high=100, low_open=True, hint=hint)
     if mu is not None:
-        check_number("mu", mu, low=0, low_open=True)
+        hint = "A larger one promises nothing."
+        check_number("mu", mu, low=0, high=1e7, low_open=True, hint=hint)
     hint = "It is the chance that the guarantee fails: take less than 1 / (number of training examples)."
     check_number("target_delta", target_delta, low=0, high=1, low_open=True, high_open=True, hint=hint)
     check_integer("draws", draws, low=1)
@@ -43,7 +48,7 @@ def check_fit(model: nn.Module, curvature: PublicCurvature) -> None:
     expected = curvature.dimensions if curvature.subspace is None else len(curvature.subspace.basis)
     if numbers != expected:
         raise ValueError(f"the curvature is of {expected} parameters, and the model has {numbers} under its names.")
-    steps = getattr(getattr(model, "_dpsgd_ledger", None), "steps", 0)
+    steps = sum(getattr(getattr(module, "_dpsgd_ledger", None), "steps", 0) for module in model.modules())
     if steps:
         raise ValueError(
             f"this model has taken {steps} steps of DP-SGD, and the ε of draws would not count them. Start from the "
@@ -51,51 +56,34 @@ def check_fit(model: nn.Module, curvature: PublicCurvature) -> None:
         )
 
 
-def check_private(private: Batches, transfer: Callable[[Any], Any] | None = None) -> list[ExampleId]:
-    """The identity of each private example, of which every pass must give each exactly once, by itself.
+def check_public(private: list[ExampleId], public: Collection[Hashable]) -> None:
+    """Raise a ValueError where private examples are among the public ones, by their inputs.
 
-    Raises:
-        TypeError: a stream, or an iterator.
-        ValueError: a loader that leaves examples out or draws them; data, or a ``transfer``, that change at random.
+    Where many private examples share their content, it identifies none, and this is a warning.
     """
-    check_batches(private, "the private data")
-    if not is_whole(private):
-        raise TypeError(
-            "the private data are read once for each draw: pass a data set, a loader of one or a list of batches, not "
-            "a stream."
-        )
-    if isinstance(private, DataLoader) and not isinstance(private.dataset, IterableDataset):
-        if whole_order(private) is None:
-            raise ValueError(
-                "the private loader's sampler chooses examples, so that one example could decide about others: pass a "
-                "loader with batch_size= of the whole dataset, or of a Subset."
-            )
-        if private.drop_last:
-            raise ValueError(
-                "the private loader has drop_last=True, so that one example could decide about others: every example "
-                "must count once. Leave it out."
-            )
-    ids = all_ids(private)
-    if not ids:
-        raise ValueError("the private data hold no batch.")
-    if not reads_alike(private):
+    inside = [digest for digest, _ in private]
+    places = places_among(inside, public)
+    if not places:
+        return
+    what = told(places, len(inside), "the private data", "public", "the same inputs")
+    message = f"{what}: the curvature must come from public data"
+    if is_ambiguous(inside):
+        warnings.warn(f"{message}. Many private examples share their content, so this may be chance.", stacklevel=3)
+        return
+    raise ValueError(f"{message}. {_REMEDY}")
+
+
+def check_parts(private: Batches, public: Batches) -> None:
+    """Raise a ValueError where both are parts of one data set and share an index, also under random augmentation."""
+    if not is_whole(public):
+        return  # which public_curvature refuses
+    (whole, places), (other, others) = (places_in(data) for data in (private, public))
+    if whole is not other or places is None or others is None:
+        return
+    shared = sorted(set(places) & set(others))
+    if shared:
+        shown = ", ".join(map(str, shared[:10])) + (", ..." if len(shared) > 10 else "")
         raise ValueError(
-            "the private data read differently each time (random augmentation, or examples that are mixed): the "
-            "gradient of an example must be its own. Leave that out."
+            f"the private and the public data are parts of one data set and share {len(shared)} of its examples (at "
+            f"{shown}): the curvature must come from public data. {_REMEDY}"
         )
-    with isolated_rng():
-        _check_own(private, transfer or (lambda batch: batch))
-    return ids
-
-
-def _check_own(private: Batches, transfer: Callable[[Any], Any]) -> None:
-    """Raise where the first example reads differently without the others of its batch."""
-    batch, alone = (next(iter(as_loader(private, shuffle=False, batch_size=size))) for size in (None, 1))
-    one = rows(batch, 0, 1)
-    pairs = {"a collate_fn": (alone, batch), "the module's batch transfer hooks": (transfer(one), transfer(batch))}
-    for hook, (other, whole) in pairs.items():
-        if fingerprints(other)[0] != fingerprints(whole)[0]:
-            raise ValueError(
-                f"an example of the private data reads differently without the others of its batch ({hook}): the "
-                "gradient of an example must be its own. Do the same to each example by itself, or nothing at random."
-            )

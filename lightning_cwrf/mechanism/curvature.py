@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_cwrf.checks import check_integer, check_number
-from lightning_cwrf.data import Batches, as_loader, bring_to, check_batches
+from lightning_cwrf.data import Batches, all_ids, as_loader, bring_to, check_batches, reads_alike
 from lightning_cwrf.data.examples import is_whole
 from lightning_cwrf.mechanism.gradients import (
     Parameters,
@@ -23,6 +24,7 @@ from lightning_cwrf.mechanism.gradients import (
     parts_of,
 )
 from lightning_cwrf.outputs import evaluating
+from lightning_cwrf.weights.copies import copied
 from lightning_cwrf.weights.descent import scoring_context
 
 MOST_DIMENSIONS = 4096
@@ -38,12 +40,14 @@ class PublicCurvature:
         clip: C, the largest norm ``‖L⁻¹g‖₂`` of an example's gradient.
         names: of the parameters that are trained.
         subspace: the directions in which they are; None: all, k = d.
+        public: what identifies the inputs of the public examples; None: it is not known, and not checked.
     """
 
     cholesky: Tensor
     clip: float
     names: list[str]
     subspace: Subspace | None = None
+    public: frozenset[Hashable] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shape = tuple(self.cholesky.shape)
@@ -126,6 +130,12 @@ def public_curvature(
     names = parameter_names(model, parameters)
     own = dict(model.named_parameters())
     total = sum(own[name].numel() for name in names)
+    if not reads_alike(public):
+        warnings.warn(
+            "the public data read differently each time (random augmentation), so whether private examples are among "
+            "them cannot be checked by content: make sure that they are not, or pass plain data.",
+            stacklevel=2,
+        )
     directions = _subspace(total, subspace, max_dimensions, seed)
     bring = bring_to(model, transfer)
 
@@ -138,12 +148,14 @@ def public_curvature(
             sizes[0] = part_size(model, names, p.shape[1])
             yield _in(directions, found).cpu().double(), p.cpu().double()
 
+    model = copied(model)  # a forward pass may change buffers
     with scoring_context(model), evaluating(model):
         curvature = _damped(gradients(), damping)
         found = PublicCurvature(torch.linalg.cholesky(curvature), 1.0 if clip is None else clip, names, directions)
         if clip is None:
             clip = _half_median(gradients(), found, seed)
-    return PublicCurvature(found.cholesky, float(clip), names, directions)
+    known = frozenset(digest for digest, _ in all_ids(public) or ())
+    return PublicCurvature(found.cholesky, float(clip), names, directions, known)
 
 
 def _subspace(parameters: int, subspace: int | None, most: int, seed: int) -> Subspace | None:
@@ -188,4 +200,10 @@ def _half_median(found: Iterator[tuple[Tensor, Tensor]], curvature: PublicCurvat
     for gradients, p in found:
         labels = torch.multinomial(p, 1, generator=generator)[:, 0]
         norms.append(curvature.whiten(gradients[torch.arange(len(labels)), labels]).norm(dim=1))
-    return float(torch.cat(norms).median()) / 2
+    found_clip = float(torch.cat(norms).median()) / 2
+    if not 0 < found_clip < float("inf"):
+        raise ValueError(
+            f"half the median norm of the public gradients is {found_clip:g}, which cannot be a clipping norm: the "
+            "model is sure of most public examples. Pass clip=, or public data that it is less sure of."
+        )
+    return found_clip

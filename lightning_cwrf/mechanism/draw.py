@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import secrets
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,18 +12,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from lightning_cwrf.data import (
-    Batches,
-    as_loader,
-    bring_to,
-)
-from lightning_cwrf.mechanism.checks import check_fit, check_private, check_settings
+from lightning_cwrf.checks import check_integer
+from lightning_cwrf.data import Batches, bring_to, isolated_rng
+from lightning_cwrf.mechanism.checks import check_fit, check_public, check_settings
 from lightning_cwrf.mechanism.curvature import PublicCurvature
-from lightning_cwrf.mechanism.gradients import flat, part_size, parts_of, write
+from lightning_cwrf.mechanism.gradients import flat, part_size, write
+from lightning_cwrf.mechanism.private import PrivateExamples
 from lightning_cwrf.mechanism.spent import SHIFTS, Adjacency, PrivacySpent, large_delta, ledger_of
 from lightning_cwrf.outputs import evaluating
+from lightning_cwrf.weights.copies import copied
 from lightning_cwrf.weights.descent import scoring_context
+
+KNOWN_NOISE = (
+    "noise_seed makes the noise of the draws reproducible, and the guarantee then holds only while it is secret and "
+    "cannot be guessed: for tests, never for a release. Leave it out."
+)
+_COMPARED = 4
+"""Of how many examples the gradients are compared before and after each pass."""
 
 
 def clipped_sum(gradients: Tensor, curvature: PublicCurvature) -> Tensor:
@@ -110,18 +119,19 @@ def exponential_mechanism(
     eta: float = 0.5,
     adjacency: Adjacency = "add_remove",
     transfer: Callable[[Any], Any] | None = None,
+    noise_seed: int | None = None,
 ) -> PrivacySpent:
     """Fine-tune a model in place by adaptive draws (:func:`quadratic_draw`), each after a pass over all private data.
 
     T draws of μ/√T each compose exactly to μ. The model is written once, after the last draw; what the draws before it
     gave is not kept, but counts. The loss is the cross-entropy, in eval mode. Draws add up over calls for one model
-    object and its copies. The noise is that of NumPy's generator, seeded by a number from torch's global one and by all
-    that the draws depend on, so no two different runs share their noise. It is not cryptographic: keep torch's seed
-    secret, because the noise can be computed from it.
+    object and its copies. The noise is that of NumPy's Philox generator, whose key and counter are made from 256 random
+    bits of the operating system, new in each call.
 
     Args:
         model: a classifier.
-        private: a data set, a loader of all of it (in order or shuffled, without ``drop_last``), or a list of batches.
+        private: a data set of single examples, or a loader of all of it (in order or shuffled, without ``drop_last``),
+            whose ``collate_fn`` is applied to one example at a time.
         curvature: of public data, at this model's weights.
         target_epsilon: ε of all draws of this model together, at ``target_delta``. Either this
         mu: or μ of these draws together.
@@ -129,41 +139,57 @@ def exponential_mechanism(
         draws: T.
         eta: η.
         adjacency: what neighbours differ in.
-        transfer: applied to each batch before its tensors go to the model's device and precision.
+        transfer: applied to each example, a batch of one, before its tensors go to the model's device and precision.
+        noise_seed: for tests alone: the noise is a function of it and of all that the draws depend on. The guarantee
+            then holds only while it is secret, and has no more possible values than an attacker can try.
 
     Returns:
         What all draws of this model have spent.
 
     Raises:
-        TypeError: a stream, or batches of something other than tensors.
-        ValueError: settings out of range; a budget that is spent; a loader that leaves examples out, or data that read
-            differently each time; gradients or weights that are not finite.
+        TypeError: a stream, batches without the examples they are made of, or something other than tensors.
+        ValueError: settings out of range; a budget that is spent; a loader that leaves examples out; data that read
+            differently each time; a model that keeps something of earlier examples; gradients or weights that are not
+            finite.
 
-    >>> model, data = nn.Linear(4, 3), [(torch.randn(64, 4), torch.randint(3, (64,)))]
+    >>> from torch.utils.data import TensorDataset
     >>> from lightning_cwrf.mechanism import public_curvature
-    >>> print(exponential_mechanism(model, data, public_curvature(model, data), target_epsilon=1.0, target_delta=1e-3))
+    >>> public, data = (TensorDataset(torch.randn(64, 4), torch.randint(3, (64,))) for _ in range(2))
+    >>> model = nn.Linear(4, 3)
+    >>> print(exponential_mechanism(model, data, public_curvature(model, public), target_epsilon=1, target_delta=1e-3))
     exponential mechanism: ε = 1 at δ = 0.001 after 10 draws (exact Gaussian accountant). It covers the fine-tuning ...
     """
     check_settings(target_epsilon, mu, target_delta, draws, eta, adjacency)
+    if noise_seed is not None:
+        check_integer("noise_seed", noise_seed, low=0)
+        warnings.warn(KNOWN_NOISE, stacklevel=2)
     check_fit(model, curvature)
-    ids = check_private(private, transfer)
+    examples = PrivateExamples(private, transfer)
+    ids = examples.ids()
+    if curvature.public is not None:
+        check_public(ids, curvature.public)
     warning = large_delta(target_delta, len(ids))
     if warning:
         warnings.warn(warning, stacklevel=2)
-    ledger = ledger_of(model)
+    ledger = ledger_of(model, curvature.names)
     if target_epsilon is not None:
         mu = ledger.left(target_epsilon, target_delta, adjacency)
     assert mu is not None
     each = mu / draws**0.5
     sigma = ledger.noise_for(mu, adjacency, draws)
     run = ledger.new_run()
+    settings = repr((each, draws, eta, adjacency, curvature.clip, curvature.names, ids))
     start = flat(model, curvature.names)
-    settings = repr((each, eta, adjacency, curvature.clip, ids))
-    random = _noise_source(int(torch.randint(2**62, ())), start, curvature.cholesky, settings)
     position = start if curvature.subspace is None else torch.zeros(curvature.dimensions, dtype=torch.float64)
-    with scoring_context(model), evaluating(model):
+    random = _noise_source(
+        secrets.token_bytes(32)
+        if noise_seed is None
+        else _reproducible(noise_seed, model, curvature, examples, settings)
+    )
+    work = copied(model)  # what a forward pass keeps of private examples must not be released
+    with scoring_context(work), evaluating(work):
         for _ in range(draws):
-            total = _over_all(model, private, curvature, _weights(start, position, curvature), len(ids), transfer)
+            total = _over_all(work, examples, curvature, _weights(start, position, curvature))
             ledger.add(run, sigma)
             noise = torch.from_numpy(random.standard_normal(curvature.dimensions))
             position = quadratic_draw(
@@ -174,38 +200,71 @@ def exponential_mechanism(
     return ledger.spent(target_delta, adjacency)
 
 
-def _over_all(
-    model: nn.Module,
-    private: Batches,
-    curvature: PublicCurvature,
-    at: Tensor,
-    examples: int,
-    transfer: Callable[[Any], Any] | None,
-) -> Tensor:
-    """:func:`clipped_sum` over all private examples, at these weights."""
+def _over_all(model: nn.Module, private: PrivateExamples, curvature: PublicCurvature, at: Tensor) -> Tensor:
+    """:func:`clipped_sum` over all private examples, at these weights.
+
+    Raises:
+        ValueError: the gradients of the first examples are others after the pass: those of later ones depend on what
+            the model, or the transfer hooks, kept of examples before.
+    """
     total, seen = torch.zeros(curvature.dimensions, dtype=torch.float64), 0
-    bring, size = bring_to(model, transfer), [part_size(model, curvature.names)]
-    for part in parts_of(map(bring, as_loader(private, shuffle=False)), size):
-        gradients = curvature.gradients(model, part, at)
+    bring, size = bring_to(model), part_size(model, curvature.names)
+    first = _first(model, private, curvature, at)
+    for group in private.groups(size):
+        gradients = curvature.gradients(model, bring(group), at)
         total += clipped_sum(gradients, curvature)
         seen += len(gradients)
-    if seen != examples:
+    private.check_number(seen)
+    again = _first(model, private, curvature, at)
+    precision = torch.finfo(next(value.dtype for value in model.parameters() if value.is_floating_point())).eps
+    if not bool(((again - first).norm(dim=1) <= min(1e3 * precision, 1e-3) * first.norm(dim=1)).all()):
         raise ValueError(
-            f"a pass over the private data gave {seen} examples, and there are {examples}: each must count once."
+            "the gradients of the first private examples are others after a pass over all: the model (in eval mode) or "
+            "the transfer hooks keep something of the examples that they have seen, or are random, and the gradient "
+            "of an example must be its own. Make the forward pass a function of its input and the weights."
         )
     return total
+
+
+def _first(model: nn.Module, private: PrivateExamples, curvature: PublicCurvature, at: Tensor) -> Tensor:
+    groups = map(bring_to(model), private.groups(1, first=_COMPARED))
+    return torch.cat([curvature.gradients(model, group, at) for group in groups])
 
 
 def _weights(start: Tensor, position: Tensor, curvature: PublicCurvature) -> Tensor:
     return position if curvature.subspace is None else start + curvature.subspace.lift(position)
 
 
-def _noise_source(secret: int, weights: Tensor, cholesky: Tensor, settings: str) -> np.random.Generator:
-    """Noise that depends on a secret number and on all that the draws depend on: other draws have other noise.
+def _noise_source(secret: bytes) -> np.random.Generator:
+    """NumPy's Philox generator, with 128 bits of the secret's hash as its key and 256 as its counter."""
+    found = hashlib.blake2b(secret, digest_size=48).digest()
+    key, counter = (int.from_bytes(part, "little") for part in (found[:16], found[16:]))
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _reproducible(
+    seed: int, model: nn.Module, curvature: PublicCurvature, examples: PrivateExamples, settings: str
+) -> bytes:
+    """A secret that is a function of a seed and of all that the draws depend on: other draws have other noise.
 
     Two releases with the same noise, of neighbouring data or at two ε, would give the private gradients away.
     """
-    digest = hashlib.blake2b(secret.to_bytes(8, "little"), digest_size=32)
-    for part in (weights.numpy().tobytes(), cholesky.numpy().tobytes(), settings.encode()):
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return np.random.default_rng(int.from_bytes(digest.digest(), "little"))
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=32)
+
+    def add(name: str, value: Tensor) -> None:
+        value = value.detach().cpu().contiguous()
+        whole = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+        head = repr((name, str(value.dtype), tuple(value.shape), len(whole))).encode()
+        digest.update(head + b"\n" + whole)
+
+    digest.update(settings.encode() + b"\n")
+    add("cholesky", curvature.cholesky)
+    if curvature.subspace is not None:
+        add("basis", curvature.subspace.basis)
+    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
+        add(name, value)
+    with isolated_rng():
+        for example in examples.groups(1):
+            for leaf in pytree.tree_leaves(example):
+                add("example", leaf if isinstance(leaf, Tensor) else torch.tensor(list(repr(leaf).encode())))
+    return digest.digest()

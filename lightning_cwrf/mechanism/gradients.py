@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -99,6 +100,22 @@ def write(model: nn.Module, names: Sequence[str], values: Tensor) -> None:
             own[name].copy_(value)
 
 
+@contextmanager
+def _keeps_nothing() -> Iterator[None]:
+    """Say what is meant where values of a vectorised pass were kept, and come back in a later one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "functorch" not in str(error) and "vmap" not in str(error):
+            raise
+        raise ValueError(
+            "the model keeps something of the examples that it has seen (a buffer or an attribute that its forward "
+            "pass or its classification_step sets, or a metric that it updates there), and the gradient of an example "
+            "must be its own: update them in training_step, or not in eval mode."
+        ) from error
+
+
+@_keeps_nothing()
 def example_gradients(model: nn.Module, batch: Any, names: Sequence[str], at: Tensor | None = None) -> Tensor:
     """The gradient of each example's cross-entropy, ``(n, d)`` in the model's precision; the model is not changed.
 
@@ -133,6 +150,7 @@ def example_gradients(model: nn.Module, batch: Any, names: Sequence[str], at: Te
     return _side_by_side(_each(torch.func.grad(loss), weights, batch, size), weights, 1)
 
 
+@_keeps_nothing()
 def label_gradients(model: nn.Module, batch: Any, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """What the loss of each example would have as its gradient under each label: ``(n, K, d)``, and softmax ``(n, K)``.
 
@@ -277,4 +295,5 @@ def _without_labels(model: nn.Module, batch: Any) -> Any:
     if not leaves:
         raise TypeError(f"the public data must give batches of tensors, not {type(batch).__name__}.")
     device = leaves[0].device if isinstance(leaves[0], Tensor) else None
-    return inputs, torch.zeros(len(leaves[0]), dtype=torch.long, device=device)
+    zeros = torch.zeros(len(leaves[0]), dtype=torch.long, device=device)
+    return {**batch, "label": zeros} if inputs is batch and isinstance(batch, Mapping) else (inputs, zeros)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-from lightning_cwrf.checks import check_choice
+from lightning_cwrf.checks import check_choice, check_integer, check_number
 from lightning_cwrf.metrics.functional import gaussian_epsilon, gaussian_mu
 
 Adjacency: TypeAlias = Literal["add_remove", "replace_one"]
@@ -87,8 +87,11 @@ class GaussianLedger:
         """Count draws of a run, which has one noise multiplier.
 
         Raises:
-            ValueError: the run had another one.
+            TypeError: not numbers.
+            ValueError: the run had another one; noise that is not above 0; less than one draw.
         """
+        check_number("noise_multiplier", noise_multiplier, low=0, low_open=True)
+        check_integer("draws", draws, low=1)
         known, done = self._runs.get(run, (noise_multiplier, 0))
         if known != noise_multiplier:
             raise ValueError(
@@ -140,24 +143,52 @@ class GaussianLedger:
         return {"runs": {run: list(entry) for run, entry in self._runs.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Add the draws of a checkpoint; those that are here already count once, and none is forgotten."""
+        """Add the draws of a checkpoint; those that are here already count once, and none is forgotten.
+
+        Where the two say different things of one run, the smaller noise and the larger number of draws count.
+
+        Raises:
+            TypeError, ValueError: noise that is not above 0, or less than one draw.
+        """
         for run, (sigma, count) in state["runs"].items():
-            self._runs[run] = (float(sigma), max(int(count), self._runs.get(run, (0.0, 0))[1]))
+            check_number("noise_multiplier", sigma, low=0, low_open=True)
+            check_integer("draws", count, low=1)
+            known, done = self._runs.get(run, (math.inf, 0))
+            self._runs[run] = (min(float(sigma), known), max(int(count), done))
 
 
-def ledger_of(model: nn.Module) -> GaussianLedger:
-    """The ledger that a model object carries along, also into its copies; a new one where it had no draw."""
-    found: GaussianLedger | None = getattr(model, _LEDGER, None)
-    if found is None:
-        found = GaussianLedger()
-        setattr(model, _LEDGER, found)
+def ledger_of(model: nn.Module, names: Sequence[str] | None = ()) -> GaussianLedger:
+    """The ledger that a model object carries along, also into its copies; a new one where it had no draw.
+
+    It holds the draws of the model's parts too, and those of a larger model that changed this part of it.
+
+    Args:
+        model: a classifier.
+        names: of the parameters that draws change: the parts that have them get this ledger too. None: all parts.
+    """
+    found = _merged(model)
+    every = dict(model.named_parameters(remove_duplicate=False))
+    chosen = {id(every[name]) for name in (every if names is None else names)}
+    for module in model.modules():
+        if module is model or any(id(parameter) in chosen for parameter in module.parameters()):
+            setattr(module, _LEDGER, found)
     return found
 
 
 def draws_of(model: nn.Module) -> int:
     """How many draws a model object's weights come from."""
-    found: GaussianLedger | None = getattr(model, _LEDGER, None)
-    return 0 if found is None else found.draws
+    return _merged(model).draws
+
+
+def _merged(model: nn.Module) -> GaussianLedger:
+    """The ledger of a model, with the draws of all its parts; the model's own object where it has one."""
+    own: GaussianLedger | None = getattr(model, _LEDGER, None)
+    found = GaussianLedger() if own is None else own
+    for module in model.modules():
+        other: GaussianLedger | None = getattr(module, _LEDGER, None)
+        if other is not None and other is not found:
+            found.load_state_dict(other.state_dict())
+    return found
 
 
 def large_delta(delta: float, examples: int) -> str:

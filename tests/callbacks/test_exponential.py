@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import OnExceptionCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_cwrf import ExponentialMechanismCallback, GradientMaskCallback, RelaxLossMixin, WeightMask
 from lightning_cwrf.callbacks import exponential
@@ -74,9 +74,9 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_order_of_the_loader()
     found = []
     for seed, shuffle in ((0, True), (0, False), (1, False)):
         model = finished()
-        run = trainer(callbacks=[draws()])
-        torch.manual_seed(seed)
-        run.fit(model, private(shuffle))
+        run = trainer(callbacks=[draws(noise_seed=seed)])
+        with pytest.warns(UserWarning, match="noise_seed makes the noise of the draws reproducible"):
+            run.fit(model, private(shuffle))
         found.append(model.net[5].weight.detach().clone())
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
@@ -107,12 +107,42 @@ def test_curvature_and_clipping_norm_do_not_see_the_private_data(monkeypatch):
     assert found[0].clip == found[1].clip
 
 
+REMEDY = (
+    r"the curvature must come from public data\. Leave them out of the private data .*not out of the public data, "
+    r"which would then depend on the private ones"
+)
+
+
+class Augmented(Dataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, place):
+        image, label = self.data[place]
+        return image + 0.01 * torch.randn_like(image), label
+
+
 def test_private_examples_among_the_public_ones_are_an_error():
-    public = DataLoader(part(90, 300), batch_size=100)
-    with pytest.raises(ValueError, match=r"6 of the 210 examples of public are private .*at positions 0, 1, .*the "
-                       r"curvature must come from public data\. Leave them out of the private data .*not out of the "
-                       r"public data, which would then depend on the private ones"):  # fmt: skip
+    images, labels = digits().tensors
+    public = DataLoader(TensorDataset(images[90:300].clone(), labels[90:300]), batch_size=100)
+    message = rf"6 of the 96 examples of the private data are public .*at positions 90, .*{REMEDY}"
+    with pytest.raises(ValueError, match=message):
         trainer(callbacks=[draws(public)]).fit(finished(), private())
+
+
+def test_parts_of_one_data_set_are_compared_by_index_also_under_augmentation():
+    whole = Augmented(digits())
+    first, second = (DataLoader(Subset(whole, range(*ends)), batch_size=100) for ends in ((0, 96), (90, 300)))
+    with pytest.raises(ValueError, match=rf"share 6 of its examples \(at 90, 91, .*{REMEDY}"):
+        trainer(callbacks=[draws(second)]).fit(finished(), first)
+
+
+def test_public_data_that_read_differently_cannot_be_compared_which_is_said():
+    with pytest.warns(UserWarning, match="the public data read differently each time .*cannot be checked by content"):
+        trainer(callbacks=[draws(Augmented(part(200, 260)))]).fit(finished(), private())
 
 
 def test_a_resumed_run_draws_nothing_again(tmp_path):
@@ -197,6 +227,34 @@ def test_draws_that_fail_leave_the_weights_and_stay_counted(tmp_path, monkeypatc
     assert callback.privacy_spent.mu == pytest.approx(math.sqrt(2 * 0.3**2 + 1 / 49))
 
 
+def test_what_a_fit_spent_that_broke_off_is_said(monkeypatch):
+    def breaks(model, *given, **settings):
+        ledger_of(model).add("of the broken run", 7.0, 1)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(exponential, "exponential_mechanism", breaks)
+    callback = draws()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer(callbacks=[callback]).fit(finished(), private())
+    assert (callback.privacy_spent.steps, callback.privacy_spent.mu) == (1, pytest.approx(1 / 7))
+
+
+class Other(ExponentialMechanismCallback):
+    pass
+
+
+def test_a_subclass_counts_the_draws_of_a_checkpoint(tmp_path):
+    given = {"public": loader(200, 260, batch_size=60), "mu": 0.3, "draws": 2, "target_delta": 1e-3}
+    run = trainer(tmp_path, callbacks=[Other(**given)])
+    run.fit(finished(), private())
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    callback, model = ExponentialMechanismCallback(**given), finished()
+    trainer(tmp_path, callbacks=[callback]).fit(model, private(), ckpt_path=tmp_path / "end.ckpt")
+    assert (callback.privacy_spent.steps, draws_of(model)) == (2, 2)  # it does not draw again
+    with pytest.raises(MisconfigurationException, match="there are 2 Others in this Trainer"):
+        trainer(callbacks=[Other(**given), ExponentialMechanismCallback(**given)]).fit(finished(), private())
+
+
 def test_twice_the_noise_for_examples_that_are_replaced(monkeypatch):
     asked = []
     real = exponential.exponential_mechanism
@@ -216,7 +274,7 @@ def test_twice_the_noise_for_examples_that_are_replaced(monkeypatch):
         ({"mu": 1.0}, "needs one of target_epsilon and mu, and not both"),
         ({"target_epsilon": None}, "needs one of target_epsilon and mu, and not both"),
         ({"target_epsilon": 0}, r"target_epsilon must be a number in \(0, 100\], not 0"),
-        ({"target_epsilon": None, "mu": float("inf")}, "mu must be a number above 0, not inf"),
+        ({"target_epsilon": None, "mu": float("inf")}, r"mu must be a number in \(0, 1e\+07\], not inf"),
         ({"target_delta": 0.0}, r"target_delta must be a number in \(0, 1\), not 0"),
         ({"draws": 0}, "draws must be an integer of at least 1, not 0"),
         ({"eta": -1.0}, "eta must be a number above 0, not -1"),

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_cwrf.mechanism import PublicCurvature, public_curvature
+from lightning_cwrf.mechanism import PublicCurvature, exponential_mechanism, public_curvature
 from tests.helpers import Classifier, loader, same_snapshot, snapshot
 from tests.mechanism.cases import data, network
 from tests.oracles import mechanism as oracle
@@ -87,6 +87,22 @@ def test_the_model_and_the_random_state_stay_as_they_are():
     public_curvature(model, loader(0, 40))
     same_snapshot(before, snapshot(model))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_private_examples_are_recognised_by_the_curvature():
+    private = data(40, 7)
+    model = network()
+    curvature = public_curvature(model, TensorDataset(private.tensors[0][30:].clone(), private.tensors[1][30:]))
+    with pytest.raises(ValueError, match=r"10 of the 40 examples of the private data are public .*at positions 30"):
+        exponential_mechanism(model, private, curvature, mu=1.0)
+
+
+def test_public_data_of_which_the_model_is_sure_give_no_clipping_norm():
+    model, (inputs, labels) = nn.Linear(4, 3).double(), data(30, 7).tensors
+    inputs[:20] *= 1e6
+    with pytest.raises(ValueError, match="which cannot be a clipping norm: the model is sure of most public examples"):
+        public_curvature(model, TensorDataset(inputs, labels))
+    assert public_curvature(model, TensorDataset(inputs, labels), clip=1.0).clip == 1.0
 
 
 class TwoHeads(nn.Module):

@@ -44,6 +44,18 @@ def test_label_gradients_are_those_under_each_label_and_read_no_label():
         assert torch.equal(label_gradients(model, batch, names)[0], found)
 
 
+def test_dicts_without_labels_are_taken_as_those_with_labels():
+    class Named(nn.Linear):
+        def forward(self, features):
+            return super().forward(features)
+
+    torch.manual_seed(0)
+    model, inputs = Named(4, 3).double(), data(6, 2).tensors[0]
+    labels = torch.zeros(6, dtype=torch.long)
+    expected = label_gradients(model, {"x": inputs, "label": labels}, ["weight"])[0]
+    assert torch.equal(label_gradients(model, {"x": inputs}, ["weight"])[0], expected)
+
+
 class ReadsValues(nn.Module):
     """Control flow by a value, which has no vectorised form."""
 

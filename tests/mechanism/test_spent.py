@@ -52,6 +52,43 @@ def test_a_checkpoint_is_added_and_counted_once():
     assert fresh.draws == 7
 
 
+@pytest.mark.parametrize("noise", [0.0, -1.0, float("nan"), float("inf")])
+def test_noise_that_is_none_raises(noise):
+    ledger = GaussianLedger()
+    with pytest.raises(ValueError, match="noise_multiplier must be a number above 0"):
+        ledger.add("a", noise)
+    with pytest.raises(ValueError, match="noise_multiplier must be a number above 0"):
+        ledger.load_state_dict({"runs": {"a": [noise, 1]}})
+    assert ledger.draws == 0
+
+
+@pytest.mark.parametrize(("draws", "error"), [(0, ValueError), (-3, ValueError), (2.5, TypeError)])
+def test_numbers_of_draws_that_are_none_raise(draws, error):
+    ledger = GaussianLedger()
+    with pytest.raises(error, match="draws must be an integer"):
+        ledger.add("a", 1.0, draws)
+    with pytest.raises(error, match="draws must be an integer"):
+        ledger.load_state_dict({"runs": {"a": [1.0, draws]}})
+
+
+@pytest.mark.parametrize("entries", [((1.0, 5), (10.0, 1)), ((10.0, 1), (1.0, 5)), ((10.0, 5), (1.0, 1))])
+def test_of_one_run_the_smaller_noise_and_more_draws_count(entries):
+    ledger = GaussianLedger()
+    for entry in entries:
+        ledger.load_state_dict({"runs": {"a": list(entry)}})
+    assert ledger.mu() == pytest.approx(math.sqrt(5))
+
+
+def test_draws_on_a_part_count_for_the_whole_and_the_other_way():
+    whole = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
+    ledger_of(whole[1], ["0.weight"]).add("a", 1.0, 2)
+    assert (draws_of(whole), draws_of(whole[0]), draws_of(whole[1][0])) == (2, 0, 2)
+    ledger_of(whole, ["1.0.weight"]).add("b", 1.0, 1)
+    assert [draws_of(part) for part in (whole, whole[0], whole[1], whole[1][0])] == [3, 0, 3, 3]
+    wrapped = nn.Sequential(whole)
+    assert draws_of(wrapped) == draws_of(copy.deepcopy(wrapped)) == 3
+
+
 def test_a_ledger_stays_with_its_model_and_its_copies():
     model = nn.Linear(2, 2)
     assert draws_of(model) == 0

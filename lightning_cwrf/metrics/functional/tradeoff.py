@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import special
 from torch import Tensor
 
 from lightning_cwrf.checks import check_number
@@ -57,17 +58,41 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     """
     check_number("mu", mu, low=0)
     check_number("epsilon", epsilon, low=0)
+    return _delta_and_error(mu, epsilon)[0]
+
+
+def _delta_and_error(mu: float, epsilon: float) -> tuple[float, float]:
+    """δ, and a bound on its rounding error.
+
+    With a = μ/2 − ε/μ and b = μ/2 + ε/μ, ``e^ε φ(b) = φ(a)``, so that ``e^ε Φ(−b) = ½ e^(−a²/2) erfcx(b/√2)``, in which
+    nothing overflows or cancels.
+    """
     if mu == 0:
-        return 0.0
-    first = special.ndtr(mu / 2 - epsilon / mu)
-    return max(0.0, float(first - math.exp(epsilon + special.log_ndtr(-mu / 2 - epsilon / mu))))
+        return 0.0, 0.0
+    a, b = mu / 2 - epsilon / mu, mu / 2 + epsilon / mu
+    density = math.exp(-a * a / 2)
+    if a < 0 and density == 0:
+        return 0.0, sys.float_info.min
+    second = density * float(special.erfcx(b / math.sqrt(2))) / 2
+    first = density * float(special.erfcx(-a / math.sqrt(2))) / 2 if a < 0 else float(special.ndtr(a))
+    one = sys.float_info.epsilon
+    rounded = 4 * one * b * (1 + min(abs(a), 64.0)) * density  # of a and b
+    error = rounded + 16 * one * (first + second) * (1 + min(a * a, 4096.0) * (a < 0))
+    return max(0.0, first - second), error + sys.float_info.min
+
+
+def _at_most(mu: float, epsilon: float, delta: float) -> bool:
+    """Whether μ-GDP is (ε, δ)-DP, also if all rounding went the other way."""
+    found, error = _delta_and_error(mu, epsilon)
+    return mu == 0 or found + error <= delta
 
 
 def gaussian_epsilon(mu: float | Tensor, delta: float) -> float:
     """The ε for which μ-GDP is (ε, δ)-DP, the inverse of :func:`gaussian_delta` (Dong, Roth & Su 2022, Corollary 1).
 
-    A lower bound on μ says that no Gaussian mechanism with less explains an attack; the ε of that μ is a lower bound on
-    the training's own ε at this δ only so far as the training is Gaussian DP, as DP-SGD over many steps nearly is.
+    It is rounded up. A lower bound on μ says that no Gaussian mechanism with less explains an attack; the ε of that μ
+    is a lower bound on the training's own ε at this δ only so far as the training is Gaussian DP, as DP-SGD over many
+    steps nearly is.
 
     Args:
         mu: μ, 0 or more; or a scalar tensor of it.
@@ -82,17 +107,19 @@ def gaussian_epsilon(mu: float | Tensor, delta: float) -> float:
     """
     mu = float(mu) if isinstance(mu, Tensor) and mu.ndim == 0 else mu  # as mu_lower_bound returns it
     check_number("mu", mu, low=0)
+    mu = float(mu)
     check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
 
-    def excess(epsilon: float) -> float:
-        return gaussian_delta(float(mu), epsilon) - delta
-
-    if excess(0.0) <= 0:
+    if _at_most(mu, 0.0, delta):
         return 0.0
-    high = 1.0
-    while excess(high) > 0:
-        high *= 2
-    return float(optimize.brentq(excess, 0.0, high))
+    low, high = 0.0, 1.0
+    while not _at_most(mu, high, delta):
+        low, high = high, 2 * high
+        if math.isinf(high):
+            raise ValueError(f"mu={mu:g} is too large for an ε that floating point can hold.")
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if _at_most(mu, middle, delta) else (middle, high)
+    return high
 
 
 def gaussian_mu(epsilon: float, delta: float) -> float:
@@ -112,10 +139,10 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
     check_number("epsilon", epsilon, low=0)
     check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
     low, high = 0.0, 1.0
-    while gaussian_delta(high, epsilon) <= delta:
+    while _at_most(high, epsilon, delta):
         low, high = high, 2 * high
     while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if gaussian_delta(middle, epsilon) <= delta else (low, middle)
+        low, high = (middle, high) if _at_most(middle, epsilon, delta) else (low, middle)
     return low
 
 

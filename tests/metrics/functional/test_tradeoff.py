@@ -63,3 +63,21 @@ def test_wrong_arguments_raise(function):
         function("1", 0.5)
     with pytest.raises(ValueError, match="delta must be a number in"):
         gaussian_mu(1.0, 0.0)
+
+
+def test_epsilon_and_mu_at_extremes_are_on_the_safe_side():
+    """True values by arithmetic of 120 digits."""
+    mp = pytest.importorskip("mpmath")
+    with mp.workdps(120):
+
+        def delta_of(mu, epsilon):
+            mu, epsilon = mp.mpf(mu), mp.mpf(epsilon)
+            up = mp.erfc((epsilon / mu - mu / 2) / mp.sqrt(2)) / 2
+            return up - mp.e**epsilon * mp.erfc((epsilon / mu + mu / 2) / mp.sqrt(2)) / 2
+
+        for delta in (1e-300, 1e-50, 1e-20, 1e-5, 0.5):
+            for mu in (1e-12, 1e-9, 1e-3, 1.0, 1e3, 1e6, 1e9):
+                assert delta_of(mu, gaussian_epsilon(mu, delta)) <= delta
+            for epsilon in (0.0, 1e-12, 1e-6, 1.0, 1e6, 1e18):
+                mu = gaussian_mu(epsilon, delta)
+                assert mu == 0 or delta_of(mu, epsilon) <= delta
