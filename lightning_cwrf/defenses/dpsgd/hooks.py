@@ -132,9 +132,9 @@ def check_samples(names: Any, samples: Sequence[Tensor | None], examples: int) -
     idle = [name for name, sample in zip(names, samples, strict=True) if sample is None]
     if idle:
         raise MisconfigurationException(
-            f"the loss does not depend on {', '.join(idle)}, or not in a way that DP-SGD sees, so it has no gradient of "
-            "any example for it. Use it in its own layer, in training mode, with a layer's output that no in-place "
-            "operation changes (after nn.InstanceNorm), and outside of checkpointing; or leave it out of the optimizer."
+            f"the loss does not depend on {', '.join(idle)}, or not in a way that DP-SGD sees, so it has no gradient "
+            "of any example for it. Use it in its own layer, in training mode, outside of checkpointing, and with no "
+            "in-place operation after nn.InstanceNorm; or leave it out of the optimizer."
         )
     found = [sample for sample in samples if sample is not None]
     for name, sample in zip(names, found, strict=True):

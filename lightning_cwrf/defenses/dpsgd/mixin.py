@@ -18,7 +18,6 @@ from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.composition import base_loss
 from lightning_cwrf.defenses.dpsgd import plan
 from lightning_cwrf.defenses.dpsgd.checks import check_optimizer, check_trainer
-from lightning_cwrf.defenses.dpsgd.independence import check_independent
 from lightning_cwrf.defenses.dpsgd.layers import check_layers
 from lightning_cwrf.defenses.dpsgd.ledger import PrivacySpent
 from lightning_cwrf.defenses.dpsgd.settings import DPSGD
@@ -80,7 +79,7 @@ class DPSGDMixin(DefenseMixin, settings=DPSGD):
             return torch.zeros((), device=self.device, requires_grad=True), 0
         if not step.independent:
             with checked_at_once():  # NaN would look like examples that depend on one another
-                step.independent = check_independent(self, self.losses_of, batch)
+                step.check(self.losses_of, batch)
         step.watch()
         losses = step.losses = self.losses_of(batch)
         return losses.mean(), len(losses)
