@@ -10,13 +10,12 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.defenses.dpsgd.clipping import Clipping
 from lightning_cwrf.defenses.dpsgd.ghost import KeptBackprops
 from lightning_cwrf.defenses.dpsgd.hooks import ReweightedLoss, SampledGradients
-from lightning_cwrf.defenses.dpsgd.independence import in_eval, is_low, other_rows, visiting
+from lightning_cwrf.defenses.dpsgd.independence import is_low, other_rows, visiting
 
 _FEW = 4  # examples whose own gradients are compared
 
@@ -45,12 +44,9 @@ def check_gradients(
 
     Compared are a weighted sum over the batch, and the norms of a few examples' gradients. Differences up to 1 % of a
     parameter's largest (10 % in lower precision) count as rounding, and what autograd's own rounding makes of them.
-    The module's state, gradients and the caller's random state are left as they were. Without ghost clipping dropout
-    is off, since the gradients of some layers are taken with random numbers of their own.
+    The module's state, gradients and the caller's random state are left as they were.
     """
-    ghost = isinstance(gradients, (KeptBackprops, ReweightedLoss))
-    drops = [] if ghost else [layer for layer in module.modules() if isinstance(layer, _DropoutNd)]
-    with isolated_rng(module.device), visiting(module), _without_grad(module), in_eval(drops):
+    with isolated_rng(module.device), visiting(module), _without_grad(module):
         try:
             gradients.watch()
             losses = losses_of(batch)
@@ -121,8 +117,8 @@ def _raise_for(wrong: list[str]) -> None:
     if wrong:
         raise MisconfigurationException(
             f"the per-example gradients that DP-SGD takes of {', '.join(wrong)} are not those of autograd, so clipping "
-            "would not bound what an example adds. Use each weight in its own layer alone: not by F.linear, tied to a "
-            "layer of another kind, in checkpointing, or in a layer with random numbers or settings of its own."
+            "would not bound what an example adds. Use each weight in its own layer alone: not by F.linear, nor tied to "
+            "a layer of another kind, nor in checkpointing."
         )
 
 

@@ -74,11 +74,12 @@ def _mixes(module: nn.Module, losses_of: _Losses, batch: Any, size: int, seed: i
 
 def _part(module: nn.Module, losses_of: _Losses, batch: Any, kept: range, seed: int) -> _Found:
     """Losses of the examples ``kept``, and the gradients of their sum."""
-    losses = _losses(losses_of, batch, seed)[kept.start : kept.stop]
-    weights = list(trainable_parameters(module).values())
-    if not losses.requires_grad:
-        return losses, []
-    gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+    with visiting(module):  # each pass starts from the same buffers
+        losses = _losses(losses_of, batch, seed)[kept.start : kept.stop]
+        weights = list(trainable_parameters(module).values())
+        if not losses.requires_grad:
+            return losses, []
+        gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
     return losses.detach(), [g for g in gradients if g is not None]
 
 

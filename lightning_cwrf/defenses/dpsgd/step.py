@@ -82,9 +82,9 @@ class PrivateStep:
         """Raise where the first batch of a fit shows that ε would not hold; without two examples it shows nothing."""
         module = self.module
         if not self.independent:
+            check_state(module, losses_of, batch)
             self.independent = check_independent(module, losses_of, batch)
             if self.independent:
-                check_state(module, losses_of, batch)
                 check_gradients(module, self.gradients, self.names, self.masks, losses_of, batch)
 
     def watch(self) -> None:

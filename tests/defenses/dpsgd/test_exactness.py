@@ -89,17 +89,6 @@ class Tied(Net):
         return F.linear(self.net(self.words(x).mean(1)).tanh(), self.words.weight)[:, :3]
 
 
-class Noisy(nn.Module):
-    """A weight of no layer that Opacus knows, with random numbers that differ when the layer is run again."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(6))
-
-    def forward(self, x):
-        return F.dropout(x * self.scale)
-
-
 class Average(nn.Module):
     """Keeps a moving average of its input, or counts the steps."""
 
@@ -118,14 +107,14 @@ class Clamped(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.rows = nn.Parameter(torch.rand(10, 6) + 1, requires_grad=False)
+        self.rows = nn.Parameter(torch.rand(200, 6) + 1, requires_grad=False)
 
     def forward(self, x):
         return F.embedding(x, self.rows, max_norm=1.0).mean(1)
 
 
-def words():
-    return torch.randint(0, 10, (32, 5))
+def words(different=10):
+    return torch.randint(0, different, (32, 5))
 
 
 def fit(model, x=None, steps=1, **settings):
@@ -145,14 +134,6 @@ def test_gradients_that_are_not_those_of_autograd_raise_by_name(make, x, name, g
         fit(make(), x and x(), ghost=ghost)
 
 
-def test_random_numbers_of_their_own_are_refused_where_the_sum_is_weighted():
-    def make():
-        return Net(nn.Linear(6, 6), Noisy(), nn.Linear(6, 3))
-
-    with pytest.raises(MisconfigurationException, match=r"takes of net\.1\.scale are not those of autograd"):
-        fit(make(), ghost=True)
-
-
 def test_two_passes_that_round_differently_raise():
     model = Net()
     model.net = Pool(two_pass=True)
@@ -166,9 +147,9 @@ def test_two_passes_that_round_differently_raise():
         (nn.Embedding(10, 6, max_norm=1.0), r"Embedding\(max_norm"),
         (nn.Embedding(10, 6, max_norm=1.0).requires_grad_(False), r"Embedding\(max_norm"),
         (nn.EmbeddingBag(10, 6, max_norm=1.0), r"EmbeddingBag\(max_norm"),
-        (nn.Embedding(10, 6, scale_grad_by_freq=True), "scale_grad_by_freq=True"),
-        (nn.InstanceNorm1d(4, track_running_stats=True), "track_running_stats=True"),
-        (nn.Conv1d(4, 4, 3, padding=2, padding_mode="reflect"), "padding_mode='reflect'.*pad before it"),
+        (nn.Embedding(10, 6, scale_grad_by_freq=True), r"Embedding\(scale_grad_by_freq=True"),
+        (nn.InstanceNorm1d(4, track_running_stats=True), r"InstanceNorm1d\(track_running_stats=True"),
+        (nn.Conv1d(4, 4, 3, padding=2, padding_mode="reflect"), r"Conv1d\(padding_mode='reflect'\).*pad before it"),
     ],
 )
 def test_layers_that_write_or_are_not_seen_raise_by_name(layer, message):
@@ -176,7 +157,7 @@ def test_layers_that_write_or_are_not_seen_raise_by_name(layer, message):
         fit(Net(layer, nn.Flatten(), nn.LazyLinear(3)))
 
 
-@pytest.mark.parametrize(("layer", "x", "name"), [(Average, None, "mean"), (Clamped, words, "rows")])
+@pytest.mark.parametrize(("layer", "x", "name"), [(Average, None, "mean"), (Clamped, lambda: words(200), "rows")])
 def test_state_that_depends_on_the_examples_raises_by_name(layer, x, name):
     with pytest.raises(MisconfigurationException, match=rf"sees of the examples into net\.0\.{name}, without clipping"):
         fit(Net(layer(), nn.Linear(6, 3)), x and x())
