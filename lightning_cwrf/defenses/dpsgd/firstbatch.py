@@ -117,8 +117,8 @@ def _raise_for(wrong: list[str]) -> None:
     if wrong:
         raise MisconfigurationException(
             f"the per-example gradients that DP-SGD takes of {', '.join(wrong)} are not those of autograd, so clipping "
-            "would not bound what an example adds. Use each weight in its own layer alone: not by F.linear, nor tied to "
-            "a layer of another kind, nor in checkpointing."
+            "would not bound what an example adds. Use each weight in its own layer alone: not by F.linear, nor tied "
+            "to a layer of another kind, nor in checkpointing."
         )
 
 

@@ -165,7 +165,7 @@ def test_state_that_depends_on_the_examples_raises_by_name(layer, x, name):
 
 def test_a_counter_is_no_statistic_and_the_checks_leave_it():
     model = fit(Net(Average(counts=True), nn.Linear(6, 3)), steps=3)
-    assert float(model.net[0].mean) == sum(bool(model.defense_state.batches.drawn(s)) for s in range(3)) == 3
+    assert float(model.net[0].mean) == 3  # no batch of 32 on average is empty
 
 
 @pytest.mark.parametrize("ghost", [False, True])
