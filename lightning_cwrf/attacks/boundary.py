@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_cwrf.attacks.label_only import Labels, bounds_of, labels_only, read_inputs
+from lightning_cwrf.attacks.label_only import Labels, bounds_of, labels_only, read_inputs, warn_of_coding
 from lightning_cwrf.checks import check_integer
 from lightning_cwrf.data import Batches
 from lightning_cwrf.metrics.functional import membership_auroc
 
-_ASKED = 4096
-"""Points that a model is asked about at once."""
 _POINTS = 1 << 23
-"""Numbers in the points of one block of examples: its size follows from it."""
+"""Numbers in the points or in the distances of one block of examples: its size follows from it."""
 _SEARCHES = 7
 """Steps of a binary search, at least; d^-3/2 of the distance is reached in many dimensions d."""
 _HALVINGS = 30
@@ -32,7 +31,7 @@ class BoundaryDistances:
     Attributes:
         budgets: numbers of queries for each example, increasing.
         distances: Euclidean, float64 ``(len(budgets), n)``; 0 where the model's label is not the true one. A row is
-            what the attack gives with that budget. More queries never make a distance larger.
+            what the attack gives with that budget, but for rounding. More queries never make a distance larger.
         queries: those that were really used, int64 ``(n,)``; at most the largest budget.
     """
 
@@ -83,18 +82,26 @@ def boundary_distance(
 
     Args:
         model: a classifier, of whose output only the largest logit's place is read; or a function that gives the labels
-            ``(b,)`` of inputs ``(b, ...)``, of any engine or a remote API.
-        data: the audited examples, members and non-members together; batches of one float tensor and its targets.
+            ``(b,)`` of inputs ``(b, ...)``, of any engine or a remote API: integers coded as the targets are, as a
+            tensor, a NumPy array or a list.
+        data: the audited examples, members and non-members together, without random augmentation; batches of one float
+            tensor and its targets. The model gets as many inputs at once as the largest of these batches may have
+            (256 for a data set), so a loader's ``batch_size`` bounds the memory. All inputs are held on the CPU.
         budget: queries for each example.
         curve: further, smaller budgets to report distances of; they cost nothing. Empty: 1, 3, 10, 30, ...
         evaluations: points of the first estimate of the normal; the t-th has sqrt(t) times as many. HopSkipJump's
             authors have 100, which leaves a budget of 100 without a single step.
         clip: the lowest and the highest value that an input can have. None: those of the data.
-        seed: of the random points; the caller's random state is not touched.
+        seed: of the random points, which also depend on an example's place in the data, and on nothing else; the
+            caller's random state is not touched.
+
+    Warns:
+        UserWarning: the labels are right no more often than the most frequent class would be.
 
     Raises:
         TypeError: data without a float tensor as inputs; a number of the wrong type; labels that are no integers.
-        ValueError: a budget out of range; inputs outside of ``clip`` or not finite; one label for all examples.
+        ValueError: a budget out of range; inputs outside of ``clip`` or not finite, or that read differently each time;
+            one label for all examples; targets or labels out of range.
 
     >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.tensor([[2.0, 0.0], [0.5, 0.0], [-1.0, 0.0]]), torch.tensor([1, 1, 0]))
@@ -104,20 +111,20 @@ def boundary_distance(
     """
     check_integer("budget", budget, low=1)
     check_integer("evaluations", evaluations, low=2)
-    check_integer("seed", seed, low=0)
+    check_integer("seed", seed, low=0, high=2**63 - 1)
     budgets = _budgets(budget, curve)
-    inputs, targets = read_inputs(data)
-    low, high = bounds_of(clip, inputs)
-    with labels_only(model) as labels_of:
-        asked = _Questions(labels_of, inputs, budgets)
-        right = asked.own == targets
+    examples = read_inputs(data)
+    low, high = bounds_of(clip, examples.inputs)
+    with labels_only(model, examples) as labels_of:
+        asked = _Questions(labels_of, examples.inputs, budgets)
+        right = asked.own == examples.targets
+        warn_of_coding(right, examples.targets)
         asked.nearest[:, ~right] = 0.0
         rows = right.nonzero().flatten()
         settings = _Settings(low, high, evaluations)
         block = max(1, _POINTS // (settings.most(budget) * asked.points.shape[1]))
-        generator = torch.Generator().manual_seed(seed)
         for some in torch.split(rows, block) if len(rows) else ():
-            _hop_skip_jump(asked, some, _starts(asked, some), settings, generator)
+            _hop_skip_jump(asked, some, _starts(asked, some), settings, _generators(some, seed))
     return BoundaryDistances(budgets, asked.nearest, asked.used)
 
 
@@ -142,7 +149,7 @@ class _Settings(NamedTuple):
 class _Questions:
     """Asks for labels, counts the questions of each example, and keeps the nearest point with another label."""
 
-    def __init__(self, labels_of: Labels, inputs: Tensor, budgets: tuple[int, ...]) -> None:
+    def __init__(self, labels_of: Callable[[Tensor], Tensor], inputs: Tensor, budgets: tuple[int, ...]) -> None:
         self.labels_of, self.shape, self.budgets = labels_of, inputs.shape[1:], budgets
         self.points = inputs.flatten(1)
         self.own = self._ask(self.points)
@@ -174,36 +181,39 @@ class _Questions:
             self.nearest[i, rows] = torch.minimum(self.nearest[i, rows], found)
 
     def _ask(self, points: Tensor) -> Tensor:
-        found = []
-        for some in torch.split(points, _ASKED):
-            labels = self.labels_of(some.view(-1, *self.shape))
-            if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != (len(some),):
-                kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
-                raise TypeError(f"the labels of {len(some)} inputs must be integers ({len(some)},), not {kind}.")
-            found.append(labels.cpu().long())
-        return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
+        return self.labels_of(points.view(-1, *self.shape))
+
+
+def _generators(rows: Tensor, seed: int) -> list[torch.Generator]:
+    """One for each example, so that its random points depend neither on the other examples nor on the budget."""
+    seeds = [int(np.random.SeedSequence([seed, row]).generate_state(1)[0]) for row in rows.tolist()]
+    return [torch.Generator().manual_seed(each) for each in seeds]
 
 
 def _starts(asked: _Questions, rows: Tensor) -> Tensor:
     """For each of these examples the nearest one with another label, of which the labels are known already."""
-    distance = torch.cdist(asked.points[rows].double(), asked.points.double())
-    same = asked.own[rows, None] == asked.own
-    if bool(same.all()):
+    if bool((asked.own == asked.own[0]).all()):
         raise ValueError(
             f"the model gives the label {int(asked.own[0])} to all {len(asked.own)} examples, so there is none to "
             "start from. Audit examples of several classes together."
         )
-    starts = asked.points[distance.masked_fill(same, torch.inf).argmin(1)]
+    points = asked.points.to(torch.promote_types(asked.points.dtype, torch.float32))
+    nearest = []
+    for some in torch.split(rows, max(1, _POINTS // len(points))):
+        # By matrix products, which are less exact, the result would depend on the number of rows.
+        distance = torch.cdist(points[some], points, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest.append(distance.masked_fill_(asked.own[some, None] == asked.own, torch.inf).argmin(1))
+    starts = asked.points[torch.cat(nearest)]
     asked.note(rows, starts[None], torch.ones(1, len(rows), dtype=torch.bool), 1)
     return starts
 
 
 def _hop_skip_jump(
-    asked: _Questions, rows: Tensor, current: Tensor, settings: _Settings, generator: torch.Generator
+    asked: _Questions, rows: Tensor, current: Tensor, settings: _Settings, generators: list[torch.Generator]
 ) -> None:
     """HopSkipJump from ``current`` ``(a, d)``, points with other labels, until the budget is spent.
 
-    Every example's random points are drawn in every iteration, so a larger budget goes on from a smaller one.
+    All random points of an iteration are drawn, also those beyond the budget, so that a larger one goes on from there.
     """
     size, d = current.shape
     place = torch.arange(size)
@@ -213,11 +223,12 @@ def _hop_skip_jump(
         place, current = place[live], current[live]
         if len(place) == 0:
             return
-        noise = torch.randn(settings.points(t), size, d, generator=generator, dtype=current.dtype)[:, place]
         mine = rows[place]
         x = asked.points[mine]
         high, low = torch.ones(len(mine), 1, dtype=x.dtype), torch.zeros(len(mine), 1, dtype=x.dtype)
         for _ in range(searches):
+            if not asked.left(mine).any():
+                return
             middle = (low + high) / 2
             other, known = asked.others(mine, torch.lerp(x, current, middle)[None])
             high = torch.where(other[0, :, None], middle, high)
@@ -225,6 +236,10 @@ def _hop_skip_jump(
         current = torch.lerp(x, current, high)
         distance = (current - x).norm(dim=1, keepdim=True)
         delta = 0.1 * (settings.high - settings.low) * torch.ones_like(distance) if t == 1 else distance / d
+        if not asked.left(mine).any():
+            return
+        drawn = [torch.randn(settings.points(t), d, generator=generators[i], dtype=x.dtype) for i in place.tolist()]
+        noise = torch.stack(drawn, 1)
         normal = _normal(asked, mine, current, noise, delta, settings)
         current = _stepped(asked, mine, current, normal, distance / math.sqrt(t), settings)
 
@@ -261,6 +276,8 @@ def _stepped(
 
 
 def _budgets(budget: int, curve: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(curve, (str, bytes)) or not isinstance(curve, Sequence):
+        raise TypeError(f"curve must be a list of budgets, not {curve!r}.")
     for each in curve:
         check_integer("each budget of the curve", each, low=1, high=budget)
     if not curve:

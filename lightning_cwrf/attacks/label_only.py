@@ -2,45 +2,142 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from numbers import Integral
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_cwrf.attacks.signals import check_finite
 from lightning_cwrf.checks import check_number
 from lightning_cwrf.classification import classification_step, split_batch
-from lightning_cwrf.data import Batches, as_loader, bring_to, isolated_rng
+from lightning_cwrf.data import Batches, as_loader, bring_to, check_side, isolated_rng
+from lightning_cwrf.data.sampling import batch_size_of
 from lightning_cwrf.outputs import evaluating
 
-Labels: TypeAlias = Callable[[Tensor], Tensor]
-"""Gives the predicted class of each input: ``(b, ...)`` to integers ``(b,)``."""
+Labels: TypeAlias = Callable[[Tensor], Any]
+"""Gives the predicted class of each input: ``(b, ...)`` to integers ``(b,)``, a tensor, NumPy array or list."""
+
+
+class Asked(NamedTuple):
+    """The audited examples.
+
+    Attributes:
+        inputs: floats ``(n, ...)``, on the CPU.
+        targets: int64 ``(n,)``.
+        batch: size of the data's batches.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    batch: int
 
 
 @contextmanager
-def labels_only(model: Any) -> Iterator[Labels]:
-    """A function that gives the labels of inputs and nothing else."""
+def labels_only(model: Any, data: Asked, classes: int | None = None) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A function that gives the labels of inputs and nothing else, int64 ``(m,)``, in batches of the data's size.
+
+    Args:
+        model: a module or a function.
+        data: the audited examples: a module must have their classes.
+        classes: number of classes, where it is known.
+    """
     if not isinstance(model, nn.Module):
         if not callable(model):
             raise TypeError(f"model must be a module or a function that gives labels, not a {type(model).__name__}.")
         with isolated_rng(), torch.no_grad():
-            yield model
+            yield _in_batches(lambda inputs: checked_labels(model(inputs), len(inputs), classes), data.batch)
         return
     bring = bring_to(model)
 
     def labels_of(inputs: Tensor) -> Tensor:
         anything = torch.zeros(len(inputs), dtype=torch.long)
         logits, _ = classification_step(model, bring((inputs, anything)))
-        return logits.argmax(-1)
+        check_classes(data.targets, logits.shape[1], "the model")
+        if classes not in (None, logits.shape[1]):
+            raise ValueError(f"the model has {logits.shape[1]} classes and the surrogates have {classes}.")
+        return logits.argmax(-1).cpu()
 
     with evaluating(model):
-        yield labels_of
+        yield _in_batches(labels_of, data.batch)
 
 
-def read_inputs(data: Batches) -> tuple[Tensor, Tensor]:
-    """Inputs ``(n, ...)`` and targets ``(n,)``, on the CPU."""
+def _in_batches(labels_of: Callable[[Tensor], Tensor], batch: int) -> Callable[[Tensor], Tensor]:
+    """A model is asked about one input at least."""
+
+    def all_labels(inputs: Tensor) -> Tensor:
+        found = [labels_of(some) for some in torch.split(inputs, batch)] if len(inputs) else []
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
+
+    return all_labels
+
+
+def checked_labels(labels: Any, n: int, classes: int | None) -> Tensor:
+    """What a function gave for ``n`` inputs, as int64 ``(n,)``.
+
+    >>> checked_labels([2, 0], 2, classes=3)
+    tensor([2, 0])
+    >>> checked_labels(torch.tensor([0.9, 0.2]), 2, classes=3)
+    Traceback (most recent call last):
+    TypeError: the labels of 2 inputs must be integers (2,), not torch.float32 of shape (2,).
+    """
+    found, kind = None, f"a {type(labels).__name__}"
+    if isinstance(labels, Tensor):
+        kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        if not (labels.is_floating_point() or labels.is_complex()) and labels.shape == (n,):
+            found = labels.detach().cpu().long()
+    elif isinstance(labels, np.ndarray):
+        kind = f"an array of {labels.dtype} of shape {labels.shape}"
+        if labels.dtype.kind in "iub" and labels.shape == (n,):
+            found = torch.from_numpy(labels.astype(np.int64))
+    elif isinstance(labels, (list, tuple)):
+        kind = f"a {type(labels).__name__} of {len(labels)}"
+        strange = next((each for each in labels if not isinstance(each, Integral)), None)
+        if strange is not None:
+            kind += f" with a {type(strange).__name__}"
+        elif len(labels) == n:
+            found = torch.tensor([int(each) for each in labels])
+    if found is None:
+        raise TypeError(f"the labels of {n} inputs must be integers ({n},), not {kind}.")
+    if n and (int(found.min()) < 0 or (classes is not None and int(found.max()) >= classes)):
+        wrong = int(found.min()) if int(found.min()) < 0 else int(found.max())
+        known = "" if classes is None else f"; with the surrogates' {classes} classes, to {classes - 1}"
+        raise ValueError(
+            f"the label {wrong} is out of range: labels must be coded as the targets are, from 0 on{known}. Convert "
+            "them in the function."
+        )
+    return found
+
+
+def check_classes(targets: Tensor, classes: int, who: str) -> None:
+    """Raise a ValueError unless the targets are classes of ``who``."""
+    highest = int(targets.max())
+    if highest >= classes:
+        raise ValueError(
+            f"the target {highest} is out of range: {who} has {classes} classes, targets go from 0 to {classes - 1}."
+        )
+
+
+def warn_of_coding(right: Tensor, targets: Tensor) -> None:
+    """Warn where the model's labels ``right``, bool ``(n,)``, are no better than one label for all examples."""
+    most, correct, n = int(torch.bincount(targets).max()), int(right.sum()), len(targets)
+    if correct <= most and (most < n or correct == 0):
+        warnings.warn(
+            f"the model's labels are right for {correct} of {n} examples, and the most frequent class alone would be "
+            f"for {most}: it has learned nothing, or its labels are coded otherwise than the targets (from 1, in "
+            "another order). In the second case the scores mean nothing: convert the labels or the targets.",
+            stacklevel=3,
+        )
+
+
+def read_inputs(data: Batches) -> Asked:
+    """The audited examples, checked to read the same each time."""
+    check_side(data, "data", None)
     inputs, targets = [], []
     with isolated_rng():
         for batch in as_loader(data, shuffle=False):
@@ -56,9 +153,10 @@ def read_inputs(data: Batches) -> tuple[Tensor, Tensor]:
             check_finite("inputs", x.flatten(1).T)
             inputs.append(x.detach().cpu())
             targets.append(classes)
-    if not targets:
+    if not sum(map(len, targets)):
         raise ValueError("the data hold no batch.")
-    return torch.cat(inputs), torch.cat(targets)
+    size = batch_size_of(data) if isinstance(data, DataLoader) else 256 if isinstance(data, Dataset) else None
+    return Asked(torch.cat(inputs), torch.cat(targets), max(size or 1, *map(len, targets)))
 
 
 def bounds_of(clip: Any, inputs: Tensor) -> tuple[float, float]:

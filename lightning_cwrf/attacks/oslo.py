@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_cwrf.attacks.label_only import Labels, bounds_of, labels_only, read_inputs
+from lightning_cwrf.attacks.label_only import Labels, bounds_of, check_classes, labels_only, read_inputs
 from lightning_cwrf.attacks.signals import check_membership
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.classification import classification_step
 from lightning_cwrf.data import Batches, bring_to
 from lightning_cwrf.outputs import evaluating
-
-_BLOCK = 512
-"""Examples that are perturbed together."""
 
 
 class OSLOScores(NamedTuple):
@@ -25,12 +24,14 @@ class OSLOScores(NamedTuple):
 
     Attributes:
         scores: the share of the perturbed inputs that the audited model still labels right, float64 ``(n,)``.
-        survived: bool ``(s, n)``, for each threshold.
-        sizes: Euclidean, of the perturbations, float64 ``(s, n)``.
+        thresholds: in the order in which they were given.
+        survived: bool ``(s, n)``, whether the label is right, for each threshold in this order.
+        sizes: Euclidean, of the perturbations, float64 ``(s, n)``, likewise.
         queries: of the audited model for each example, int64 ``(n,)``; at most the number of thresholds.
     """
 
     scores: Tensor
+    thresholds: tuple[float, ...]
     survived: Tensor
     sizes: Tensor
     queries: Tensor
@@ -64,10 +65,12 @@ def oslo(
 
     Args:
         model: as for :func:`~lightning_cwrf.attacks.boundary_distance`; nothing of it is seen but labels.
-        data: the audited examples, members and non-members together; batches of one float tensor and its targets.
+        data: as for :func:`~lightning_cwrf.attacks.boundary_distance`; examples are perturbed together, and models get
+            them, in batches of its size.
         surrogates: k models of the attacker's own, trained as the audited one.
         membership: bool ``(k, n)``, True where the surrogate was trained on the example: it is then not used for it.
-            None: no surrogate was trained on any.
+            None: no surrogate was trained on any. The examples must be in the order of the data: this cannot be
+            checked, and with another order surrogates are used for examples that they were trained on.
         thresholds: of the probability, one query each. With one, a score is 0 or 1.
         validation: number of the surrogates not trained on the example that validate; the rest are sources.
         largest: the largest perturbation, Euclidean. None: a quarter of the range of the inputs in each feature.
@@ -76,9 +79,15 @@ def oslo(
         momentum: of the gradient.
         clip: the lowest and the highest value that an input can have. None: those of the data.
 
+    Warns:
+        UserWarning: the model's labels agree with the targets, or with the surrogates' labels, no more often than by
+            chance. With two classes this is not seen: labels that are coded the other way round turn the AUC round.
+
     Raises:
-        TypeError: data without a float tensor as inputs; surrogates that are no modules; a number of the wrong type.
-        ValueError: a number out of range; a membership of another shape; an example with too few surrogates.
+        TypeError: data without a float tensor as inputs; surrogates that are no modules; a number of the wrong type;
+            labels that are no integers.
+        ValueError: a number out of range; a membership of another shape; an example with too few surrogates; targets or
+            labels that are no classes of the surrogates; inputs that read differently each time.
 
     >>> from torch.utils.data import TensorDataset
     >>> ours, theirs = nn.Linear(1, 2), lambda inputs: (inputs[:, 0] > 0.5).long()
@@ -88,30 +97,41 @@ def oslo(
     >>> found.scores, found.queries
     (tensor([0., 1.], dtype=torch.float64), tensor([1, 1]))
     """
-    inputs, targets = read_inputs(data)
-    low, high = bounds_of(clip, inputs)
-    levels = _checked(thresholds, validation, stages, steps, momentum)
-    if largest is None:
-        largest = 0.25 * (high - low) * inputs[0].numel() ** 0.5
-    check_number("largest", largest, low=0, low_open=True)
-    source, validate = _roles(surrogates, membership, len(targets), validation)
-    settings = _Settings(levels, float(largest), stages, steps, momentum, low, high)
-    survived = torch.zeros(len(levels), len(targets), dtype=torch.bool)
-    sizes, queries = torch.zeros(len(levels), len(targets), dtype=torch.float64), torch.zeros_like(targets)
-    with labels_only(model) as labels_of, ExitStack() as stack:
+    levels, order = _checked(thresholds, validation, stages, steps, momentum)
+    with torch.inference_mode(False), ExitStack() as stack:
+        examples = read_inputs(data)
+        inputs, targets, batch = examples
+        low, high = bounds_of(clip, inputs)
+        if largest is None:
+            largest = 0.25 * (high - low) * inputs[0].numel() ** 0.5
+        check_number("largest", largest, low=0, low_open=True)
+        source, validate = _roles(surrogates, membership, len(targets), validation)
+        settings = _Settings(levels, float(largest), stages, steps, momentum, low, high)
+        survived = torch.zeros(len(levels), len(targets), dtype=torch.bool)
+        sizes, queries = torch.zeros(survived.shape, dtype=torch.float64), torch.zeros_like(targets)
+        first, theirs = torch.zeros_like(targets), torch.zeros_like(targets)
         for each in surrogates:
             stack.enter_context(evaluating(each))
-        for rows in torch.split(torch.arange(len(targets)), _BLOCK):
+        classes = _classes(surrogates, inputs[:1], targets)
+        labels_of = stack.enter_context(labels_only(model, examples, classes))
+        for rows in torch.split(torch.arange(len(targets)), batch):
             x, y = inputs[rows], targets[rows]
             points, stage = _perturbed(surrogates, x, y, source[:, rows], validate[:, rows], settings)
             sizes[:, rows] = (points - x).flatten(2).double().norm(dim=-1)
-            for i in range(len(levels)):
-                new = stage[i] != stage[i - 1] if i else torch.ones_like(y, dtype=torch.bool)
-                survived[i, rows] = survived[i - 1, rows] if i else False
-                if new.any():  # where the perturbation is the one before, so is the answer
-                    survived[i, rows[new]] = labels_of(points[i][new]).cpu() == y[new]
+            first[rows] = labels_of(points[0])
+            theirs[rows] = _probabilities(surrogates, points[0], y, validate[:, rows]).argmax(1)
+            survived[0, rows] = first[rows] == y
+            queries[rows] = 1
+            for i in range(1, len(levels)):  # where the perturbation is the one before, so is the answer
+                new = stage[i] != stage[i - 1]
+                survived[i, rows] = survived[i - 1, rows]
+                survived[i, rows[new]] = labels_of(points[i][new]) == y[new]
                 queries[rows] += new
-    return OSLOScores(survived.double().mean(0), survived, sizes, queries)
+        _warn_of_coding(first, targets, theirs, classes)
+        given = torch.tensor(order).argsort()
+        return OSLOScores(
+            survived.double().mean(0), tuple(map(float, thresholds)), survived[given], sizes[given], queries
+        )
 
 
 class _Settings(NamedTuple):
@@ -145,7 +165,8 @@ def _perturbed(
                 now = (x[rows] + moved).clamp(settings.low, settings.high)
         first = waiting[:, rows]
         if at < settings.stages:  # at the end, the perturbation is used as it is
-            first = first & (_confidence(surrogates, now, y[rows], validate[:, rows]) < levels)
+            sure = _probabilities(surrogates, now, y[rows], validate[:, rows]).gather(1, y[rows, None])[:, 0]
+            first = first & (sure < levels)
         place = first.nonzero()
         points[place[:, 0], rows[place[:, 1]]] = now[place[:, 1]]
         stage[place[:, 0], rows[place[:, 1]]] = at
@@ -176,21 +197,56 @@ def _gradient(surrogates: Sequence[nn.Module], x: Tensor, y: Tensor, source: Ten
     return found
 
 
-def _confidence(surrogates: Sequence[nn.Module], x: Tensor, y: Tensor, validate: Tensor) -> Tensor:
-    """The mean probability that each example's validation models give to its class."""
-    found = torch.zeros(len(x))
+def _probabilities(surrogates: Sequence[nn.Module], x: Tensor, y: Tensor, validate: Tensor) -> Tensor:
+    """The mean probabilities of each example's validation models, ``(b, K)``."""
+    found: Tensor | None = None
     for each, used in zip(surrogates, validate, strict=True):
         if used.any():
-            z, t = classification_step(each, bring_to(each)((x[used], y[used])))
-            found[used] += z.float().softmax(-1).gather(1, t[:, None])[:, 0].cpu()
-    mean: Tensor = found / validate.sum(0)
+            z, _ = classification_step(each, bring_to(each)((x[used], y[used])))
+            p = z.float().softmax(-1).cpu()
+            found = p.new_zeros(len(x), p.shape[1]) if found is None else found
+            found[used] += p
+    assert found is not None  # every example has validation models
+    mean: Tensor = found / validate.sum(0)[:, None]
     return mean
+
+
+def _classes(surrogates: Sequence[nn.Module], x: Tensor, targets: Tensor) -> int:
+    """Number of the surrogates' classes, of which the targets must be."""
+    found = set()
+    for each in surrogates:
+        z, _ = classification_step(each, bring_to(each)((x, torch.zeros(len(x), dtype=torch.long))))
+        found.add(z.shape[1])
+        check_classes(targets, z.shape[1], "a surrogate")
+    if len(found) > 1:
+        raise ValueError(
+            f"the surrogates have {' and '.join(map(str, sorted(found)))} classes; they must have as many."
+        )
+    return found.pop()
+
+
+def _warn_of_coding(labels: Tensor, targets: Tensor, theirs: Tensor, classes: int) -> None:
+    """Warn where labels are neither right nor those of the validation models more often than if they were shuffled."""
+    share = torch.bincount(labels, minlength=classes).double() / len(labels)
+    alike = int(((labels == targets) | (labels == theirs)).sum())
+    chance = float((share[targets] + share[theirs] * (theirs != targets)).sum())
+    if alike <= chance < len(labels) - 1e-6:
+        warnings.warn(
+            f"on {alike} of {len(labels)} perturbed inputs the model's label is the target or the surrogates' label, "
+            f"and {chance:.0f} would be so by chance: the model or the surrogates have learned nothing, or its labels "
+            "are coded otherwise than the targets. The scores mean nothing in the last case: convert the labels.",
+            stacklevel=3,
+        )
 
 
 def _roles(surrogates: Any, membership: Tensor | None, n: int, validation: int) -> tuple[Tensor, Tensor]:
     """Which surrogates are the sources and which validate, for each example: bool ``(k, n)`` each."""
-    if isinstance(surrogates, nn.Module) or not all(isinstance(each, nn.Module) for each in surrogates):
+    if not isinstance(surrogates, Sequence) or not all(isinstance(each, nn.Module) for each in surrogates):
         raise TypeError("surrogates must be a list of modules: models of the attacker's own.")
+    if any(each.is_inference() for model in surrogates for each in chain(model.parameters(), model.buffers())):
+        raise ValueError(
+            "a surrogate was made under torch.inference_mode, so that it has no gradients; make or load it outside."
+        )
     if membership is None:
         membership = torch.zeros(len(surrogates), n, dtype=torch.bool)
     check_membership(membership, (len(surrogates), n))
@@ -206,13 +262,16 @@ def _roles(surrogates: Any, membership: Tensor | None, n: int, validation: int) 
     return source, outside & ~source
 
 
-def _checked(thresholds: Any, validation: Any, stages: Any, steps: Any, momentum: Any) -> tuple[float, ...]:
-    """The thresholds, largest first."""
-    if isinstance(thresholds, (int, float, str)) or len(thresholds) == 0:
+def _checked(
+    thresholds: Any, validation: Any, stages: Any, steps: Any, momentum: Any
+) -> tuple[tuple[float, ...], list[int]]:
+    """The thresholds, largest first, and their places among the given ones."""
+    if isinstance(thresholds, str) or not hasattr(thresholds, "__len__") or len(thresholds) == 0:
         raise TypeError(f"thresholds must be a list of probabilities, at least one, not {thresholds!r}.")
     for each in thresholds:
         check_number("each threshold", each, low=0, high=1, low_open=True, high_open=True)
     for name, value in (("validation", validation), ("stages", stages), ("steps", steps)):
         check_integer(name, value, low=1)
     check_number("momentum", momentum, low=0)
-    return tuple(sorted(map(float, thresholds), reverse=True))
+    order = sorted(range(len(thresholds)), key=lambda i: -thresholds[i])
+    return tuple(float(thresholds[i]) for i in order), order

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_cwrf.attacks import Attack
 from lightning_cwrf.attacks.augmentation import default_views
 from lightning_cwrf.checks import check_choice
-from lightning_cwrf.data import Batches, Key, Overlap, check_batches, check_reads_alike
-from lightning_cwrf.data.loading import iterates_itself
+from lightning_cwrf.data import Batches, Key, Overlap, check_side
 from lightning_cwrf.data.overlap import OVERLAPS
 from lightning_cwrf.data.sampling import support
 from lightning_cwrf.data.seen import seen_by
@@ -94,20 +93,3 @@ def warn_of_draws(members: Batches) -> None:
             "pass members= the examples that it was trained on.",
             stacklevel=3,
         )
-
-
-def check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None) -> None:
-    """Raise if one side cannot be audited; ``name`` is that of its argument."""
-    check_batches(data, name)
-    if isinstance(data, Iterator):
-        raise TypeError(
-            f"{name}: a {type(data).__name__} can be read only once, and an audit reads data again; pass a list of its "
-            "batches, a DataLoader or a data set."
-        )
-    if iterates_itself(data):
-        warnings.warn(
-            f"{name}: {type(data).__name__} has an __iter__ of its own, which an audit does not use: it reads the "
-            "loader's data set with its collate function. If __iter__ changes the batches, pass a list of them.",
-            stacklevel=4,
-        )
-    check_reads_alike(data, name, transfer)

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from lightning_cwrf.attacks import example_losses
 from lightning_cwrf.attacks.loss_trace import LossTraces
-from lightning_cwrf.auditing.audited import check_side
 from lightning_cwrf.callbacks.common import SavesResult, saved_state, training_data
 from lightning_cwrf.callbacks.coverage import check_coverage
 from lightning_cwrf.checks import check_flag, check_integer
 from lightning_cwrf.classification import classification_step
-from lightning_cwrf.data import Batches, OverlapCheck, all_ids, as_loader, bring_to
+from lightning_cwrf.data import Batches, OverlapCheck, all_ids, as_loader, bring_to, check_side
 from lightning_cwrf.files import check_place
 from lightning_cwrf.outputs import evaluating
 from lightning_cwrf.trainers import Split, transfer_of

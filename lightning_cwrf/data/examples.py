@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_cwrf.classification import split_batch
-from lightning_cwrf.data.loading import Batches, as_loader, some_batches
+from lightning_cwrf.data.loading import Batches, as_loader, check_batches, iterates_itself, some_batches
 from lightning_cwrf.data.rng import isolated_rng
 from lightning_cwrf.targets import class_indices
 
@@ -243,6 +244,23 @@ def check_reads_alike(data: Batches, name: str, transfer: Callable[[Any], Any] |
                     "needs the plain examples. Audit the finished model with lightning_cwrf.audit, or move the "
                     "augmentation into training_step."
                 )
+
+
+def check_side(data: Batches, name: str, transfer: Callable[[Any], Any] | None) -> None:
+    """Raise if one side cannot be audited; ``name`` is that of its argument."""
+    check_batches(data, name)
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"{name}: a {type(data).__name__} can be read only once, and an audit reads data again; pass a list of its "
+            "batches, a DataLoader or a data set."
+        )
+    if iterates_itself(data):
+        warnings.warn(
+            f"{name}: {type(data).__name__} has an __iter__ of its own, which an audit does not use: it reads the "
+            "loader's data set with its collate function. If __iter__ changes the batches, pass a list of them.",
+            stacklevel=4,
+        )
+    check_reads_alike(data, name, transfer)
 
 
 def is_whole(data: Batches) -> bool:

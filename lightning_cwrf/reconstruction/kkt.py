@@ -61,7 +61,7 @@ class Equation:
     Only trained parameters that the outputs depend on are part of θ: the equation does not hold for frozen ones.
 
     Raises:
-        ValueError: no parameter of the model is trained.
+        ValueError: no parameter of the model is trained, or all are 0.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -75,6 +75,8 @@ class Equation:
                 "no parameter of the model requires a gradient, so none counts as trained: call "
                 "model.requires_grad_(True), or unfreeze those that were trained."
             )
+        if not any(bool(p.any()) for p in self.parameters):
+            raise ValueError("all trained weights of the model are 0, so they say nothing of any data: was it trained?")
         self.device = self.parameters[0].device
 
     def gaps(self, inputs: Tensor, targets: Tensor) -> Tensor:

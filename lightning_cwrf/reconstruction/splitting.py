@@ -48,7 +48,8 @@ def split(
         n + 1 examples.
 
     Raises:
-        TypeError, ValueError: a place or a distance out of range, a direction of another shape or without a length.
+        TypeError, ValueError: inputs that are no floats; shapes that do not fit; a place or a distance out of range; a
+            direction of another shape or without a length.
 
     >>> halves = split(torch.zeros(1, 2), torch.tensor([1]), torch.tensor([[4.0]]), 0, torch.tensor([0.0, 2.0]),
     ...                forward=1.0, backward=3.0)
@@ -58,6 +59,13 @@ def split(
     check_integer("place", place, low=0, high=len(inputs) - 1)
     check_number("forward", forward, low=0, low_open=True)
     check_number("backward", backward, low=0, low_open=True)
+    if not inputs.is_floating_point():
+        raise TypeError(f"inputs must be floats, which can be moved by parts of a unit, not {inputs.dtype}.")
+    if multipliers.ndim != 2 or len(multipliers) != len(inputs) or targets.shape != (len(inputs),):
+        raise ValueError(
+            f"{len(inputs)} inputs need targets ({len(inputs)},) and multipliers ({len(inputs)}, K - 1), not "
+            f"{tuple(targets.shape)} and {tuple(multipliers.shape)}."
+        )
     if direction.shape != inputs.shape[1:]:
         raise ValueError(f"direction must have the shape {tuple(inputs.shape[1:])}, not {tuple(direction.shape)}.")
     length = direction.norm()

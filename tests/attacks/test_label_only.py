@@ -2,7 +2,9 @@
 
 import copy
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cwrf.attacks import boundary_distance, lira, oslo
+from lightning_cwrf.attacks import boundary, boundary_distance, lira, oslo
 from lightning_cwrf.metrics.functional import membership_auroc
 from lightning_cwrf.outputs import collect_outputs
 from tests.attacks.cases import seeds
@@ -32,6 +34,7 @@ def label_of(model):
     return lambda point: int(model(torch.tensor(point, dtype=torch.float64)[None]).argmax())
 
 
+@pytest.mark.filterwarnings("ignore:the model's labels are right for")  # of 8 examples
 @settings(max_examples=10, deadline=None)
 @given(seeds, st.integers(2, 4), st.integers(1, 120))
 def test_hop_skip_jump_against_loops(seed, d, budget):
@@ -41,18 +44,17 @@ def test_hop_skip_jump_against_loops(seed, d, budget):
     if len(own.unique()) == 1:
         return
     found = boundary_distance(model, TensorDataset(x, y), budget=budget, evaluations=5, clip=(-5, 5), seed=seed)
-    generator, drawn = torch.Generator().manual_seed(seed), {}
-
-    def noise(t):
-        if t not in drawn:
-            drawn[t] = torch.randn(int(5 * math.sqrt(t)), len(x) - 1, d, generator=generator, dtype=torch.float64)
-        return drawn[t]
-
     for i in range(1, len(x)):
+        mixed = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
+        own_noise = torch.Generator().manual_seed(mixed)
+
+        def noise(t, generator=own_noise):  # asked for once in each iteration
+            return torch.randn(int(5 * math.sqrt(t)), d, generator=generator, dtype=torch.float64).tolist()
+
         away = [float((x[i] - x[j]).norm()) if own[j] != own[i] else math.inf for j in range(len(x))]
         start = x[away.index(min(away))].tolist()
         distance, asked = oracle.hop_skip_jump(
-            label_of(model), x[i].tolist(), start, lambda t, i=i: noise(t)[:, i - 1].tolist(),
+            label_of(model), x[i].tolist(), start, noise,
             low=-5.0, high=5.0, budget=budget, searches=7,
         )  # fmt: skip
         assert float(found.scores[i]) == pytest.approx(distance, rel=1e-6)
@@ -90,6 +92,51 @@ def test_the_curve_is_what_smaller_budgets_give_and_never_rises():
     assert boundary_distance(model, data, budget=50).budgets == (1, 3, 10, 30, 50)
 
 
+def test_neither_blocks_nor_batches_nor_other_examples_nor_the_budget_change_a_distance(monkeypatch):
+    model, x, y = problem(1, n=30, d=6)
+    data, settings = TensorDataset(x, y), {"evaluations": 10, "clip": (-4, 4)}
+    whole = boundary_distance(model, data, budget=120, curve=(8, 40), **settings)
+    monkeypatch.setattr(boundary, "_POINTS", 1000)  # 5 to 30 examples in a block, by the budget
+    for budget, row in zip(whole.budgets, whole.distances, strict=True):
+        for batch in (1, 7):
+            loader = DataLoader(data, batch_size=batch)
+            assert torch.allclose(boundary_distance(model, loader, budget=budget, **settings).scores, row, rtol=1e-9)
+    first = DataLoader(torch.utils.data.Subset(data, range(20)), batch_size=20)
+    alone = boundary_distance(model, first, budget=120, **settings).scores
+    # Another start is nearer for some, so only those are compared that start from one of the first 20.
+    same = (
+        torch.cdist(x, x).masked_fill(model(x).argmax(1)[:, None] == model(x).argmax(1), math.inf).argmin(1)[:20] < 20
+    )
+    assert int(same.sum()) > 10
+    assert torch.allclose(alone[same], whole.scores[:20][same], rtol=1e-9)
+
+
+@pytest.mark.parametrize("d", [3, 40])
+def test_a_model_is_never_asked_about_nothing_and_gets_at_most_a_batch(d):
+    model, x, y = problem(3, n=12, d=d)
+    sizes = []
+
+    def labels(inputs):
+        sizes.append(len(inputs))
+        with torch.no_grad():
+            return model(inputs).argmax(-1).numpy()
+
+    data = DataLoader(TensorDataset(x, y), batch_size=5)
+    for budget in (*range(1, 14), 40, 59):
+        used = boundary_distance(labels, data, budget=budget).queries
+        assert sum(sizes) == int(used.sum())
+        assert min(sizes) > 0
+        assert max(sizes) == 5
+        sizes.clear()
+    surrogates = [problem(seed, d=d)[0] for seed in (3, 4, 5, 6)]
+    seen = []
+    for each in surrogates:
+        each.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    oslo(labels, data, surrogates, stages=4, thresholds=(0.1, 0.5, 0.5))
+    assert min(sizes + seen) > 0
+    assert max(sizes) == max(seen) == 5
+
+
 class Sharpened(nn.Module):
     """The same labels with other confidences."""
 
@@ -125,6 +172,7 @@ def test_nothing_but_the_label_is_used_and_every_question_is_counted(change):
     assert int(known.queries.max()) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*would be so by chance")  # models that have learned different things
 @settings(max_examples=10, deadline=None)
 @given(seeds, st.sampled_from([0.0, 1.0]), st.sampled_from([1, 2]))
 def test_oslo_against_loops(seed, momentum, validation):
@@ -159,6 +207,117 @@ def test_a_perturbation_that_reaches_the_largest_size_is_used_as_it_is():
     assert found.sizes[0].tolist() == pytest.approx([1e-3] * len(x), rel=1e-6)
 
 
+def test_what_oslo_found_is_in_the_order_of_the_thresholds():
+    model, x, y = problem(2, n=30)
+    data, surrogates = TensorDataset(x, y), [problem(2)[0] for _ in range(4)]
+    thresholds = (0.05, 0.6, 0.2)
+    found = oslo(model, data, surrogates, thresholds=thresholds, clip=(-5, 5))
+    assert found.thresholds == thresholds
+    for threshold, survived, sizes in zip(thresholds, found.survived, found.sizes, strict=True):
+        alone = oslo(model, data, surrogates, thresholds=[threshold], clip=(-5, 5))
+        assert torch.equal(alone.survived[0], survived)
+        assert torch.equal(alone.sizes[0], sizes)
+    assert (found.sizes[0] >= found.sizes[2]).all()
+    assert float(found.sizes[2].mean()) > float(found.sizes[1].mean())
+
+
+def test_oslo_runs_in_inference_mode():
+    model, x, y = problem(2)
+    data, surrogates = TensorDataset(x, y), [problem(seed)[0] for seed in (3, 4, 5, 6)]
+    outside = oslo(model, data, surrogates)
+    with torch.inference_mode():
+        inside = oslo(model, data, surrogates)
+        made_inside = [problem(seed)[0] for seed in (3, 4, 5, 6)]
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(outside, inside, strict=True))
+    with pytest.raises(ValueError, match=r"made under torch\.inference_mode, so that it has no gradients"):
+        oslo(model, data, made_inside)
+
+
+ANSWERS = [
+    (lambda z: z.argmax(1).int(), None),
+    (lambda z: z.argmax(1).numpy(), None),
+    (lambda z: z.argmax(1).numpy().astype(np.uint8), None),
+    (lambda z: z.argmax(1).tolist(), None),
+    (lambda z: list(z.argmax(1).numpy()), None),
+    (lambda z: z.softmax(1)[:, 1], "not torch.float64 of shape"),
+    (lambda z: z, "not torch.float64 of shape"),
+    (lambda z: z.argmax(1).double().numpy(), "not an array of float64"),
+    (lambda z: z.argmax(1, keepdim=True), r"not torch.int64 of shape \(\d+, 1\)"),
+    (lambda z: z.argmax(1)[0], r"not torch.int64 of shape \(\)"),
+    (lambda z: z.argmax(1)[:1], r"not torch.int64 of shape \(1,\)"),
+    (lambda z: z.argmax(1).numpy()[:1], r"not an array of int64 of shape \(1,\)"),
+    (lambda z: z.argmax(1).tolist()[1:], "not a list of"),
+    (lambda z: z.argmax(1).double().tolist(), "not a list of . with a float"),
+    (lambda z: [str(each) for each in z.argmax(1).tolist()], "with a str"),
+    (lambda z: None, "not a NoneType"),
+]
+
+
+@pytest.mark.parametrize(("answer", "message"), ANSWERS)
+@pytest.mark.parametrize("attack", ["boundary_distance", "oslo"])
+def test_what_a_function_may_return(attack, answer, message):
+    surrogates = [problem(seed)[0] for seed in (3, 4, 5, 6)]
+
+    def run(model):
+        if attack == "oslo":
+            return oslo(model, DATA, surrogates, stages=3).survived
+        return boundary_distance(model, DATA, budget=20).distances
+
+    given_function = lambda inputs: answer(LINEAR(inputs))  # noqa: E731
+    if message is None:
+        assert torch.equal(run(given_function), run(LINEAR))
+    else:
+        with pytest.raises(TypeError, match=f"must be integers .*{message}"):
+            run(given_function)
+
+
+def recoded(model, places):
+    return lambda inputs: torch.tensor(places)[model(inputs).argmax(1)]
+
+
+def test_labels_that_are_coded_otherwise_than_the_targets_are_noticed():
+    model, x, y = problem(7, n=60, d=6, classes=4)
+    data, surrogates = TensorDataset(x, y), [copy.deepcopy(model) for _ in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        boundary_distance(model, data, budget=5)
+        oslo(model, data, surrogates, stages=5)
+    order = recoded(model, [1, 2, 3, 0])
+    with pytest.warns(UserWarning, match="labels are right for 0 of 60|labels are right for 1 of 60"):
+        boundary_distance(order, data, budget=5)
+    with pytest.warns(UserWarning, match="on .* of 60 perturbed inputs .* would be so by chance"):
+        oslo(order, data, surrogates, stages=5)
+    later = recoded(model, [1, 2, 3, 4])
+    with pytest.warns(UserWarning, match="coded otherwise than the targets"):
+        boundary_distance(later, data, budget=5)
+    with pytest.raises(ValueError, match=r"the label 4 is out of range: .* the surrogates' 4 classes, to 3"):
+        oslo(later, data, surrogates, stages=5)
+    for run in (lambda m, d: boundary_distance(m, d, budget=5), lambda m, d: oslo(m, d, surrogates)):
+        with pytest.raises(ValueError, match="the label -1 is out of range: labels must be coded as the targets are"):
+            run(recoded(model, [-1, 0, 1, 2]), data)
+        with pytest.raises(
+            ValueError, match=r"the target 10. is out of range: .* has 4 classes, targets go from 0 to 3"
+        ):
+            run(model, TensorDataset(x, y + 100))
+
+
+class Augmented(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(INPUTS)
+
+    def __getitem__(self, i):
+        return INPUTS[i] + 0.1 * torch.randn(INPUTS.shape[1]), TARGETS[i]
+
+
+def test_data_that_read_differently_each_time_are_refused():
+    for run in (boundary_distance, lambda m, d: oslo(m, d, [m] * 4)):
+        with pytest.raises(ValueError, match="data read differently each time"):
+            run(LINEAR, Augmented())
+        with pytest.raises(TypeError, match="data: a generator can be read only once"):
+            run(LINEAR, (batch for batch in [(INPUTS, TARGETS)]))
+
+
+@pytest.mark.filterwarnings("ignore:.*has learned nothing", "ignore:.*would be so by chance")
 def test_they_leave_a_module_and_the_callers_random_state_as_they_are():
     model, surrogates = Classifier().train(), [Classifier().train() for _ in range(4)]
     before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -257,7 +416,9 @@ DATA = TensorDataset(INPUTS, TARGETS)
         ({"clip": (0, 0.1)}, ValueError, r"outside of clip = \(0, 0.1\)"),
         ({"model": 3}, TypeError, "model must be a module or a function that gives labels, not a int"),
         ({"model": lambda x: x[:, 0]}, TypeError, r"must be integers \(8,\), not torch.float64"),
-        ({"model": lambda x: [0] * len(x)}, TypeError, "must be integers"),
+        ({"curve": 5}, TypeError, "curve must be a list of budgets, not 5"),
+        ({"curve": "12"}, TypeError, "curve must be a list of budgets, not '12'"),
+        ({"seed": 2**70}, ValueError, "seed must be an integer from 0 to 9223372036854775807"),
         ({"model": lambda x: torch.zeros(len(x)).long()}, ValueError, "gives the label 0 to all 8 examples"),
         ({"data": TensorDataset(INPUTS.long(), TARGETS)}, TypeError, "the inputs must be a float tensor"),
         ({"data": TensorDataset(INPUTS / 0, TARGETS)}, ValueError, "inputs has NaN or infinite values"),
@@ -277,6 +438,10 @@ def test_wrong_uses_of_the_boundary_distance(change, error, message):
     ("change", "error", "message"),
     [
         ({"surrogates": LINEAR}, TypeError, "surrogates must be a list of modules"),
+        ({"surrogates": (each for each in [LINEAR] * 4)}, TypeError, "surrogates must be a list of modules"),
+        ({"surrogates": [*[LINEAR] * 3, problem(7, classes=4)[0]]}, ValueError, "the surrogates have 3 and 4 classes"),
+        ({"surrogates": [problem(7, classes=4)[0]] * 4}, ValueError, "model has 3 classes and the surrogates have 4"),
+        ({"thresholds": (each for each in [0.5])}, TypeError, "thresholds must be a list of probabilities"),
         ({"surrogates": []}, ValueError, "has 0 surrogates that were not trained on it"),
         ({"surrogates": [LINEAR] * 3}, ValueError, "has 3 surrogates .* needs 4 at least"),
         ({"membership": torch.ones(4, 7).bool()}, ValueError, r"membership must be bool of shape \(4, 8\)"),

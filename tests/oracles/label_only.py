@@ -104,4 +104,4 @@ def oslo(label, x, y, sources, validation, *, thresholds, largest, stages, steps
                 found[threshold] = (label(now) == y, length(minus(now, x)))
         if len(found) == len(thresholds):
             break
-    return [found[threshold] for threshold in sorted(thresholds, reverse=True)]
+    return [found[threshold] for threshold in thresholds]

@@ -119,6 +119,14 @@ def test_the_model_and_the_random_state_are_untouched():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_weights_that_are_all_zero_say_nothing():
+    model = network()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    with pytest.raises(ValueError, match="all trained weights of the model are 0"):
+        kkt_residual(model, torch.randn(4, 4), torch.tensor([0, 1, 2, 0]))
+
+
 def test_wrong_multipliers_and_targets():
     with pytest.raises(ValueError, match=r"multipliers must have the shape \(4, 2\), not \(4, 3\)"):
         kkt_residual(network(), torch.randn(4, 4), torch.tensor([0, 1, 2, 0]), torch.rand(4, 3))
@@ -199,3 +207,7 @@ def test_wrong_splits():
         given = {"place": 0, "direction": direction, "forward": 1.0, "backward": 1.0, **changed}
         with pytest.raises(ValueError, match=message):
             split(x, y, weights, given.pop("place"), given.pop("direction"), **given)
+    with pytest.raises(ValueError, match=r"multipliers \(2, K - 1\), not \(2,\) and \(3, 2\)"):
+        split(x, y, torch.ones(3, 2), 0, direction, forward=1.0, backward=1.0)
+    with pytest.raises(TypeError, match=r"inputs must be floats, .* not torch.int64"):
+        split(x.long(), y, weights, 0, direction, forward=1.0, backward=1.0)
