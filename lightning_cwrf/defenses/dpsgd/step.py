@@ -83,9 +83,9 @@ class PrivateStep:
         module = self.module
         if not self.independent:
             check_state(module, losses_of, batch)
-            self.independent = check_independent(module, losses_of, batch)
-            if self.independent:
+            if check_independent(module, losses_of, batch):
                 check_gradients(module, self.gradients, self.names, self.masks, losses_of, batch)
+                self.independent = True
 
     def watch(self) -> None:
         """Record what the coming forward pass needs."""
