@@ -58,12 +58,15 @@ class Observer(Callback):
     def __init__(self, canaries: int) -> None:
         self.scores = torch.zeros(canaries, dtype=torch.float64)
 
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        self.sensitivity = module.defense_state.step.clipping.sensitivity  # adaptive clipping moves it after a step
+
     def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
         state = module.defense_state
         step, rate, size = state.step, state.batches.sample_rate, state.batches.expected_size
         noise = step.clipping.gradient_noise(step.noise_multiplier())
         # Sensitivity 1: N(1, noise²) where the canary is in the batch, N(0, noise²) where it is not.
-        seen = -module.marks.weight.grad[0].double() * size / step.clipping.sensitivity
+        seen = -module.marks.weight.grad[0].double() * size / self.sensitivity
         ratio = (seen - 0.5) / noise**2
         self.scores += torch.log1p(rate * torch.expm1(ratio))
 

@@ -95,7 +95,7 @@ class AdaptiveClipping(Clipping):
     ) -> None:
         self.ledger = ledger
         if ledger.clip_norm is None:
-            ledger.clip_norm = max_grad_norm
+            ledger.clip_norm = ledger.first_clip_norm = max_grad_norm
         super().__init__(ledger.clip_norm)
         self.quantile, self.learning_rate = quantile, learning_rate
         self.count_std, self.expected_size = count_std, expected_size

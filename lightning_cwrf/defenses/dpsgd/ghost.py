@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lightning_cwrf.defenses.dpsgd.clipping import Clipping
 from lightning_cwrf.defenses.dpsgd.hooks import check_samples
+from lightning_cwrf.defenses.dpsgd.samplers import gradient_samplers, linear_norms
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (
@@ -68,7 +69,7 @@ class KeptBackprops:
         from opacus.grad_sample import GradSampleHooksFastGradientClipping as Opacus
 
         self.names, self.masks = names, masks
-        self.samplers, self.norms = Opacus.GRAD_SAMPLERS, Opacus.NORM_SAMPLERS
+        self.samplers = gradient_samplers(Opacus.GRAD_SAMPLERS)
         self.watching = False
         self.calls: list[tuple[nn.Module, Tensor, int, GradientEdge]] = []
         trained = [layer for layer in module.modules() if any(p in names for p in layer.parameters(recurse=False))]
@@ -112,8 +113,8 @@ class KeptBackprops:
     ) -> None:
         """Put the norms of a layer's per-example gradients into ``norms``, and small gradients into ``kept``."""
         own = [p for p in layer.parameters(recurse=False) if p in self.names]
-        if len(uses) == 1 and not any(p in self.masks for p in own) and self._by_products(uses[0]):
-            norms.update(self.norms[type(layer)](layer, [uses[0].input], uses[0].backprops))
+        if len(uses) == 1 and not any(p in self.masks for p in own) and _is_wide(uses[0]):
+            norms.update(linear_norms(layer, [uses[0].input], uses[0].backprops))
             return
         samples: dict[nn.Parameter, Tensor] = {}
         for use in uses:
@@ -125,13 +126,6 @@ class KeptBackprops:
             if g.numel() <= sum(use.numel for use in uses):
                 kept[p] = g
 
-    def _by_products(self, use: _Use) -> bool:
-        """Whether inner products of inputs and of output gradients give a layer's norms more cheaply."""
-        if type(use.layer) not in self.norms or use.input.ndim not in (2, 3):
-            return False
-        length = use.input.shape[1] if use.input.ndim == 3 else 1
-        return 2 * length**2 <= use.input.shape[-1] * use.backprops.shape[-1]
-
     def clear(self) -> None:
         """Drop what a step has left; the pass leaves nothing on the parameters."""
         self.calls = []
@@ -140,6 +134,12 @@ class KeptBackprops:
         """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
+
+
+def _is_wide(use: _Use) -> bool:
+    """Whether the per-example gradients of a linear layer are larger than its input and output."""
+    layer = use.layer
+    return isinstance(layer, nn.Linear) and layer.weight.numel() * len(use.input) > use.numel
 
 
 def _weighted(use: _Use, own: list[nn.Parameter], factors: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -156,5 +156,5 @@ def _weighted(use: _Use, own: list[nn.Parameter], factors: Tensor) -> dict[nn.Pa
             [0] * len(layer.stride), layer.groups, [False, True, shape is not None],
         )  # fmt: skip
         return {p: weight if p is layer.weight else bias for p in own}
-    with torch.enable_grad():
-        return dict(zip(own, torch.autograd.grad(layer(use.input), own, weighted), strict=True))
+    with torch.enable_grad():  # forward itself: the hooks of the user have acted already
+        return dict(zip(own, torch.autograd.grad(layer.forward(use.input), own, weighted), strict=True))

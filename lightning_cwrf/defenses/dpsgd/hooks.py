@@ -11,8 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_cwrf.defenses.dpsgd.clipping import Clipping
-
-_Sampler = Callable[[nn.Module, list[Tensor], Tensor], dict[nn.Parameter, Tensor]]
+from lightning_cwrf.defenses.dpsgd.samplers import Sampler, gradient_samplers, norm_samplers
 
 
 @cache
@@ -49,7 +48,7 @@ def _hooks_class(ghost: bool) -> Any:
     return Hooks
 
 
-def masked_sampler(sample: _Sampler, masks: Mapping[nn.Parameter, Tensor]) -> _Sampler:
+def masked_sampler(sample: Sampler, masks: Mapping[nn.Parameter, Tensor]) -> Sampler:
     """``sample`` in the parameters' precision, with the gradients of frozen weights masked."""
 
     def sampler(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -73,10 +72,11 @@ class SampledGradients:
         kind = _hooks_class(self.ghost)
         self.hooks = kind(module, **({"use_ghost_clipping": not masks} if self.ghost else {}))
         layers = {type(layer) for layer in module.modules()}
-        known = {layer: kind.GRAD_SAMPLERS.get(layer, ft_compute_per_sample_gradient) for layer in layers}
+        samplers = gradient_samplers(kind.GRAD_SAMPLERS)
+        known = {layer: samplers.get(layer, ft_compute_per_sample_gradient) for layer in layers}
         self.hooks.GRAD_SAMPLERS = {layer: masked_sampler(sample, masks) for layer, sample in known.items()}
         if self.ghost:
-            norms = {layer: kind.NORM_SAMPLERS[layer] for layer in layers if layer in kind.NORM_SAMPLERS}
+            norms = {layer: of for layer, of in norm_samplers(kind.NORM_SAMPLERS).items() if layer in layers}
             self.hooks.NORM_SAMPLERS = {layer: masked_sampler(sample, masks) for layer, sample in norms.items()}
         self.hooks.disable_hooks()
 
@@ -132,8 +132,9 @@ def check_samples(names: Any, samples: Sequence[Tensor | None], examples: int) -
     idle = [name for name, sample in zip(names, samples, strict=True) if sample is None]
     if idle:
         raise MisconfigurationException(
-            f"the loss does not depend on {', '.join(idle)}, so DP-SGD has no gradient of any example for it; use "
-            "it, or leave it out of the optimizer."
+            f"the loss does not depend on {', '.join(idle)}, or not in a way that DP-SGD sees, so it has no gradient "
+            "of any example for it. Use it in its own layer, in training mode, outside of checkpointing, and with no "
+            "in-place operation after nn.InstanceNorm; or leave it out of the optimizer."
         )
     found = [sample for sample in samples if sample is not None]
     for name, sample in zip(names, found, strict=True):

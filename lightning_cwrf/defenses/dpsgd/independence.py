@@ -32,18 +32,18 @@ def check_independent(module: LightningModule, losses_of: _Losses, batch: Any) -
     Returns:
         Whether the check was made: a batch of one example shows nothing.
     """
-    with isolated_rng(module.device), _visiting(module):
+    with isolated_rng(module.device), visiting(module):
         seed = int(torch.randint(2**31, ()))
         size = len(_losses(losses_of, batch, seed))
         if size < 2:
             return False
-        with _in_eval(layer for layer in module.modules() if isinstance(layer, _DropoutNd)):
+        with in_eval(layer for layer in module.modules() if isinstance(layer, _DropoutNd)):
             mixed = _mixes(module, losses_of, batch, size, seed)
             if mixed:
                 again = [_part(module, losses_of, batch, range(size), s) for s in (seed, seed + 1)]
                 unsure = not _alike(*again)
         if mixed and unsure:
-            with _in_eval(module.modules()):
+            with in_eval(module.modules()):
                 unsure = not _mixes(module, losses_of, batch, size, seed)
     if mixed and not unsure:
         raise MisconfigurationException(
@@ -74,11 +74,12 @@ def _mixes(module: nn.Module, losses_of: _Losses, batch: Any, size: int, seed: i
 
 def _part(module: nn.Module, losses_of: _Losses, batch: Any, kept: range, seed: int) -> _Found:
     """Losses of the examples ``kept``, and the gradients of their sum."""
-    losses = _losses(losses_of, batch, seed)[kept.start : kept.stop]
-    weights = list(trainable_parameters(module).values())
-    if not losses.requires_grad:
-        return losses, []
-    gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+    with visiting(module):  # each pass starts from the same buffers
+        losses = _losses(losses_of, batch, seed)[kept.start : kept.stop]
+        weights = list(trainable_parameters(module).values())
+        if not losses.requires_grad:
+            return losses, []
+        gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
     return losses.detach(), [g for g in gradients if g is not None]
 
 
@@ -96,10 +97,14 @@ def _rows(batch: Any, index: list[int]) -> Any:
     return apply_to_collection(batch, Tensor, take)
 
 
+def other_rows(batch: Any, size: int) -> Any:
+    """The batch of ``size`` examples with copies of its first half in the place of the second."""
+    return _rows(batch, [i % max(1, size // 2) for i in range(size)])
+
+
 def _alike(a: _Found, b: _Found) -> bool:
     """Equal up to rounding: 0.1 % of the largest loss and of the largest gradient; 5 % in lower precision."""
-    low = torch.is_autocast_enabled() or any(t.dtype in (torch.float16, torch.bfloat16) for t in (a[0], *a[1]))
-    tolerance = 0.05 if low else 1e-3
+    tolerance = 0.05 if is_low([a[0], *a[1]]) else 1e-3
 
     def near(x: list[Tensor], y: list[Tensor]) -> bool:
         scale = max((float(t.abs().max()) for t in x if t.numel()), default=0.0)
@@ -109,22 +114,32 @@ def _alike(a: _Found, b: _Found) -> bool:
     return len(a[1]) == len(b[1]) and near([a[0]], [b[0]]) and near(a[1], b[1])
 
 
+def is_low(tensors: Iterable[Tensor]) -> bool:
+    """Whether the precision is lower than float32."""
+    return torch.is_autocast_enabled() or any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
+
+
 @contextmanager
-def _visiting(module: nn.Module) -> Iterator[None]:
-    """Restore the buffers, and keep autocast from reusing weights of freed graphs."""
-    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
+def visiting(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Restore parameters and buffers, which it gives, and keep autocast from reusing weights of freed graphs."""
+    kept = {name: tensor.detach().clone() for name, tensor in _state(module)}
     try:
-        yield
+        yield kept
     finally:
         torch.clear_autocast_cache()
         with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                if name in kept and kept[name].shape == buffer.shape:
-                    buffer.copy_(kept[name])
+            for name, tensor in _state(module):
+                if name in kept and kept[name].shape == tensor.shape and not torch.equal(kept[name], tensor):
+                    tensor.copy_(kept[name])
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 @contextmanager
-def _in_eval(layers: Iterable[nn.Module]) -> Iterator[None]:
+def in_eval(layers: Iterable[nn.Module]) -> Iterator[None]:
     changed = [layer for layer in layers if layer.training]
     try:
         for layer in changed:

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 
 def unsupported_layers(module: nn.Module) -> dict[str, str]:
@@ -20,6 +20,17 @@ def unsupported_layers(module: nn.Module) -> dict[str, str]:
             # Also without weights of its own: it mixes the examples as soon as it is in training mode.
             if layer.training or trained:
                 found[name] = f"{type(layer).__name__} mixes the examples of a batch"
+        elif getattr(layer, "max_norm", None) is not None:  # also where it is frozen
+            found[name] = f"{type(layer).__name__}(max_norm=...) rescales the rows of a batch in place, without noise"
+        elif getattr(layer, "track_running_stats", False) and isinstance(layer, _NormBase):
+            found[name] = f"{type(layer).__name__}(track_running_stats=True) keeps statistics of examples without noise"
+        elif trained and getattr(layer, "scale_grad_by_freq", False):
+            found[name] = f"{type(layer).__name__}(scale_grad_by_freq=True) mixes the examples of a batch"
+        elif trained and getattr(layer, "padding_mode", "zeros") != "zeros":
+            found[name] = (
+                f"{type(layer).__name__}(padding_mode={layer.padding_mode!r}), whose gradient Opacus takes as that of "
+                "zeros: pad before it, by nn.ReflectionPad2d, nn.CircularPad2d or nn.ReplicationPad2d"
+            )
         elif trained and type(layer) in ModuleValidator.VALIDATORS and ModuleValidator.VALIDATORS[type(layer)](layer):
             found[name] = f"{type(layer).__name__} is not supported by Opacus"
         elif trained and any(True for _ in layer.buffers()):
@@ -57,5 +68,5 @@ def check_layers(module: LightningModule) -> None:
         listed = "; ".join(f"{name} ({reason})" for name, reason in wrong.items())
         raise MisconfigurationException(
             f"DP-SGD cannot take per-example gradients through {listed}. Replace these layers (BatchNorm by "
-            "GroupNorm, for one), or pass fix=True to have it done."
+            "GroupNorm, for one) or those settings; fix=True does so for the layers that Opacus has a substitute for."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from opacus.accountants import IAccountant
 
 ACCOUNTANTS = ("prv", "rdp", "gdp")
-_KEPT = ("noise_multiplier", "clip_norm", "sampling_seed", "noise_state", "layout")
+_KEPT = ("noise_multiplier", "clip_norm", "first_clip_norm", "sampling_seed", "noise_state", "layout")
 
 Steps = tuple[float, float, int]
 """A noise multiplier, a sample rate, and how many steps were taken with them."""
@@ -42,11 +43,20 @@ class Ledger:
         self.accountant: IAccountant = create_accountant(mechanism)
         self.noise_multiplier: float | None = None
         self.clip_norm: float | None = None
+        self.first_clip_norm: float | None = None  # what the setting was that clip_norm started from
         self.sampling_seed: int | None = None
         self.noise_state: Tensor | None = None
         self.layout: dict[str, int] | None = None
         if earlier is not None:
             self.accountant.history = list(earlier.accountant.history)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
+        """Without the random state: with the same noise, the difference of two fits would show the data."""
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        twin.sampling_seed = twin.noise_state = None
+        return twin
 
     def _check_origin(self, steps: int, from_scratch: bool) -> None:
         if self.from_scratch and steps and not from_scratch:
@@ -175,9 +185,11 @@ def _gdp(history: tuple[Steps, ...], delta: float) -> float:
     """Gaussian DP composes as μ = √(Σ μ_i²); Opacus' accountant has steps of one kind alone."""
     from opacus.accountants.analysis.gdp import compute_mu_poisson, delta_eps_mu, eps_from_mu
 
-    with np.errstate(over="ignore"):  # of a tiny noise, which is found out below
+    with np.errstate(over="ignore", divide="ignore"):  # of a tiny noise, which is found out below
         parts = [compute_mu_poisson(steps=c, noise_multiplier=n, sample_rate=r) for n, r, c in history]
         mu = math.hypot(*parts)
         if not delta_eps_mu(eps=500, mu=mu) < delta:
             return math.inf  # beyond what eps_from_mu looks for
+        if mu == 0 or delta_eps_mu(eps=0, mu=mu) <= delta:
+            return 0.0  # below it
     return float(eps_from_mu(mu=mu, delta=delta))

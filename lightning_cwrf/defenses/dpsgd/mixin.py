@@ -18,7 +18,6 @@ from lightning_cwrf.defenses.base import DefenseMixin
 from lightning_cwrf.defenses.composition import base_loss
 from lightning_cwrf.defenses.dpsgd import plan
 from lightning_cwrf.defenses.dpsgd.checks import check_optimizer, check_trainer
-from lightning_cwrf.defenses.dpsgd.independence import check_independent
 from lightning_cwrf.defenses.dpsgd.layers import check_layers
 from lightning_cwrf.defenses.dpsgd.ledger import PrivacySpent
 from lightning_cwrf.defenses.dpsgd.settings import DPSGD
@@ -80,7 +79,7 @@ class DPSGDMixin(DefenseMixin, settings=DPSGD):
             return torch.zeros((), device=self.device, requires_grad=True), 0
         if not step.independent:
             with checked_at_once():  # NaN would look like examples that depend on one another
-                step.independent = check_independent(self, self.losses_of, batch)
+                step.check(self.losses_of, batch)
         step.watch()
         losses = step.losses = self.losses_of(batch)
         return losses.mean(), len(losses)
@@ -148,15 +147,22 @@ class DPSGDMixin(DefenseMixin, settings=DPSGD):
         epsilon, delta, schedule = settings.target_epsilon, settings.target_delta, self.noise_schedule
         plan.check_layout(trainer, ledger, state.batches)
         plan.check_budget(trainer, ledger, state.batches, epsilon, delta, schedule)
+        endless = trainer.max_steps < 0 and (trainer.max_epochs is None or trainer.max_epochs < 0)
+        first = trainer.current_epoch
+        noises = plan.NoisePlan(
+            schedule, [first] if endless else [e for e, _ in plan.epochs_ahead(trainer, state.batches.parts)]
+        )
         # Not before: scoring works on deep copies, which would carry the hooks along.
         state.step = PrivateStep(
             self,
             ledger,
             state.batches,
             settings,
-            noise_multiplier=lambda: ledger.noise_multiplier * plan.noise_factor(schedule, trainer.current_epoch),
+            noise_multiplier=lambda: ledger.noise_multiplier * noises.factor(trainer.current_epoch),
             frozen=state.frozen,
         )
+        for factor in noises.factors.values():
+            state.step.clipping.gradient_noise(ledger.noise_multiplier * factor)  # an error now, not in mid-training
         if isinstance(self.trainer.strategy, DDPStrategy):
             # The private gradients are summed over processes, not the plain ones.
             self.trainer.strategy.model.require_backward_grad_sync = False  # type: ignore[union-attr]
@@ -185,6 +191,7 @@ class DPSGDMixin(DefenseMixin, settings=DPSGD):
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
         spent = self.privacy_spent
+        plan.check_spent(spent.epsilon, self.defense.target_epsilon)
         name = "epsilon" if spent.from_scratch else "epsilon_finetuning"
         self.log(name, spent.epsilon, prog_bar=True, rank_zero_only=True)
         if self.defense.clipping == "adaptive":

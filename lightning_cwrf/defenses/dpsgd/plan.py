@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import numbers
+from collections.abc import Callable, Iterable, Iterator
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -49,9 +50,28 @@ def warn_of_large_delta(delta: float, examples: int) -> None:
 def noise_factor(schedule: Callable[[int], float], epoch: int) -> float:
     """What the noise multiplier of an epoch is of the first one, checked."""
     factor: object = schedule(epoch)
-    if not (isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0):
+    if not (isinstance(factor, numbers.Real) and math.isfinite(factor) and factor > 0):
         raise ValueError(f"noise_schedule must give a number above 0 for every epoch, not {factor!r} for {epoch}.")
     return float(factor)
+
+
+class NoisePlan:
+    """The noise of the epochs of a fit, as the schedule gave it when the fit started; it must not answer otherwise."""
+
+    def __init__(self, schedule: Callable[[int], float], epochs: Iterable[int]) -> None:
+        self.schedule = schedule
+        self.factors = {epoch: noise_factor(schedule, epoch) for epoch in epochs}
+
+    def factor(self, epoch: int) -> float:
+        """What the noise multiplier of an epoch is of the first one."""
+        found = noise_factor(self.schedule, epoch)
+        planned = self.factors.setdefault(epoch, found)
+        if found != planned:
+            raise MisconfigurationException(
+                f"noise_schedule gave {planned:g} for epoch {epoch} before, and {found:g} now. The noise, and the ε "
+                "that it leads to, are planned at the start: let it depend on the epoch alone."
+            )
+        return found
 
 
 def noise_for(
@@ -115,6 +135,15 @@ def check_layout(trainer: Trainer, ledger: Ledger, batches: PoissonBatches) -> N
             "number of processes, or from a checkpoint of an epoch's end."
         )
     ledger.layout = layout
+
+
+def check_spent(epsilon: float, target: float | None) -> None:
+    """Raise where ε has passed ``target``."""
+    if target is not None and epsilon > target * 1.01:
+        raise MisconfigurationException(
+            f"the steps so far have spent ε = {epsilon:.4g}, more than target_epsilon={target:g}: they were not those "
+            "that the noise was planned for. Do not change the Trainer, the batches or noise_schedule in a fit."
+        )
 
 
 def check_budget(

@@ -48,8 +48,8 @@ class DPSGD(Defense):
         noise_step_size: see ``noise_gamma``.
         accountant: ``"prv"`` (tightest), ``"rdp"`` or ``"gdp"`` (an approximation that may understate ε).
         max_physical_batch_size: split logical batches so that no more examples than this are in memory at once.
-        ghost: clip by norms alone, in two backward passes (ghost clipping): less memory for large layers. With frozen
-            weights the norms are taken layer by layer from masked gradients (fast gradient clipping).
+        ghost: clip by norms alone (ghost clipping), in one backward pass where the layers allow it, else in two: less
+            memory. In two passes with frozen weights, norms are taken layer by layer from masked gradients.
         fix: replace layers that mix examples, such as BatchNorm (by GroupNorm), instead of refusing them.
         from_scratch: say so if the start weights have seen no private data: ε then covers the whole training.
         on: the defense whose loss of each example is trained on; None: cross-entropy.

@@ -30,6 +30,9 @@ class DPSGDState(DefenseState):
         refuse_draws(module)
         earlier = getattr(module, "_dpsgd_ledger", None)
         self.ledger = Ledger(defense.accountant, from_scratch=defense.from_scratch, earlier=earlier)
+        if earlier is not None and defense.clipping == "adaptive" and earlier.first_clip_norm == defense.max_grad_norm:
+            # It comes from counts that are accounted for; DefenseCallback attaches anew for each fit.
+            self.ledger.clip_norm, self.ledger.first_clip_norm = earlier.clip_norm, earlier.first_clip_norm
         self.step: PrivateStep | None = None
         self.batches: PoissonBatches | None = None
         self.frozen: WeightMask | None = None

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from lightning_cwrf.data.poisson import PoissonBatches
 from lightning_cwrf.defenses.dpsgd.clipping import make_clipping
+from lightning_cwrf.defenses.dpsgd.firstbatch import check_gradients, check_state
 from lightning_cwrf.defenses.dpsgd.ghost import KeptBackprops, other_layers
 from lightning_cwrf.defenses.dpsgd.hooks import ReweightedLoss, SampledGradients
+from lightning_cwrf.defenses.dpsgd.independence import check_independent
 from lightning_cwrf.defenses.dpsgd.ledger import Ledger
 from lightning_cwrf.defenses.dpsgd.settings import DPSGD
 from lightning_cwrf.weights.masks import WeightMask
@@ -74,6 +76,16 @@ class PrivateStep:
             batches.expected_size,
         )
         self.gradients = _gradients(module, names, masks, settings)
+        self.names, self.masks = names, masks
+
+    def check(self, losses_of: Callable[[Any], Tensor], batch: Any) -> None:
+        """Raise where the first batch of a fit shows that ε would not hold; without two examples it shows nothing."""
+        module = self.module
+        if not self.independent:
+            check_state(module, losses_of, batch)
+            if check_independent(module, losses_of, batch):
+                check_gradients(module, self.gradients, self.names, self.masks, losses_of, batch)
+                self.independent = True
 
     def watch(self) -> None:
         """Record what the coming forward pass needs."""

@@ -140,7 +140,7 @@ def test_the_check_changes_nothing(monkeypatch):
     for checked in (False, True):
         model = fresh(lambda: Body("ema", dropout=0.3))
         if not checked:
-            monkeypatch.setattr("lightning_cwrf.defenses.dpsgd.mixin.check_independent", lambda *_: True)
+            monkeypatch.setattr("lightning_cwrf.defenses.dpsgd.step.PrivateStep.check", lambda *_: None)
         torch.manual_seed(5)
         fit(model)
         ends.append((copy.deepcopy(model.state_dict()), torch.get_rng_state()))
