@@ -50,7 +50,7 @@ def warn_of_large_delta(delta: float, examples: int) -> None:
 def noise_factor(schedule: Callable[[int], float], epoch: int) -> float:
     """What the noise multiplier of an epoch is of the first one, checked."""
     factor: object = schedule(epoch)
-    if not (isinstance(factor, numbers.Real) and math.isfinite(factor) and factor > 0):
+    if not (isinstance(factor, numbers.Real) and math.isfinite(factor) and float(factor) > 0):
         raise ValueError(f"noise_schedule must give a number above 0 for every epoch, not {factor!r} for {epoch}.")
     return float(factor)
 

@@ -19,19 +19,20 @@ def linear_norms(layer: nn.Module, activations: list[Tensor], backprops: Tensor)
     sum of inputs with a large mean is rounding alone, and a norm of 0 is not clipped. Here the gradients of a few
     examples at a time are formed, which take no more memory than the layer's input and output.
     """
-    weight, bias, given = layer.weight, layer.bias, activations[0]
-    found: dict[Any, Tensor] = {}
+    weight: Any = layer.weight
+    bias: Any = layer.bias
+    given, found = activations[0], dict[Any, Tensor]()
     if bias is not None and bias.requires_grad:
         found[bias] = backprops.reshape(len(backprops), -1, backprops.shape[-1]).sum(1).norm(2, dim=1)
-    if not weight.requires_grad:  # type: ignore[union-attr]
+    if not weight.requires_grad:
         return found
     if backprops.ndim == 2:  # an outer product
-        return {weight: given.norm(2, dim=1) * backprops.norm(2, dim=1), **found}  # type: ignore[dict-item]
+        return {weight: given.norm(2, dim=1) * backprops.norm(2, dim=1), **found}
     given, backprops = given.flatten(1, -2), backprops.flatten(1, -2)
-    size = max(1, (given.numel() + backprops.numel()) // max(1, weight.numel()))  # type: ignore[operator]
-    parts = zip(backprops.split(size), given.split(size), strict=True)
+    size = max(1, (given.numel() + backprops.numel()) // max(1, weight.numel()))
+    parts = zip(torch.split(backprops, size), torch.split(given, size), strict=True)
     norms = [torch.bmm(b.transpose(1, 2), a).flatten(1).norm(2, dim=1) for b, a in parts]
-    return {weight: torch.cat(norms), **found}  # type: ignore[dict-item]
+    return {weight: torch.cat(norms), **found}
 
 
 def layer_norm_gradients(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -39,7 +40,7 @@ def layer_norm_gradients(layer: nn.Module, activations: list[Tensor], backprops:
     found: dict[Any, Tensor] = {}
     shape: Any = layer.normalized_shape
     over = tuple(range(1, backprops.ndim - len(shape)))
-    if layer.weight.requires_grad:  # type: ignore[union-attr]
+    if layer.weight.requires_grad:
         scaled = F.layer_norm(activations[0], shape, eps=layer.eps) * backprops  # type: ignore[arg-type]
         found[layer.weight] = scaled.sum(over) if over else scaled
     if layer.bias is not None and layer.bias.requires_grad:
@@ -52,7 +53,8 @@ def without_padding(sample: Sampler) -> Sampler:
 
     def sampler(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
         if layer.padding_idx is not None:
-            backprops = backprops.masked_fill((activations[0] == layer.padding_idx).unsqueeze(-1), 0)
+            padding = torch.eq(activations[0], torch.as_tensor(layer.padding_idx, device=backprops.device))
+            backprops = backprops.masked_fill(padding.unsqueeze(-1), 0)
         return sample(layer, activations, backprops)
 
     return sampler
