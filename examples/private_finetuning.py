@@ -43,9 +43,9 @@ DPSGD_SETTINGS = {"plain": {"lr": 0.1, "clip": 10.0, "epochs": 20}, "whitened": 
 class Classifier(LightningModule):
     """An ordinary classifier: a body, and a head of five classes."""
 
-    def __init__(self, lr: float = 1e-3) -> None:
+    def __init__(self, lr: float = 1e-3, pixels: int = 64) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, FEATURES), nn.ReLU())
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 128), nn.ReLU(), nn.Linear(128, FEATURES), nn.ReLU())
         self.head = nn.Linear(FEATURES, CLASSES)
         self.lr = lr
 
@@ -82,21 +82,24 @@ class Task(NamedTuple):
     test: TensorDataset
 
 
-def task(seed: int) -> Task:
-    """Digits 0 to 4 and a body that was trained on them; digits 5 to 9 with the labels 0 to 4, divided by a seed."""
-    images, labels = digits().tensors
+def task(seed: int, data: TensorDataset | None = None, test: int = TEST) -> Task:
+    """Digits 0 to 4 and a body that was trained on them; digits 5 to 9 with the labels 0 to 4, divided by a seed.
+
+    ``data``: other digits than the default ones, of which ``test`` private ones are for the test.
+    """
+    images, labels = (digits() if data is None else data).tensors
     new = labels >= CLASSES
     places = torch.randperm(int(new.sum()), generator=torch.Generator().manual_seed(seed))
     private_images, private_labels = images[new][places], labels[new][places] - CLASSES
     public = TensorDataset(images[~new], labels[~new])
     lightning.seed_everything(seed, verbose=False)
-    first = Classifier()
+    first = Classifier(pixels=images[0].numel())
     fit(first, public, 32, epochs=EPOCHS)
     return Task(
         first.body.eval(),
         public,
-        TensorDataset(private_images[TEST:], private_labels[TEST:]),
-        TensorDataset(private_images[:TEST], private_labels[:TEST]),
+        TensorDataset(private_images[test:], private_labels[test:]),
+        TensorDataset(private_images[:test], private_labels[:test]),
     )
 
 

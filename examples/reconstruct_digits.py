@@ -50,9 +50,9 @@ def pool(seed: int, size: int = 20) -> Pool:
     return Pool(*(TensorDataset(images[p] - mean, labels[p]) for p in (inside, outside)), mean)
 
 
-def network() -> nn.Sequential:
+def network(outputs: int = 10) -> nn.Sequential:
     """64-200-10, homogeneous in its weights: a bias in the first layer alone; it starts from small weights."""
-    net = nn.Sequential(nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 10, bias=False))
+    net = nn.Sequential(nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, outputs, bias=False))
     for parameter in net[0].parameters():
         nn.init.normal_(parameter, std=0.01)
     return net

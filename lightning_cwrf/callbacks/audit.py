@@ -8,7 +8,6 @@ from os import PathLike
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_cwrf.attacks import Attack, create_attacks
@@ -17,16 +16,12 @@ from lightning_cwrf.auditing.audited import AuditedData
 from lightning_cwrf.auditing.names import failure_note
 from lightning_cwrf.auditing.run import unlike_shadows
 from lightning_cwrf.auditing.saved import check_json_path
-from lightning_cwrf.callbacks.common import (
-    SavesResult,
-    averaging_in,
-    saved_state,
-    training_data,
-)
+from lightning_cwrf.callbacks.common import averaging_in, saved_state
 from lightning_cwrf.callbacks.coverage import check_coverage, undrawn
 from lightning_cwrf.callbacks.loggers import log_figure
+from lightning_cwrf.callbacks.reading import SavesResult, training_data
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
-from lightning_cwrf.checks import check_choice, check_confidence, check_flag, check_integer
+from lightning_cwrf.checks import check_choice, check_confidence, check_integer
 from lightning_cwrf.data import Batches, Key, Overlap
 from lightning_cwrf.data.overlap import OVERLAPS
 from lightning_cwrf.report.plots import roc_figure
@@ -113,9 +108,7 @@ class MIAAuditCallback(SavesResult):
         self.key = key
         self.overlap = overlap
         self.name = name
-        check_flag("overwrite", overwrite)
-        self.save = None if save is None else check_json_path(save)
-        self.overwrite = overwrite
+        self.take_file(None if save is None else check_json_path(save), overwrite)
         self.reset()
 
     @property
@@ -127,14 +120,6 @@ class MIAAuditCallback(SavesResult):
         self.history: list[dict[str, float]] = []
         self._final_step = -1
         self._expected = 0.0  # the share of the members that the planned training leaves out
-
-    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().prepare(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        files = [each.save.resolve() for each in callbacks_of(trainer, MIAAuditCallback) if each.save is not None]
-        if self.save is not None and files.count(self.save.resolve()) > 1:
-            raise MisconfigurationException(f"two audits in this Trainer save to {self.save}: give each its own save=.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the attacks once before training, so that bad data is an error before any time is spent."""

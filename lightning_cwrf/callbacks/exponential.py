@@ -9,7 +9,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_cwrf.callbacks.common import HoldsWeights, ReadsData, RewindsWeights, averaging_in, saved_state
+from lightning_cwrf.callbacks.common import HoldsWeights, RewindsWeights, averaging_in, saved_state
+from lightning_cwrf.callbacks.reading import ReadsData
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.data import Batches
 from lightning_cwrf.data.poisson import users_loader

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from lightning_cwrf.attacks import example_losses
 from lightning_cwrf.attacks.loss_trace import LossTraces
-from lightning_cwrf.callbacks.common import SavesResult, saved_state, training_data
+from lightning_cwrf.callbacks.common import saved_state
 from lightning_cwrf.callbacks.coverage import check_coverage
-from lightning_cwrf.checks import check_flag, check_integer
+from lightning_cwrf.callbacks.reading import SavesResult, training_data
+from lightning_cwrf.checks import check_integer
 from lightning_cwrf.classification import classification_step
 from lightning_cwrf.data import Batches, OverlapCheck, all_ids, as_loader, bring_to, check_side
 from lightning_cwrf.files import check_place
@@ -84,15 +85,13 @@ class LossTraceCallback(SavesResult):
         overwrite: bool = False,
     ) -> None:
         check_integer("every_n_epochs", every_n_epochs, low=1)
-        check_flag("overwrite", overwrite)
         others = {} if nonmembers is None else {"nonmembers": nonmembers}
         self.nonmembers = None
         self.take_data(members=members, **others)
         self.every_n_epochs = every_n_epochs
-        self.save = None if save is None else Path(save)
-        if self.save is not None:
-            check_place(self.save)
-        self.overwrite = overwrite
+        if save is not None:
+            check_place(save)
+        self.take_file(None if save is None else Path(save), overwrite)
         self.reset()
 
     def reset(self) -> None:

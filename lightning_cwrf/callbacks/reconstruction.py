@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -10,8 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import SGD, Adam
 
 from lightning_cwrf.auditing.audited import AuditedData
-from lightning_cwrf.callbacks.common import ReadsData, averaging_in, training_data
+from lightning_cwrf.auditing.saved import check_json_path
+from lightning_cwrf.callbacks.common import averaging_in
 from lightning_cwrf.callbacks.coverage import check_coverage
+from lightning_cwrf.callbacks.reading import SavesResult, training_data
 from lightning_cwrf.checks import check_number
 from lightning_cwrf.data import Batches
 from lightning_cwrf.reconstruction import ReconstructionPrior, ReconstructionResult
@@ -21,7 +24,7 @@ from lightning_cwrf.trainers import Split, transfer_of
 from lightning_cwrf.weights.copies import weights_digest
 
 
-class ReconstructionAuditCallback(ReadsData):
+class ReconstructionAuditCallback(SavesResult):
     """Reconstructs training examples of a small ReLU network from its final weights, and counts them against chance.
 
     :func:`~lightning_cwrf.audit_reconstruction` at the end of a training. Data and network are checked before the first
@@ -51,6 +54,9 @@ class ReconstructionAuditCallback(ReadsData):
         seed: of the attack.
         name: prefix of the logged values. Several audits in one Trainer, such as with several priors, need several
             names.
+        save: a file for the result (:meth:`ReconstructionResult.save`), which holds the members' inputs; for runs from
+            YAML, and for strategies whose processes do not return :attr:`result` to the caller.
+        overwrite: replace a file of an earlier run; otherwise it is an error before the training.
 
     Raises:
         TypeError: data that are none of these, settings of the wrong type. When the fit starts: inputs that are not one
@@ -64,6 +70,8 @@ class ReconstructionAuditCallback(ReadsData):
     """
 
     several = ", or give each another name="
+    why_lost = "the attack runs in processes that the strategy starts, which do not return its result"
+    reads = "ReconstructionResult.load"
     why_not_sharded = (
         "each process runs the model by itself here, which only all of them together can. Save a full checkpoint, load "
         "it on one device after the fit, and pass it to lightning_cwrf.audit_reconstruction"
@@ -85,6 +93,8 @@ class ReconstructionAuditCallback(ReadsData):
         confidence: float = 0.95,
         seed: int = 0,
         name: str = "reconstruction",
+        save: str | PathLike[str] | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.take_data(nonmembers=nonmembers, members=members)
         self.attack = ReconstructionSettings(
@@ -105,6 +115,7 @@ class ReconstructionAuditCallback(ReadsData):
             raise TypeError(f"name must be a non-empty string, such as 'reconstruction', not {name!r}.")
         self.weight_decay = weight_decay
         self.name = name
+        self.take_file(None if save is None else check_json_path(save), overwrite)
         self.reset()
 
     @property
@@ -153,6 +164,8 @@ class ReconstructionAuditCallback(ReadsData):
         values = {f"{self.name}/{name}": value for name, value in self.result.values().items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
+        if self.save is not None and trainer.is_global_zero:
+            self.result.save(self.save)
 
     def _data(self, trainer: Trainer) -> AuditedData:
         members: Any = self.members if self.members is not None else training_data(trainer, self)

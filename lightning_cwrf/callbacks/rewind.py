@@ -14,15 +14,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_cwrf._deprecated import renamed
-from lightning_cwrf.callbacks.common import (
-    HoldsWeights,
-    RewindsWeights,
-    earlier,
-    refuse_moved_weights,
-    saved_state,
-    training_data,
-)
+from lightning_cwrf.callbacks.common import HoldsWeights, RewindsWeights, earlier, refuse_moved_weights, saved_state
 from lightning_cwrf.callbacks.loggers import log_settings
+from lightning_cwrf.callbacks.reading import training_data
 from lightning_cwrf.callbacks.rewind_settings import (
     OLD_WORDS,
     check_mask,

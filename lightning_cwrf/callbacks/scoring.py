@@ -11,8 +11,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_cwrf.callbacks.common import ReadsData, RewindsWeights, saved_state, training_data
+from lightning_cwrf.callbacks.common import RewindsWeights, saved_state
 from lightning_cwrf.callbacks.loggers import log_settings
+from lightning_cwrf.callbacks.reading import ReadsData, training_data
 from lightning_cwrf.checks import check_choice, check_flag, check_integer
 from lightning_cwrf.data import Batches, all_ids, isolated_rng
 from lightning_cwrf.data.seen import SCORED, record_seen

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lightning_cwrf._version import __version__
+from lightning_cwrf.auditing.saved import read_json, write_json
 from lightning_cwrf.auditing.tables import aligned, percent
-from lightning_cwrf.auditing.values import Estimate
+from lightning_cwrf.auditing.values import Estimate, estimate_of
 from lightning_cwrf.metrics.functional import holm
 from lightning_cwrf.reconstruction.attack import Reconstruction
 from lightning_cwrf.reconstruction.prior import ReconstructionPrior
@@ -16,6 +20,7 @@ from lightning_cwrf.reconstruction.prior import ReconstructionPrior
 RECONSTRUCTED = "members are reconstructed"
 TOLD_APART = "members are told apart, not reconstructed"
 NOTHING_FOUND = "nothing found with this prior"
+_FORMAT = "lightning_cwrf.ReconstructionResult/1"
 LIMIT = "a failed attack shows nothing about another prior, or a longer search"
 
 
@@ -97,6 +102,36 @@ class ReconstructionResult:
         if self.gate_patterns is not None:
             found["gate_patterns"] = self.gate_patterns
         return {name: float(value) for name, value in found.items()}
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Save as one JSON file, completely or not at all. **It holds the inputs of members and non-members.**
+
+        Raises:
+            ValueError: the path has a suffix of weight files (``.safetensors``, ``.ckpt``, ``.pt``), or is a folder.
+        """
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return write_json({"format": _FORMAT, "version": __version__, "finding": self.finding, **own}, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> ReconstructionResult:
+        """Load what :meth:`save` saved.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no reconstruction audit, is damaged, was changed, or is of another version.
+        """
+        content = read_json(path, _FORMAT, what="saved reconstruction", writer="ReconstructionResult.save")
+        found = content["reconstruction"]
+        prior = found["prior"]
+        prior["box"] = None if prior["box"] is None else tuple(prior["box"])
+        found["prior"] = ReconstructionPrior(**prior)
+        found |= {name: float(found[name]) for name in ("residual", "exact_residual")}  # text where not finite
+        content["reconstruction"] = Reconstruction(**found)
+        content["estimates"] = {name: estimate_of(each) for name, each in content["estimates"].items()}
+        content |= {name: tuple(content[name]) for name in ("hits", "examples")}
+        content |= {name: tuple(map(float, content[name])) for name in ("margins", "relative_distances")}
+        content["truth_residual"] = float(content["truth_residual"])
+        return cls(**{f.name: content[f.name] for f in fields(cls)})
 
     def __str__(self) -> str:
         (a, b), (n, k) = self.hits, self.examples

@@ -106,5 +106,5 @@ def test_files_that_no_audit_can_be_saved_to_are_refused_before_the_training(tmp
         with pytest.raises(ValueError, match=message):
             MIAAuditCallback(loader(100, 140), save=tmp_path / path)
     twins = [MIAAuditCallback(loader(100, 140), save=tmp_path / "a.json", name=name) for name in ("one", "two")]
-    with pytest.raises(MisconfigurationException, match="two audits in this Trainer save to"):
+    with pytest.raises(MisconfigurationException, match="two callbacks in this Trainer save to"):
         trainer(callbacks=twins, max_epochs=1).fit(Classifier(), loader(0, 64))

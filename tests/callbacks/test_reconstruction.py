@@ -13,7 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from lightning_cwrf import ReconstructionAuditCallback, ReconstructionPrior, audit_reconstruction
+from lightning_cwrf import (
+    ReconstructionAuditCallback,
+    ReconstructionPrior,
+    ReconstructionResult,
+    audit_reconstruction,
+)
 from tests.helpers import trainer
 
 
@@ -111,6 +116,18 @@ def test_the_final_weights_are_attacked():
     model, _ = fit(audit, model=Late(weight_decay=1e-3))
     expected = audit_reconstruction(model, members=MEMBERS, nonmembers=NONMEMBERS, steps=5, weight_decay=1e-3)
     assert torch.equal(audit.result.scores, expected.scores)
+
+
+def test_the_result_is_saved_and_a_file_of_another_run_is_kept(tmp_path):
+    audit = callback(save=tmp_path / "result.json")
+    fit(audit)
+    assert torch.equal(ReconstructionResult.load(audit.save).scores, audit.result.scores)
+    with pytest.raises(MisconfigurationException, match="exists; pass another file as save=, or overwrite=True"):
+        fit(callback(save=tmp_path / "result.json"))
+    fit(callback(save=tmp_path / "result.json", overwrite=True))
+    twins = (callback(save=tmp_path / "a.json"), callback(save=tmp_path / "a.json", name="other"))
+    with pytest.raises(MisconfigurationException, match="two callbacks in this Trainer save to"):
+        fit(*twins)
 
 
 def test_a_second_fit_attacks_again_and_the_callback_can_be_copied():

@@ -2,13 +2,14 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cwrf import ReconstructionPrior, audit_reconstruction
+from lightning_cwrf import AuditResult, ReconstructionPrior, ReconstructionResult, audit_reconstruction
 from lightning_cwrf.data import all_ids
 from lightning_cwrf.data.seen import record_seen
 from lightning_cwrf.metrics.functional import auroc_p_value, clopper_pearson, one_run_epsilon
@@ -74,6 +75,34 @@ def test_nothing_of_the_members_enters_the_attack_but_their_number():
     assert torch.equal(one.reconstruction.multipliers, other.reconstruction.multipliers)
     assert one.reconstruction.residual == other.reconstruction.residual
     assert len(audited(members=side(7, 1), candidates=40.0).reconstruction.targets) > len(one.reconstruction.targets)
+
+
+@pytest.mark.parametrize("center", [0.0, torch.linspace(-1, 1, 4)])
+def test_a_result_is_saved_and_loaded_as_it_was(tmp_path, center):
+    prior = ReconstructionPrior(center=center, scale=1.0, box=(-2.0, 2.0))
+    result = audited(prior=prior, members=side(6, 1), nonmembers=side(8, 2))
+    result = replace(result, relative_distances=(float("inf"), 1.0))  # a pool of one example has none
+    loaded = ReconstructionResult.load(result.save(tmp_path / "result.json"))
+    for name in ("scores", "is_member", "claimed", "pool"):
+        assert torch.equal(getattr(loaded, name), getattr(result, name)), name
+        assert getattr(loaded, name).dtype == getattr(result, name).dtype
+    for name in ("inputs", "targets", "multipliers"):
+        assert torch.equal(getattr(loaded.reconstruction, name), getattr(result.reconstruction, name)), name
+    assert loaded.values() == result.values()
+    assert loaded.estimates == result.estimates
+    assert (loaded.degree, loaded.hits, loaded.confidence) == (result.degree, result.hits, result.confidence)
+    assert torch.equal(torch.as_tensor(loaded.prior.center), torch.as_tensor(center))
+    assert loaded.prior.box == (-2.0, 2.0)
+    assert str(loaded) == str(result)
+
+
+def test_a_changed_file_is_no_result(tmp_path):
+    path = audited().save(tmp_path / "result.json")
+    path.write_text(path.read_text().replace('"degree": 2', '"degree": 3'))
+    with pytest.raises(ValueError, match="was changed after it was saved"):
+        ReconstructionResult.load(path)
+    with pytest.raises(ValueError, match=r"is not a saved audit"):
+        AuditResult.load(path)
 
 
 def test_the_model_and_the_random_state_are_untouched():
