@@ -46,7 +46,7 @@ def check_gradients(
     parameter's largest (10 % in lower precision) count as rounding, and what autograd's own rounding makes of them.
     The module's state, gradients and the caller's random state are left as they were.
     """
-    with isolated_rng(module.device), visiting(module), _without_grad(module):
+    with isolated_rng(module.device), visiting(module), _without_grad(module), _named_failure(gradients):
         try:
             gradients.watch()
             losses = losses_of(batch)
@@ -79,6 +79,24 @@ def check_gradients(
     if isinstance(gradients, ReweightedLoss):
         coarse = _beyond(rounding / 3, norms.max(1).values, torch.zeros_like(rounding), low)
         _raise_for_rounding([name for name, bad in zip(names.values(), coarse.tolist(), strict=True) if bad])
+
+
+@contextmanager
+def _named_failure(gradients: SampledGradients | KeptBackprops) -> Iterator[None]:
+    """Raise a MisconfigurationException for what fails in the hooks; the model alone has run on this batch before."""
+    try:
+        yield
+    except (MisconfigurationException, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        plain = isinstance(gradients, SampledGradients) and not gradients.ghost
+        without = "" if plain else " Or leave out ghost=True, which takes fewer models."
+        raise MisconfigurationException(
+            f"DP-SGD cannot take per-example gradients of this module ({type(error).__name__}: {error}). Give each "
+            "layer weights of its own (tied ones work without ghost=True; torch.nn.utils.weight_norm does not, and its "
+            "successor in torch.nn.utils.parametrizations does), and one input, as a positional argument, with the "
+            f"examples in its first dimension.{without}"
+        ) from error
 
 
 def _backward(loss: Tensor, **arguments: Any) -> None:

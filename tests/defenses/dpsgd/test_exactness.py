@@ -1,5 +1,7 @@
 """What a step adds for an example is its own gradient, and never longer than the clip norm."""
 
+import warnings
+
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -132,6 +134,61 @@ def test_gradients_that_are_not_those_of_autograd_raise_by_name(make, x, name, g
     torch.manual_seed(0)
     with pytest.raises(MisconfigurationException, match=rf"takes of {name} are not those of autograd"):
         fit(make(), x and x(), ghost=ghost)
+
+
+class TiedLayers(Classifier):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 3))
+        self.net[2].weight = self.net[0].weight
+
+
+class ByKeyword(nn.Module):
+    """The layer inside is called with a keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.inner(input=x)
+
+
+def keyword():
+    return Net(ByKeyword(), nn.Linear(6, 3))
+
+
+def old_weight_norm():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return Net(torch.nn.utils.weight_norm(nn.Linear(6, 6)), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "ghost", "message"),
+    [
+        (TiedLayers, True, r"Parameter tying is not supported.*tied ones work without ghost=True.*Or leave out ghost="),
+        (keyword, True, "one input, as a positional argument"),
+        (keyword, False, "one input, as a positional argument"),
+        (old_weight_norm, False, r"its successor in torch\.nn\.utils\.parametrizations does"),
+    ],
+)
+def test_layers_that_opacus_fails_on_raise_with_the_fix(make, ghost, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(make(), ghost=ghost)
+
+
+@pytest.mark.parametrize(
+    ("make", "ghost"),
+    [
+        (TiedLayers, False),
+        (lambda: Net(torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), nn.Linear(6, 3)), True),
+    ],
+)
+def test_what_the_messages_say_works(make, ghost):
+    assert fit(make(), ghost=ghost).privacy_spent.steps == 1
 
 
 def test_two_passes_that_round_differently_raise():
