@@ -4,20 +4,33 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick check docs lowest release bench mutation clean
+.PHONY: demo test suite coverage quick check lint types docs lowest release bench mutation clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/harden_digits.py
 
-test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart 0 --durations 20 --cov --cov-report=term
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart 0
+
+# mypy runs beside the tests.
+test: lint
+	$(MAKE) -j 2 types suite
+
+suite: $(VENV)/.ready
+	$(PYTEST) --durations 20
+
+coverage: $(VENV)/.ready
+	$(PYTEST) --cov --cov-report=term
 
 quick: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
-check: $(VENV)/.ready
+check: lint types
+
+lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready
 	$(BIN)/mypy
 
 # The site, in out/site; warnings are errors.

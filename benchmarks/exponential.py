@@ -98,7 +98,7 @@ def without_curvature(parts: Features, epsilon: float, share: float, eta: float)
 
 @cache
 def sigma(epsilon: float, epochs: int) -> float:
-    return Ledger("prv").noise_for(epsilon, DELTA, 1 / PASSES, epochs * PASSES)
+    return Ledger("prv").noise_for(epsilon, DELTA, 1 / PASSES, [(1.0, epochs * PASSES)])
 
 
 def dpsgd(parts: Features, epsilon: float, epochs: int, lr: float, clip: float) -> float:
