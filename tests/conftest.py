@@ -8,6 +8,26 @@ from hypothesis import settings
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("default")
 
+LONGEST = (
+    "examples",
+    "runs",
+    "clusters",
+    "workers",
+    "studies",
+    "docs",
+    "training",
+    "ledger",
+    "packaging",
+    "search",
+    "said",
+)
+"""Modules of tests that take minutes."""
+
+
+def pytest_collection_modifyitems(items):
+    """The longest modules come first, so that no process works alone at the end."""
+    items.sort(key=lambda item: next((i for i, n in enumerate(LONGEST) if item.path.stem == f"test_{n}"), len(LONGEST)))
+
 
 @pytest.fixture(autouse=True)
 def _seed():
