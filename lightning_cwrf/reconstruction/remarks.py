@@ -139,8 +139,9 @@ def of_attack(residual: float, truth: float, least_margin: float) -> list[str]:
     if truth > HOLDS:
         found.append(
             f"the attack's equation does not hold for the members themselves (they leave {truth:.4f} of the weights "
-            "unexplained, where 1 is all): the training was too short, or not of all these weights by cross-entropy "
-            "with the weight decay given. That the attack finds nothing shows nothing, and more steps= do not help."
+            "unexplained, where 1 is all): the training was too short, or not that of the equation, by SGD on "
+            "cross-entropy with the weight decay given, of all these weights, and of the network as it is in "
+            "evaluation. That the attack finds nothing shows nothing, and more steps= do not help."
         )
     elif residual > CONVERGED * truth:
         found.append(

@@ -245,7 +245,7 @@ def test_examples_that_the_victim_never_saw_are_not_told_apart():
 def test_an_untrained_network_gives_nothing():
     torch.manual_seed(0)
     net = benchmark().network()
-    result = benchmark().attack(net, 0, 300, scale=0.03)
+    result = benchmark().attack(net, 0, benchmark().sides(0), steps=300, scale=0.03)
     assert result.hits == (0, 0)
     assert result.truth_residual > 0.9
     assert result.finding.startswith("nothing found with this prior")

@@ -17,7 +17,7 @@ def warned(match, tmp_path, model=None, **given):
     """A remark is a warning, and is printed, and is in the saved file."""
     with pytest.warns(UserWarning, match=match):
         result = audited(model, **given)
-    assert any(line in str(result) for line in result.remarks)
+    assert all(remark in str(result) for remark in result.remarks)
     loaded = ReconstructionResult.load(result.save(tmp_path / "result.json"))
     assert loaded.remarks == result.remarks
     return next(remark for remark in result.remarks if match in remark)
