@@ -28,7 +28,7 @@ from digits import digits
 from private_finetuning import DELTA, PASSES
 
 from lightning_cwrf.mechanism import PublicCurvature, example_gradients, exponential_mechanism, public_curvature
-from lightning_cwrf.mechanism.gradients import flat, write
+from lightning_cwrf.mechanism.parameters import flat, write
 
 EPSILONS = (0.5, 2.0, 8.0)
 EPOCHS = 20

@@ -178,6 +178,7 @@ def path_of(name):
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+@pytest.mark.slow
 def test_private_attributes_of_lightning_are_read_in_one_file():
     """By the names that Lightning's source gives to private attributes, where PyTorch and this package have no such."""
     written = re.compile(r"(?:self\.|def )(_[a-z]\w*)")

@@ -18,6 +18,7 @@ from lightning_cwrf.auditing.run import unlike_shadows
 from lightning_cwrf.auditing.saved import check_json_path
 from lightning_cwrf.callbacks.common import averaging_in, saved_state
 from lightning_cwrf.callbacks.coverage import check_coverage, undrawn
+from lightning_cwrf.callbacks.exponential import ExponentialMechanismCallback
 from lightning_cwrf.callbacks.loggers import log_figure
 from lightning_cwrf.callbacks.reading import SavesResult, training_data
 from lightning_cwrf.callbacks.rewind import CriticalRewindCallback
@@ -182,7 +183,7 @@ class MIAAuditCallback(SavesResult):
         )
         if final:
             self._final_step = trainer.global_step
-            if self.members is None:
+            if self.members is None and not callbacks_of(trainer, ExponentialMechanismCallback):  # it reads all
                 self.result.remarks.extend(undrawn(trainer, self._expected))
             for rewind in callbacks_of(trainer, CriticalRewindCallback):
                 self.result.remarks.extend(rewind.remarks())

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_cwrf.callbacks.common import HoldsWeights, RewindsWeights, averaging_in, saved_state
 from lightning_cwrf.callbacks.reading import ReadsData
@@ -17,7 +17,7 @@ from lightning_cwrf.data.poisson import users_loader
 from lightning_cwrf.mechanism.checks import check_parts, check_settings
 from lightning_cwrf.mechanism.curvature import MOST_DIMENSIONS, public_curvature
 from lightning_cwrf.mechanism.draw import exponential_mechanism
-from lightning_cwrf.mechanism.gradients import Parameters
+from lightning_cwrf.mechanism.parameters import Parameters, check_chosen
 from lightning_cwrf.mechanism.private import PrivateExamples
 from lightning_cwrf.mechanism.spent import Adjacency, PrivacySpent, draws_of, ledger_of
 from lightning_cwrf.trainers import Split, callbacks_of, transfer_of
@@ -62,7 +62,8 @@ class ExponentialMechanismCallback(ReadsData):
     Raises:
         TypeError: data that are none of these, or a setting of the wrong type.
         ValueError: a setting out of range. When the fit starts: an example that is in both data; a training loader that
-            leaves examples out or draws them; training data that read differently each time.
+            leaves examples out, draws them or holds one twice; training data that read differently each time; hooks
+            that keep something of the examples on the module.
         MisconfigurationException: when the fit starts: more than one device, 16-mixed precision, a defense on the
             module, or callbacks that hold or average weights.
 
@@ -95,6 +96,7 @@ class ExponentialMechanismCallback(ReadsData):
             check_number("clip", clip, low=0, low_open=True)
         if subspace is not None:
             check_integer("subspace", subspace, low=1, high=MOST_DIMENSIONS)
+        check_chosen(parameters)
         check_integer("seed", seed)
         if noise_seed is not None:
             check_integer("noise_seed", noise_seed, low=0)
@@ -139,14 +141,14 @@ class ExponentialMechanismCallback(ReadsData):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the draws, unless the checkpoint that this run resumes has them, and end the fit."""
+        _refuse_defense(pl_module)  # DefenseCallback may come after this one
         try:
             if not self._resumed:
                 self.done_with = None
                 self._draw(trainer, pl_module)
                 self.done_with = self.settings()
         finally:  # draws of a fit that breaks off count
-            if draws_of(pl_module):
-                self.privacy_spent = ledger_of(pl_module).spent(self.target_delta, self.adjacency)
+            self._count(pl_module)
         self._ended = trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -164,7 +166,9 @@ class ExponentialMechanismCallback(ReadsData):
                 "finished training, or there are no training batches. Load the weights (load_from_checkpoint) and fit "
                 "them without ckpt_path."
             )
-        rank_zero_info(str(self.privacy_spent))
+        saved = any(each.best_model_path or each.last_model_path for each in trainer.checkpoint_callbacks)  # type: ignore[attr-defined]
+        hint = "" if saved else " No epoch ended, so no checkpoint was saved: call trainer.save_checkpoint(path)."
+        rank_zero_info(f"{self.privacy_spent}{hint}")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count the draws that the loaded weights come from, also where they are loaded for a test."""
@@ -172,6 +176,7 @@ class ExponentialMechanismCallback(ReadsData):
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state:
             ledger_of(pl_module, None).load_state_dict(state["ledger"])
+            self._count(pl_module)
 
     @saved_state
     def state_dict(self) -> dict[str, Any]:
@@ -183,6 +188,10 @@ class ExponentialMechanismCallback(ReadsData):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.done_with = state_dict["settings"]
         self._resumed = self.done_with is not None
+
+    def _count(self, module: LightningModule) -> None:
+        if draws_of(module):
+            self.privacy_spent = ledger_of(module).spent(self.target_delta, self.adjacency)
 
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
         private = _private_data(trainer)
@@ -222,10 +231,9 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
         raise MisconfigurationException(f"{name} works on one device, not with {type(strategy).__name__}.")
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise MisconfigurationException(f"{name} clips gradients of its own; use bf16-mixed or 32, not 16-mixed.")
-    if hasattr(module, "defense_settings"):
-        raise MisconfigurationException(
-            f"{name} takes no training step, so the defense on the module would do nothing; detach it."
-        )
+    _refuse_defense(module)
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        rank_zero_warn("under fast_dev_run the private draws are taken, and counted, as in any fit.")
     others = [averaging_in(trainer), *callbacks_of(trainer, HoldsWeights, RewindsWeights)]
     for other in others:
         if other is not None:
@@ -247,6 +255,14 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
         )
     if trainer.max_epochs == 0 or trainer.max_steps == 0:
         raise MisconfigurationException(f"with max_epochs=0 or max_steps=0 the fit ends before {name}; use 1.")
+
+
+def _refuse_defense(module: LightningModule) -> None:
+    if hasattr(module, "defense_settings"):
+        raise MisconfigurationException(
+            f"{ExponentialMechanismCallback.__name__} takes no training step, so the defense on the module would do "
+            "nothing; detach it, or leave out its DefenseCallback."
+        )
 
 
 def _private_data(trainer: Trainer) -> Any:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Collection, Hashable
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from lightning_cwrf.checks import check_choice, check_integer, check_number
 from lightning_cwrf.data import Batches
 from lightning_cwrf.data.examples import ExampleId, is_whole
 from lightning_cwrf.data.overlap import is_ambiguous, places_among, places_in, told
 from lightning_cwrf.mechanism.curvature import PublicCurvature
-from lightning_cwrf.mechanism.gradients import flat, parameter_names
-from lightning_cwrf.mechanism.spent import SHIFTS
+from lightning_cwrf.mechanism.parameters import flat, parameter_names
+from lightning_cwrf.mechanism.spent import SHIFTS, GaussianLedger
+from lightning_cwrf.weights.copies import parameters_and_buffers, weights_digest
 
 _REMEDY = (
     "Leave them out of the private data (lightning_cwrf.without_overlap(private, public)), not out of the public data, "
@@ -56,21 +62,78 @@ def check_fit(model: nn.Module, curvature: PublicCurvature) -> None:
         )
 
 
-def check_public(private: list[ExampleId], public: Collection[Hashable]) -> None:
+def check_public(private: list[ExampleId], curvature: PublicCurvature) -> None:
     """Raise a ValueError where private examples are among the public ones, by their inputs.
 
-    Where many private examples share their content, it identifies none, and this is a warning.
+    Where many examples of both share their content, it identifies none, and this is a warning.
     """
+    if curvature.public is None:
+        return
     inside = [digest for digest, _ in private]
-    places = places_among(inside, public)
+    places = places_among(inside, curvature.public)
     if not places:
         return
     what = told(places, len(inside), "the private data", "public", "the same inputs")
     message = f"{what}: the curvature must come from public data"
-    if is_ambiguous(inside):
-        warnings.warn(f"{message}. Many private examples share their content, so this may be chance.", stacklevel=3)
+    if is_ambiguous(inside) and curvature.ambiguous:
+        warnings.warn(f"{message}. Many examples of both share their content, so this may be chance.", stacklevel=3)
         return
     raise ValueError(f"{message}. {_REMEDY}")
+
+
+def check_single(private: Batches, ids: list[ExampleId]) -> None:
+    """Raise a ValueError for an example that the private data hold several times; warn of equal ones.
+
+    The guarantee is for one row of the data, so an example in k rows is protected less.
+    """
+    source: Any = private.dataset if isinstance(private, DataLoader) else private
+    times = Counter(_origins(source, range(len(source))))
+    several = [count for count in times.values() if count > 1]
+    cost = "the guarantee of μ is for one row, and an example in k rows has that of k times μ alone"
+    if several:
+        raise ValueError(
+            f"the private data hold {len(several)} examples more than once (one of them {max(several)} times, by index "
+            f"in their data set): {cost}. Take each example once."
+        )
+    most = max(Counter(ids).values())
+    if most > 1:
+        shared = sum(count for count in Counter(ids).values() if count > 1)
+        warnings.warn(
+            f"{shared} of the {len(ids)} private examples are equal to others, up to {most} to one another: {cost}. If "
+            "they are of one person, leave the copies out.",
+            stacklevel=3,
+        )
+
+
+def _origins(data: Any, places: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Where each example comes from, below ``Subset`` and ``ConcatDataset``."""
+    if type(data) is Subset:
+        yield from _origins(data.dataset, (int(data.indices[place]) for place in places))
+    elif type(data) is ConcatDataset:
+        begins = [0, *data.cumulative_sizes]
+        for place in places:
+            part = bisect_right(begins, place % len(data)) - 1
+            yield from _origins(data.datasets[part], [place % len(data) - begins[part]])
+    else:
+        yield from ((id(data), place % max(1, len(data))) for place in places)
+
+
+def written(model: nn.Module) -> tuple[str, str] | None:
+    """Digests of the names and of the values of a model's parameters and buffers; None: the values have none."""
+    values = weights_digest(model)
+    names = repr(sorted(name for name, _ in parameters_and_buffers(model)))
+    return (hashlib.blake2b(names.encode(), digest_size=8).hexdigest(), values) if values else None
+
+
+def warn_of_other_training(model: nn.Module, ledger: GaussianLedger) -> None:
+    """Warn where the weights are not those that the earlier draws wrote."""
+    now, then = written(model), ledger.weights
+    if now is not None and then is not None and now[0] == then[0] and now[1] != then[1]:
+        warnings.warn(
+            f"the weights are not those that the {ledger.draws} earlier draws gave: something else has changed them "
+            "since. ε does not count it, and holds only if nothing of the private data was used for it.",
+            stacklevel=3,
+        )
 
 
 def check_parts(private: Batches, public: Batches) -> None:

@@ -13,16 +13,9 @@ from torch import Tensor, nn
 from lightning_cwrf.checks import check_integer, check_number
 from lightning_cwrf.data import Batches, all_ids, as_loader, bring_to, check_batches, reads_alike
 from lightning_cwrf.data.examples import is_whole
-from lightning_cwrf.mechanism.gradients import (
-    Parameters,
-    Subspace,
-    check_head,
-    example_gradients,
-    label_gradients,
-    parameter_names,
-    part_size,
-    parts_of,
-)
+from lightning_cwrf.data.overlap import is_ambiguous
+from lightning_cwrf.mechanism.gradients import Subspace, example_gradients, label_gradients, part_size, parts_of
+from lightning_cwrf.mechanism.parameters import Parameters, check_head, parameter_names
 from lightning_cwrf.outputs import evaluating
 from lightning_cwrf.weights.copies import copied
 from lightning_cwrf.weights.descent import scoring_context
@@ -41,6 +34,7 @@ class PublicCurvature:
         names: of the parameters that are trained.
         subspace: the directions in which they are; None: all, k = d.
         public: what identifies the inputs of the public examples; None: it is not known, and not checked.
+        ambiguous: whether many public examples share their content, so that it identifies none.
     """
 
     cholesky: Tensor
@@ -48,6 +42,7 @@ class PublicCurvature:
     names: list[str]
     subspace: Subspace | None = None
     public: frozenset[Hashable] | None = field(default=None, repr=False, compare=False)
+    ambiguous: bool = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shape = tuple(self.cholesky.shape)
@@ -154,8 +149,8 @@ def public_curvature(
         found = PublicCurvature(torch.linalg.cholesky(curvature), 1.0 if clip is None else clip, names, directions)
         if clip is None:
             clip = _half_median(gradients(), found, seed)
-    known = frozenset(digest for digest, _ in all_ids(public) or ())
-    return PublicCurvature(found.cholesky, float(clip), names, directions, known)
+    known = [digest for digest, _ in all_ids(public) or ()]
+    return PublicCurvature(found.cholesky, float(clip), names, directions, frozenset(known), is_ambiguous(known))
 
 
 def _subspace(parameters: int, subspace: int | None, most: int, seed: int) -> Subspace | None:

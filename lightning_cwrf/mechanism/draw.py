@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_cwrf.checks import check_integer
-from lightning_cwrf.data import Batches, bring_to, isolated_rng
-from lightning_cwrf.mechanism.checks import check_fit, check_public, check_settings
+from lightning_cwrf.data import Batches, bring_to
+from lightning_cwrf.mechanism.checks import (
+    check_fit,
+    check_public,
+    check_settings,
+    check_single,
+    warn_of_other_training,
+    written,
+)
 from lightning_cwrf.mechanism.curvature import PublicCurvature
-from lightning_cwrf.mechanism.gradients import flat, part_size, write
+from lightning_cwrf.mechanism.gradients import part_size
+from lightning_cwrf.mechanism.noise import KNOWN_NOISE, noise_source
+from lightning_cwrf.mechanism.parameters import flat, write
 from lightning_cwrf.mechanism.private import PrivateExamples
 from lightning_cwrf.mechanism.spent import SHIFTS, Adjacency, PrivacySpent, large_delta, ledger_of
 from lightning_cwrf.outputs import evaluating
-from lightning_cwrf.weights.copies import copied
+from lightning_cwrf.weights.copies import copied, parameters_and_buffers, visiting
 from lightning_cwrf.weights.descent import scoring_context
 
-KNOWN_NOISE = (
-    "noise_seed makes the noise of the draws reproducible, and the guarantee then holds only while it is secret and "
-    "cannot be guessed: for tests, never for a release. Leave it out."
-)
 _COMPARED = 4
 """Of how many examples the gradients are compared before and after each pass."""
 
@@ -166,12 +167,13 @@ def exponential_mechanism(
     check_fit(model, curvature)
     examples = PrivateExamples(private, transfer)
     ids = examples.ids()
-    if curvature.public is not None:
-        check_public(ids, curvature.public)
+    check_public(ids, curvature)
+    check_single(private, ids)
     warning = large_delta(target_delta, len(ids))
     if warning:
         warnings.warn(warning, stacklevel=2)
     ledger = ledger_of(model, curvature.names)
+    warn_of_other_training(model, ledger)
     if target_epsilon is not None:
         mu = ledger.left(target_epsilon, target_delta, adjacency)
     assert mu is not None
@@ -181,13 +183,8 @@ def exponential_mechanism(
     settings = repr((each, draws, eta, adjacency, curvature.clip, curvature.names, ids))
     start = flat(model, curvature.names)
     position = start if curvature.subspace is None else torch.zeros(curvature.dimensions, dtype=torch.float64)
-    random = _noise_source(
-        secrets.token_bytes(32)
-        if noise_seed is None
-        else _reproducible(noise_seed, model, curvature, examples, settings)
-    )
-    work = copied(model)  # what a forward pass keeps of private examples must not be released
-    with scoring_context(work), evaluating(work):
+    with _untouched(model), _working_copy(model) as work:  # what a pass keeps of examples must not be released
+        random = noise_source(noise_seed, model, curvature, examples, settings)
         for _ in range(draws):
             total = _over_all(work, examples, curvature, _weights(start, position, curvature))
             ledger.add(run, sigma)
@@ -197,7 +194,40 @@ def exponential_mechanism(
             )
     result = _weights(start, position, curvature)
     write(model, curvature.names, result)
+    ledger.weights = written(model)
     return ledger.spent(target_delta, adjacency)
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Raise a ValueError where the passes have written into the model itself, as transfer hooks can; it is restored.
+
+    What they write would be released with the weights, without noise.
+    """
+    with visiting(model) as kept:
+        yield
+        now = dict(parameters_and_buffers(model))
+        changed = [name for name in {**kept, **now} if not _equal(kept.get(name), now.get(name))]
+    if changed:
+        raise ValueError(
+            f"reading the private data has changed {', '.join(changed)} of the model, without noise: a transfer hook "
+            "(on_before_batch_transfer, transfer_batch_to_device, on_after_batch_transfer) keeps something of the "
+            "examples. Make the hooks functions of the batch alone."
+        )
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Equal numbers in equal places; NaN is equal to NaN."""
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+@contextmanager
+def _working_copy(model: nn.Module) -> Iterator[nn.Module]:
+    work = copied(model)
+    with scoring_context(work), evaluating(work):
+        yield work
 
 
 def _over_all(model: nn.Module, private: PrivateExamples, curvature: PublicCurvature, at: Tensor) -> Tensor:
@@ -233,38 +263,3 @@ def _first(model: nn.Module, private: PrivateExamples, curvature: PublicCurvatur
 
 def _weights(start: Tensor, position: Tensor, curvature: PublicCurvature) -> Tensor:
     return position if curvature.subspace is None else start + curvature.subspace.lift(position)
-
-
-def _noise_source(secret: bytes) -> np.random.Generator:
-    """NumPy's Philox generator, with 128 bits of the secret's hash as its key and 256 as its counter."""
-    found = hashlib.blake2b(secret, digest_size=48).digest()
-    key, counter = (int.from_bytes(part, "little") for part in (found[:16], found[16:]))
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def _reproducible(
-    seed: int, model: nn.Module, curvature: PublicCurvature, examples: PrivateExamples, settings: str
-) -> bytes:
-    """A secret that is a function of a seed and of all that the draws depend on: other draws have other noise.
-
-    Two releases with the same noise, of neighbouring data or at two ε, would give the private gradients away.
-    """
-    digest = hashlib.blake2b(str(seed).encode(), digest_size=32)
-
-    def add(name: str, value: Tensor) -> None:
-        value = value.detach().cpu().contiguous()
-        whole = value.reshape(-1).view(torch.uint8).numpy().tobytes()
-        head = repr((name, str(value.dtype), tuple(value.shape), len(whole))).encode()
-        digest.update(head + b"\n" + whole)
-
-    digest.update(settings.encode() + b"\n")
-    add("cholesky", curvature.cholesky)
-    if curvature.subspace is not None:
-        add("basis", curvature.subspace.basis)
-    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
-        add(name, value)
-    with isolated_rng():
-        for example in examples.groups(1):
-            for leaf in pytree.tree_leaves(example):
-                add("example", leaf if isinstance(leaf, Tensor) else torch.tensor(list(repr(leaf).encode())))
-    return digest.digest()

@@ -77,6 +77,8 @@ class GaussianLedger:
 
     def __init__(self) -> None:
         self._runs: dict[str, tuple[float, int]] = {}
+        self.weights: tuple[str, str] | None = None
+        """Digests of the names and of the values of what the last draws wrote; None: not known."""
 
     @staticmethod
     def new_run() -> str:
@@ -125,7 +127,7 @@ class GaussianLedger:
             ValueError: nothing is left.
         """
         target, spent = gaussian_mu(target_epsilon, delta), self.mu(adjacency)
-        if spent >= target:
+        if spent >= target * (1 - 1e-6):  # a budget that is spent is so up to rounding
             raise ValueError(
                 f"the {self.draws} draws so far have spent ε = {gaussian_epsilon(spent, delta):.4g} at δ = {delta:g}, "
                 f"and target_epsilon={target_epsilon:g} is for all draws of these weights together. Raise it, or start "
@@ -140,7 +142,8 @@ class GaussianLedger:
         return PrivacySpent(epsilon, delta, self.draws, "exact Gaussian", False, "exponential mechanism", adjacency, mu)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"runs": {run: list(entry) for run, entry in self._runs.items()}}
+        weights = None if self.weights is None else list(self.weights)
+        return {"runs": {run: list(entry) for run, entry in self._runs.items()}, "weights": weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Add the draws of a checkpoint; those that are here already count once, and none is forgotten.
@@ -150,6 +153,8 @@ class GaussianLedger:
         Raises:
             TypeError, ValueError: noise that is not above 0, or less than one draw.
         """
+        written = state.get("weights")
+        self.weights = self.weights if written is None else tuple(written)
         for run, (sigma, count) in state["runs"].items():
             check_number("noise_multiplier", sigma, low=0, low_open=True)
             check_integer("draws", count, low=1)
@@ -187,7 +192,7 @@ def _merged(model: nn.Module) -> GaussianLedger:
     for module in model.modules():
         other: GaussianLedger | None = getattr(module, _LEDGER, None)
         if other is not None and other is not found:
-            found.load_state_dict(other.state_dict())
+            found.load_state_dict({**other.state_dict(), "weights": None})
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,6 +94,26 @@ def copied(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Any
     for module in made.modules():
         drop_compiled_steps(module)
     return made
+
+
+@contextmanager
+def visiting(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Restore parameters and buffers, which it gives, and keep autocast from reusing weights of freed graphs."""
+    kept = {name: tensor.detach().clone() for name, tensor in parameters_and_buffers(module)}
+    try:
+        yield kept
+    finally:
+        torch.clear_autocast_cache()
+        with torch.no_grad():
+            for name, tensor in parameters_and_buffers(module):
+                if name in kept and kept[name].shape == tensor.shape and not torch.equal(kept[name], tensor):
+                    tensor.copy_(kept[name])
+
+
+def parameters_and_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All of them by name, also those that are not saved."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _computed(model: nn.Module) -> dict[int, Any]:

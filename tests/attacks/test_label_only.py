@@ -34,6 +34,7 @@ def label_of(model):
     return lambda point: int(model(torch.tensor(point, dtype=torch.float64)[None]).argmax())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the model's labels are right for")  # of 8 examples
 @settings(max_examples=10, deadline=None)
 @given(seeds, st.integers(2, 4), st.integers(1, 120))
@@ -92,6 +93,7 @@ def test_the_curve_is_what_smaller_budgets_give_and_never_rises():
     assert boundary_distance(model, data, budget=50).budgets == (1, 3, 10, 30, 50)
 
 
+@pytest.mark.slow
 def test_neither_blocks_nor_batches_nor_other_examples_nor_the_budget_change_a_distance(monkeypatch):
     model, x, y = problem(1, n=30, d=6)
     data, settings = TensorDataset(x, y), {"evaluations": 10, "clip": (-4, 4)}

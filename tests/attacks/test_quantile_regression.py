@@ -32,6 +32,7 @@ def test_quantile_regression_against_its_formulas(m):
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [2.0, 0.0, 1e12])
 def test_scores_lie_between_0_and_1_and_tell_examples_apart_where_the_signal_is_constant(value):
     """In the population, that is: the network would make its spread as small as it can."""

@@ -46,6 +46,7 @@ def test_lira_and_rmia_beat_the_loss_attack(audited):
     assert min(values["lira/auroc"], values["rmia/auroc"]) > values["loss/auroc"]
 
 
+@pytest.mark.slow
 def test_every_attack_in_one_call(audited, shadows, full):
     assert list(full.estimates) == available_attacks()
     for attack, found in full.estimates.items():

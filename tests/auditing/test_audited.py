@@ -111,6 +111,7 @@ def seed_alike(worker):
     np.random.seed(worker)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "init"), [(Noisy(), None), (Seeded(), seed_alike)])
 def test_augmentation_in_workers_with_the_same_seed_is_found(data, init):
     noisy = DataLoader(data, batch_size=16, num_workers=2, worker_init_fn=init)

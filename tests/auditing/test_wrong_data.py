@@ -84,6 +84,7 @@ def test_invalid_arguments_raise(settings, error, message):
         run(**settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
 def test_labels_of_any_integer_type_are_taken(dtype):
     torch.manual_seed(0)

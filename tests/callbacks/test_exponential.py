@@ -1,6 +1,7 @@
 """Private fine-tuning inside a Trainer: what it changes, counts, resumes and refuses."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,12 +9,19 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import OnExceptionCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from lightning_cwrf import ExponentialMechanismCallback, GradientMaskCallback, RelaxLossMixin, WeightMask
+from lightning_cwrf import (
+    DefenseCallback,
+    ExponentialMechanismCallback,
+    GradientMaskCallback,
+    MIAAuditCallback,
+    RelaxLossMixin,
+    WeightMask,
+)
 from lightning_cwrf.callbacks import exponential
 from lightning_cwrf.defenses import DPSGDMixin
-from lightning_cwrf.mechanism.spent import draws_of, ledger_of
+from lightning_cwrf.mechanism.spent import GaussianLedger, draws_of, ledger_of
 from tests.defenses.dpsgd.cases import fresh
 from tests.helpers import Classifier, DigitsData, digits, loader, part, snapshot, trained, trainer
 
@@ -170,6 +178,7 @@ def test_a_resumed_run_with_other_settings_is_an_error(tmp_path):
         trainer(callbacks=[draws(target_epsilon=4.0)]).fit(finished(), private(), ckpt_path=tmp_path / "end.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", [True, False])
 def test_fits_of_one_module_add_up(new):
     """With the same callback or another one: squares of μ."""
@@ -186,11 +195,12 @@ def test_fits_of_one_module_add_up(new):
     assert callback.privacy_spent.steps == 2  # of another module
 
 
-def test_a_checkpoint_that_was_tested_before_does_not_keep_a_fit_from_drawing(tmp_path):
-    class Tested(Classifier):
-        def test_step(self, batch, batch_idx):
-            pass
+class Tested(Classifier):
+    def test_step(self, batch, batch_idx):
+        pass
 
+
+def test_a_checkpoint_that_was_tested_before_does_not_keep_a_fit_from_drawing(tmp_path):
     torch.manual_seed(0)
     run = trainer(tmp_path, callbacks=[draws(target_epsilon=None, mu=0.3)])
     run.fit(Tested(), private())
@@ -402,9 +412,10 @@ def test_a_finished_checkpoint_that_leaves_no_draw_is_an_error(tmp_path):
         trainer(max_epochs=1, callbacks=[draws()]).fit(finished(), private(), ckpt_path=tmp_path / "end.ckpt")
 
 
-def test_a_dry_run_takes_the_whole_data():
+def test_a_dry_run_takes_the_whole_data_and_says_that_it_counts():
     callback = draws()
-    trainer(callbacks=[callback], fast_dev_run=True).fit(finished(), loader(*PRIVATE))
+    with pytest.warns(UserWarning, match="under fast_dev_run the private draws are taken, and counted"):
+        trainer(callbacks=[callback], fast_dev_run=True).fit(finished(), loader(*PRIVATE))
     assert callback.privacy_spent.steps == 2
 
 
@@ -418,3 +429,135 @@ def test_public_data_by_the_name_of_a_split():
     assert callback.privacy_spent.steps == 2
     with pytest.raises(ValueError, match="the curvature must come from public data"):
         trainer(callbacks=[draws("train")]).fit(finished(), datamodule=WithPublic())
+
+
+class Remembers(Classifier):
+    """A transfer hook keeps the largest pixels of all that it has seen, which the forward pass does not use."""
+
+    def __init__(self, replaces):
+        super().__init__()
+        self.replaces = replaces
+        self.register_buffer("largest", torch.full((64,), -1.0), persistent=not replaces)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        new = torch.maximum(self.largest, batch[0].flatten(1).amax(0))
+        if self.replaces:
+            self.largest = new
+        else:
+            self.largest.copy_(new)
+        return batch
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_what_a_transfer_hook_keeps_is_an_error_and_is_not_released(replaces):
+    model = Remembers(replaces)
+    before = {name: value.clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    callback = draws()
+    with pytest.raises(ValueError, match="changed largest of the model, without noise: a transfer hook"):
+        trainer(callbacks=[callback]).fit(model, private())
+    own = dict(model.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in own.items())
+    public = loader(200, 260, batch_size=60).dataset
+    seen = torch.stack([public[i][0].flatten() for i in range(60)]).amax(0)
+    assert torch.equal(model.largest, seen)  # the public data were read before
+    assert callback.privacy_spent.steps == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("settings", [("relaxloss", {"alpha": 1.0}), ("dpsgd", {"noise_multiplier": 1.0})])
+def test_a_defense_is_refused_in_any_order(first, settings):
+    name, given = settings
+    callbacks = [draws(), DefenseCallback(name, **given)]
+    model = fresh()
+    before = weights(model)
+    with pytest.raises(MisconfigurationException, match="takes no training step, so the defense on the module"):
+        trainer(callbacks=callbacks if first else callbacks[::-1]).fit(model, private())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert draws_of(model) == 0
+
+
+@pytest.mark.slow
+def test_training_between_draws_warns_and_nothing_else_does():
+    model = finished()
+    trainer(callbacks=[draws(target_epsilon=1.0)]).fit(model, private())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the weights are not those that")
+        trainer(callbacks=[draws(target_epsilon=2.0)]).fit(model, private())
+    trainer(max_epochs=1).fit(model, private())
+    with pytest.warns(UserWarning, match="not those that the 4 earlier draws gave: something else has changed them"):
+        trainer(callbacks=[draws(target_epsilon=3.0)]).fit(model, private())
+
+
+def test_weights_of_a_checkpoint_are_those_that_its_draws_gave(tmp_path):
+    run = trainer(callbacks=[draws(target_epsilon=1.0)])
+    run.fit(Tested(), private())
+    run.save_checkpoint(tmp_path / "drawn.ckpt")
+    other, tested = Tested(), draws(target_epsilon=2.0)
+    trainer(callbacks=[tested]).test(other, loader(300, 340), ckpt_path=tmp_path / "drawn.ckpt", verbose=False)
+    assert tested.privacy_spent.epsilon == pytest.approx(1.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the weights are not those that")
+        trainer(callbacks=[tested]).fit(other, private())
+    assert tested.privacy_spent.steps == 4
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 1.0, 2.0, 7.0])
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_a_spent_budget_is_an_error_at_every_epsilon(epsilon, count):
+    ledger = GaussianLedger()
+    mu = ledger.left(epsilon, 1e-5, "add_remove")
+    sigma = ledger.noise_for(mu, "add_remove", count)
+    for _ in range(count):
+        ledger.add("run", sigma)
+    with pytest.raises(ValueError, match=f"the {count} draws so far have spent"):
+        ledger.left(epsilon, 1e-5, "add_remove")
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        lambda whole: Subset(whole, [0] * 20 + list(range(96))),
+        lambda whole: ConcatDataset([whole, whole]),
+        lambda whole: ConcatDataset([Subset(whole, range(90)), Subset(whole, range(80, 96))]),
+        lambda whole: Subset(ConcatDataset([whole, part(96, 100)]), [-1, 99, 5]),
+    ],
+)
+def test_an_example_that_is_there_twice_is_an_error(repeated):
+    with pytest.raises(ValueError, match=r"hold .* more than once"):
+        trainer(callbacks=[draws()]).fit(finished(), DataLoader(repeated(part(*PRIVATE)), batch_size=32))
+
+
+def test_equal_examples_warn():
+    images, labels = digits().tensors
+    data = TensorDataset(images[:96].repeat(2, 1, 1, 1), labels[:96].repeat(2))
+    with pytest.warns(UserWarning, match="192 of the 192 private examples are equal to others, up to 2"):
+        trainer(callbacks=[draws()]).fit(finished(), DataLoader(data, batch_size=32))
+
+
+def test_copies_of_public_examples_are_an_error_however_often_they_are_there():
+    images, labels = digits().tensors
+    data = TensorDataset(images[200:260].repeat(2, 1, 1, 1), labels[200:260].repeat(2))
+    with pytest.raises(ValueError, match=r"120 of the 120 examples.*the curvature must come from public data"):
+        trainer(callbacks=[draws()]).fit(finished(), DataLoader(data, batch_size=32))
+
+
+@pytest.mark.parametrize(("parameters", "error"), [(3, TypeError), ("head.weight", ValueError), ([1], TypeError)])
+def test_parameters_that_choose_none_raise_at_once(parameters, error):
+    with pytest.raises(error, match='parameters must be "head", "all" or a list of names'):
+        draws(parameters=parameters)
+
+
+def test_a_model_of_probabilities_is_refused():
+    class Softmax(Classifier):
+        def forward(self, images):
+            return super().forward(images).softmax(1)
+
+    with pytest.raises(ValueError, match="outputs on the public data are probabilities"):
+        trainer(callbacks=[draws()]).fit(Softmax(), private())
+
+
+def test_an_audit_in_the_same_trainer_knows_that_every_example_was_used():
+    audit = MIAAuditCallback(loader(300, 396), attacks=["loss"])
+    trainer(callbacks=[draws(), audit]).fit(finished(), loader(*PRIVATE, batch_size=20))
+    assert not [remark for remark in audit.result.remarks if "drawn" in remark]

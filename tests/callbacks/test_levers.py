@@ -65,6 +65,7 @@ def expected(values, model, before, vanilla, seed=0):
     return fresh_weights(model, seed, vanilla) if values == "fresh" else source[values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewind", LEVERS, ids=str)
 def test_each_lever_sets_the_chosen_weights_alone_and_holds_them_or_not(rewind):
     model, callbacks, before, vanilla, start, _ = hardened(**rewind)
@@ -130,6 +131,7 @@ def test_a_model_without_statistics_is_an_error_before_the_scoring():
         assert callbacks[0].scores is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewind", LEVERS, ids=str)
 def test_a_resumed_run_ends_at_the_same_weights(tmp_path, rewind):
     def make():
@@ -232,6 +234,7 @@ def test_no_warning_of_a_plain_rewind_that_is_not_held():
         hardened(hold=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rewind", "said"),
     [

@@ -43,6 +43,7 @@ class SplitsAtRandom(Splits):
         return DataLoader(self.test, batch_size=50)
 
 
+@pytest.mark.slow
 def test_reading_a_split_does_not_change_what_the_fit_trains_on():
     class Seeded(SplitsAtRandom):
         def generator(self):
@@ -117,6 +118,7 @@ HIDDEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HIDDEN)
 @pytest.mark.parametrize("seeded", [False, True])
 def test_a_random_split_is_found_in_every_kind_of_data_set(how, seeded):

@@ -26,6 +26,7 @@ def shown():
             yield pytest.param(line, id=f"{name}-{i}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", list(shown()))
 def test_a_shown_command_is_accepted(line, user, capsys):
     (block,) = re.findall(r"```yaml\n# harden.yaml\n(.*?)```", PAGES["command"].read_text(encoding="utf-8"), re.S)

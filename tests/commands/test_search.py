@@ -36,6 +36,7 @@ def test_a_dry_run_lists_the_candidates(user, capsys):
     assert not (user / "searched").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -72,6 +72,7 @@ def test_augmented_data_are_read_from_one_random_state(workers):
     assert same_examples(noisy(0, 1, 2, 5), batches)
 
 
+@pytest.mark.slow
 def test_an_augmentation_with_its_own_generator_leaves_the_labels():
     def noisy(x):
         return Noisy(TensorDataset(x, Y[: len(x)]), torch.Generator().manual_seed(0))

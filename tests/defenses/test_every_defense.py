@@ -37,7 +37,7 @@ def test_every_registered_defense_is_tested():
 
 
 @pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("with_cwrf", [False, True], ids=["scratch", "cwrf"])
+@pytest.mark.parametrize("with_cwrf", [pytest.param(False, marks=pytest.mark.slow), True], ids=["scratch", "cwrf"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_defense_trains_and_resumes_to_the_same_weights(tmp_path, name, with_cwrf, precision):
     ends = []

@@ -16,10 +16,11 @@ from lightning_cwrf.mechanism import (
     clipped_sum,
     draw,
     exponential_mechanism,
+    noise,
     public_curvature,
     quadratic_draw,
 )
-from lightning_cwrf.mechanism.gradients import flat
+from lightning_cwrf.mechanism.parameters import flat
 from lightning_cwrf.mechanism.spent import draws_of, ledger_of
 from tests.helpers import same_snapshot, snapshot
 from tests.mechanism.cases import curvature_of, data, metric, network
@@ -131,7 +132,7 @@ class Silent:
 @pytest.mark.parametrize(("parameters", "subspace"), [("head", None), ("all", 4)])
 def test_the_whole_mechanism_moves_by_mu_at_most_between_neighbours(monkeypatch, adjacency, parameters, subspace):
     """One draw of a network without its noise, on data sets that differ in one example with a large gradient."""
-    monkeypatch.setattr(draw, "_noise_source", lambda *_: Silent())
+    monkeypatch.setattr(draw, "noise_source", lambda *_: Silent())
     settings = {"mu": 0.6, "draws": 1, "eta": 0.7, "adjacency": adjacency, "target_delta": 1e-3}
     inputs, targets = data(12, 6).tensors
     inputs[-1] *= 1e4
@@ -172,13 +173,13 @@ def test_draws_are_passes_at_the_moving_weights_with_the_composed_noise(monkeypa
             seen.append(next(noises))
             return seen[-1]
 
-    monkeypatch.setattr(draw, "_noise_source", lambda *_: Known())
+    monkeypatch.setattr(draw, "noise_source", lambda *_: Known())
     private, public, model = data(25, 8), data(40, 9), network()
     curvature = public_curvature(model, public)
     matrix = curvature.cholesky @ curvature.cholesky.mT
     spent = exponential_mechanism(model, DataLoader(private, batch_size=7), curvature, mu=0.9, draws=3, eta=0.4)
     other = network()
-    for noise in seen:
+    for drawn in seen:
         gradients = oracle.gradients(other, *private.tensors, curvature.names)
         start = flat(other, curvature.names)
         mean, covariance = oracle.draw_moments(
@@ -186,7 +187,7 @@ def test_draws_are_passes_at_the_moving_weights_with_the_composed_noise(monkeypa
         )
         # L⁻ᵀ is one square root of the inverse; scaled as the covariance says.
         tau = float((covariance @ matrix).trace() / 18)
-        moved = mean - math.sqrt(tau) * torch.linalg.inv(curvature.cholesky).T @ torch.from_numpy(noise)
+        moved = mean - math.sqrt(tau) * torch.linalg.inv(curvature.cholesky).T @ torch.from_numpy(drawn)
         draw.write(other, curvature.names, moved)
     assert torch.allclose(flat(model, curvature.names), flat(other, curvature.names), atol=1e-9)
     assert (spent.steps, spent.mu, spent.mechanism, spent.from_scratch) == (
@@ -226,11 +227,11 @@ def test_without_a_seed_the_noise_is_of_the_operating_system_and_of_no_seed_of_t
 def test_the_secret_has_256_bits(monkeypatch):
     """Each bit of it changes the noise."""
     asked = []
-    monkeypatch.setattr(draw.secrets, "token_bytes", lambda count: asked.append(count) or bytes(count))
+    monkeypatch.setattr(noise.secrets, "token_bytes", lambda count: asked.append(count) or bytes(count))
     first = fitted(noise_seed=None)
     assert asked == [32]
     assert torch.equal(first, fitted(noise_seed=None))
-    noises = {draw._noise_source((1 << bit).to_bytes(32, "little")).standard_normal(3).tobytes() for bit in range(256)}
+    noises = {noise.generator_of((1 << bit).to_bytes(32, "little")).standard_normal(3).tobytes() for bit in range(256)}
     assert len(noises) == 256
 
 
@@ -257,10 +258,11 @@ def unseen(label):
     return TensorDataset(inputs, torch.arange(30), targets)
 
 
+@pytest.mark.slow
 def test_no_two_different_runs_share_their_noise(monkeypatch):
     """With one seed: other data, ε, η, adjacency, weights, buffers or curvature. Shared noise would cancel."""
     noises = []
-    real = draw._noise_source
+    real = draw.noise_source
 
     class Recorded:
         def __init__(self, source):
@@ -270,7 +272,7 @@ def test_no_two_different_runs_share_their_noise(monkeypatch):
             noises.append(self.source.standard_normal(size))
             return noises[-1]
 
-    monkeypatch.setattr(draw, "_noise_source", lambda *parts: Recorded(real(*parts)))
+    monkeypatch.setattr(draw, "noise_source", lambda *parts: Recorded(real(*parts)))
     neighbour = Subset(data(30, 8), range(29))
     twice = network()
     fitted(model=twice)

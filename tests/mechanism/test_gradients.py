@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_cwrf.mechanism import Subspace, example_gradients
-from lightning_cwrf.mechanism.gradients import flat, label_gradients, parameter_names, write
+from lightning_cwrf.mechanism.gradients import label_gradients
+from lightning_cwrf.mechanism.parameters import flat, parameter_names, write
 from tests.helpers import Classifier, loader
 from tests.mechanism.cases import data, network
 from tests.oracles import mechanism as oracle

@@ -279,6 +279,7 @@ CLIPPING = {
 """The clipping that a setting of DP-SGD is of."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(available_defenses()) - set(MODELS)))  # recipes refuse fixed models
 def test_every_setting_of_a_defense_is_carried(name):
     for setting in create_defense(name, **minimal(name)).settings:

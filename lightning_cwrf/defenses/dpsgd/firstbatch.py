@@ -15,7 +15,8 @@ from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.defenses.dpsgd.clipping import Clipping
 from lightning_cwrf.defenses.dpsgd.ghost import KeptBackprops
 from lightning_cwrf.defenses.dpsgd.hooks import ReweightedLoss, SampledGradients
-from lightning_cwrf.defenses.dpsgd.independence import is_low, other_rows, visiting
+from lightning_cwrf.defenses.dpsgd.independence import is_low, other_rows
+from lightning_cwrf.weights.copies import visiting
 
 _FEW = 4  # examples whose own gradients are compared
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_cwrf.data import isolated_rng
+from lightning_cwrf.weights.copies import visiting
 from lightning_cwrf.weights.descent import trainable_parameters
 
 _Losses = Callable[[Any], Tensor]
@@ -117,25 +118,6 @@ def _alike(a: _Found, b: _Found) -> bool:
 def is_low(tensors: Iterable[Tensor]) -> bool:
     """Whether the precision is lower than float32."""
     return torch.is_autocast_enabled() or any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
-
-
-@contextmanager
-def visiting(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Restore parameters and buffers, which it gives, and keep autocast from reusing weights of freed graphs."""
-    kept = {name: tensor.detach().clone() for name, tensor in _state(module)}
-    try:
-        yield kept
-    finally:
-        torch.clear_autocast_cache()
-        with torch.no_grad():
-            for name, tensor in _state(module):
-                if name in kept and kept[name].shape == tensor.shape and not torch.equal(kept[name], tensor):
-                    tensor.copy_(kept[name])
-
-
-def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
 
 
 @contextmanager

@@ -263,6 +263,7 @@ def test_the_clip_norm_finds_the_quantile_of_the_norms():
     assert clipping.max_grad_norm == clipping.ledger.clip_norm == pytest.approx(3.0, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "given", "std"), [(1.0, 7.0, 7.0), (1.0, None, 5.0), (9.0, None, 9.0), (0, None, 0)])
 def test_the_count_of_unclipped_examples_has_noise_of_the_stated_size(noise, given, std):
     """4,000 draws: a standard error of 1.1 %. The two releases together are as private as the noise multiplier says."""

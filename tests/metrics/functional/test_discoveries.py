@@ -59,6 +59,7 @@ def simulated(null_share, step, runs=400, m=100, n=100, fdr=0.1):
     return tensor(shares), tensor(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0.0, 1.0])
 @pytest.mark.parametrize("null_share", [0.2, 0.5, 0.9, 1.0])
 def test_the_false_discovery_rate_is_at_most_what_was_asked(null_share, step):
