@@ -19,7 +19,8 @@ from lightning_cwrf.checks import check_number
 from lightning_cwrf.data import Batches
 from lightning_cwrf.reconstruction import ReconstructionPrior, ReconstructionResult
 from lightning_cwrf.reconstruction.audit import ReconstructionSettings, attacked, why_inhomogeneous
-from lightning_cwrf.reconstruction.pool import reconstruction_data
+from lightning_cwrf.reconstruction.kkt import Equation
+from lightning_cwrf.reconstruction.pool import ReconstructionData, reconstruction_data
 from lightning_cwrf.trainers import Split, transfer_of
 from lightning_cwrf.weights.copies import weights_digest
 
@@ -63,7 +64,11 @@ class ReconstructionAuditCallback(SavesResult):
             float tensor.
         ValueError: a setting out of range. When the fit starts: fewer non-members than members, or members among them.
         MisconfigurationException: when the fit starts: a network that is not homogeneous without weight decay (which
-            layer); weights that are sharded; an optimizer whose weight decay cannot be read.
+            layer); weights that are sharded, or in no optimizer; an optimizer whose weight decay cannot be read.
+
+    Warns:
+        UserWarning: when the fit starts, what :func:`~lightning_cwrf.audit_reconstruction` warns of, and an optimizer
+            whose stationary points are not those of SGD.
 
     >>> ReconstructionAuditCallback([], prior=ReconstructionPrior(scale=1.0)).candidates
     2.0
@@ -130,16 +135,20 @@ class ReconstructionAuditCallback(SavesResult):
     def reset(self) -> None:
         self.result: ReconstructionResult | None = None
         self._attacked = ""  # the digest of the weights
+        self._of_optimizer: list[str] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check data and network, so that what is wrong is an error before any time is spent."""
         if self.members is None:
             check_coverage(trainer, type(self).__name__)
         data = reconstruction_data(pl_module, self._data(trainer), self.attack.prior, transfer_of(trainer))
+        self.attack.count(data)
         decay = _weight_decay(trainer) if self.weight_decay is None else self.weight_decay
         if decay == 0 and data.degree.degree is None:
             raise MisconfigurationException(why_inhomogeneous(data.degree))
-        for remark in data.remarks:
+        _check_trained(trainer, pl_module, data)
+        self._of_optimizer = _of_optimizers(trainer, decay)
+        for remark in [*data.remarks, *self._of_optimizer]:
             rank_zero_warn(remark)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,6 +168,7 @@ class ReconstructionAuditCallback(SavesResult):
 
     def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = reconstruction_data(pl_module, self._data(trainer), self.attack.prior, transfer_of(trainer))
+        data.remarks.extend(self._of_optimizer)
         self.result = attacked(pl_module, data, self.attack)
         self._attacked = weights_digest(pl_module)
         values = {f"{self.name}/{name}": value for name, value in self.result.values().items()}
@@ -173,28 +183,56 @@ class ReconstructionAuditCallback(SavesResult):
 
 
 def _weight_decay(trainer: Trainer) -> float:
-    """The coupled weight decay of the training; a warning where its stationary points are others."""
+    """The coupled weight decay of the training."""
     fix = "Pass weight_decay=, the coefficient of the squared norm in the loss, times two."
     if len(trainer.optimizers) != 1:
         raise MisconfigurationException(
             f"the training has {len(trainer.optimizers)} optimizers, so its weight decay is not one number. {fix}"
         )
-    optimizer: Any = trainer.optimizers[0]
-    optimizer = getattr(optimizer, "optimizer", optimizer)
+    (optimizer,) = _optimizers(trainer)
     found = {float(group["weight_decay"]) for group in optimizer.param_groups if "weight_decay" in group}
-    decoupled = any(group.get("decoupled_weight_decay", False) for group in optimizer.param_groups)
-    kind = type(optimizer).__name__
     if len(found) != 1 and found:
         raise MisconfigurationException(
-            f"the groups of {kind} have different weight decays ({', '.join(f'{w:g}' for w in sorted(found))}), and "
-            f"the attack's equation has one. {fix}"
+            f"the groups of {type(optimizer).__name__} have different weight decays "
+            f"({', '.join(f'{w:g}' for w in sorted(found))}), and the attack's equation has one. {fix}"
         )
     (decay,) = found or {0.0}
-    if isinstance(optimizer, SGD) or (isinstance(optimizer, Adam) and decay > 0 and not decoupled):
-        return decay
-    how = " with a decoupled weight decay" if decoupled else " without weight decay" if decay == 0 else ""
-    rank_zero_warn(
-        f"the attack's equation is that of SGD; a training by {kind}{how} ends elsewhere. That the attack finds "
-        "nothing then shows even less."
-    )
     return decay
+
+
+def _of_optimizers(trainer: Trainer, decay: float) -> list[str]:
+    """Remarks on optimizers whose stationary points are not those of SGD with this weight decay."""
+    remarks = []
+    for optimizer in _optimizers(trainer):
+        decoupled = any(group.get("decoupled_weight_decay", False) for group in optimizer.param_groups)
+        if isinstance(optimizer, SGD) or (isinstance(optimizer, Adam) and decay > 0 and not decoupled):
+            continue
+        how = " with a decoupled weight decay" if decoupled else " without weight decay" if decay == 0 else ""
+        remarks.append(
+            f"the attack's equation is that of SGD; a training by {type(optimizer).__name__}{how} ends elsewhere. That "
+            "the attack finds nothing then shows even less."
+        )
+    return remarks
+
+
+def _optimizers(trainer: Trainer) -> list[Any]:
+    """The optimizers of the training, without what wraps them."""
+    return [getattr(optimizer, "optimizer", optimizer) for optimizer in trainer.optimizers]
+
+
+def _check_trained(trainer: Trainer, pl_module: LightningModule, data: ReconstructionData) -> None:
+    """Raise for weights that count as trained, by their ``requires_grad``, and are in no optimizer."""
+    stepped = {id(p) for optimizer in _optimizers(trainer) for group in optimizer.param_groups for p in group["params"]}
+    trained = [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]
+    if all(id(p) in stepped for _, p in trained):
+        return
+    equation = Equation(pl_module)
+    unused = equation.unused(data.inputs[:2].to(equation.device), data.targets[:2].to(equation.device))
+    left = [name for (name, p), idle in zip(trained, unused, strict=True) if id(p) not in stepped and not idle]
+    if left:
+        listed = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        raise MisconfigurationException(
+            f"no optimizer has the parameters {listed}, which require gradients: they count as trained, and the "
+            "attack's equation does not hold for weights that are not. Freeze them with requires_grad_(False), or "
+            "give them to the optimizer in configure_optimizers."
+        )

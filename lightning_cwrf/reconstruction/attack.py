@@ -19,6 +19,8 @@ from lightning_cwrf.reconstruction.homogeneity import degree_of
 from lightning_cwrf.reconstruction.kkt import Equation
 from lightning_cwrf.reconstruction.prior import ReconstructionPrior
 
+LARGEST = 2**28
+"""Coordinates and multipliers of all candidates: in float64, with gradients and Adam's moments, over 8 GiB."""
 LEAST_SHARE = 0.02
 """Candidates whose multipliers sum to less than this share of the largest sum are no part of the equation."""
 
@@ -67,6 +69,16 @@ def check_settings(
         check_number(name, value, low=0, low_open=True)
 
 
+def check_size(candidates: int, shape: tuple[int, ...], classes: int) -> None:
+    """Raise a ValueError for more candidates than an attack can hold."""
+    each = math.prod(shape) + classes - 1
+    if candidates * each > LARGEST:
+        raise ValueError(
+            f"{candidates} candidates with {each} values to find each need more than {32 * LARGEST / 2**30:.0f} GiB: "
+            f"pass fewer candidates=, at most {LARGEST // each} in all."
+        )
+
+
 def reconstruct(
     model: nn.Module,
     shape: tuple[int, ...],
@@ -102,8 +114,9 @@ def reconstruct(
         seed: of the starting points.
 
     Raises:
-        TypeError, ValueError: settings of the wrong type or out of range; a center of another shape; an attack that
-            diverged; a model that gives another number of classes.
+        TypeError, ValueError: settings of the wrong type or out of range; more candidates than an attack can hold; a
+            shape that the model does not take, or the center does not have; an attack that diverged; a model that
+            gives another number of classes.
 
     Warns:
         UserWarning: the network calls no ReLU that :func:`soft_gates` knows.
@@ -117,6 +130,7 @@ def reconstruct(
     check_settings(prior, steps=steps, lr=lr, sharpness=sharpness, margin=margin, restarts=restarts, seed=seed)
     check_integer("candidates", candidates, low=1)
     check_integer("classes", classes, low=2)
+    check_size(candidates, tuple(shape), classes)
     prior.check_shape(tuple(shape))
     equation = Equation(model)
     norm = sum(float(p.detach().square().sum()) for p in equation.parameters)
@@ -138,9 +152,11 @@ def reconstruct(
 def _relus(equation: Equation, prior: ReconstructionPrior, shape: tuple[int, ...], classes: int) -> int:
     """How many ReLUs the attack can smooth; raises for another number of classes."""
     inputs = prior.draw(2, shape, torch.Generator().manual_seed(0)).to(equation.device)
+    targets = torch.zeros(2, dtype=torch.long, device=equation.device)
+    equation.check_inputs(inputs, targets)
     gates = soft_gates(1.0)
     with gates, torch.no_grad():
-        found = equation.gaps(inputs, torch.zeros(2, dtype=torch.long, device=equation.device)).shape[1] + 1
+        found = equation.gaps(inputs, targets).shape[1] + 1
     if found != classes:
         raise ValueError(f"the model has {found} classes, not {classes}: pass classes={found}.")
     if not gates.calls:

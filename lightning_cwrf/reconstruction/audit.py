@@ -16,21 +16,15 @@ from lightning_cwrf.checks import check_confidence, check_number
 from lightning_cwrf.data import Batches, isolated_rng
 from lightning_cwrf.metrics import AuditContext, MembershipAUROC, TPRAtFPR
 from lightning_cwrf.metrics.functional import clopper_pearson
-from lightning_cwrf.reconstruction.attack import check_settings, reconstruct
+from lightning_cwrf.reconstruction.attack import check_settings, check_size, reconstruct
 from lightning_cwrf.reconstruction.gates import FirstReLU
 from lightning_cwrf.reconstruction.homogeneity import Degree
 from lightning_cwrf.reconstruction.kkt import Equation
 from lightning_cwrf.reconstruction.measures import claims, hits_p_value, reconstruction_scores, relative_distances
 from lightning_cwrf.reconstruction.pool import ReconstructionData, reconstruction_data
 from lightning_cwrf.reconstruction.prior import ReconstructionPrior
+from lightning_cwrf.reconstruction.remarks import of_attack
 from lightning_cwrf.reconstruction.result import ReconstructionResult
-
-CONVERGED = 0.25
-"""A rule of thumb: an attack whose residual is above this share of the truth's gains from more steps.
-
-In ``benchmarks/reconstruction.py``, after 4,000 steps of training, shares up to 0.18 came with 14 to 20 hits of 20, one
-of 0.3 with 5, and shares above 0.5 with at most one.
-"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +54,12 @@ class ReconstructionSettings:
         """The keyword arguments of :func:`check_settings` and :func:`reconstruct`."""
         names = ("steps", "lr", "sharpness", "margin", "restarts", "seed")
         return {name: getattr(self, name) for name in names}
+
+    def count(self, data: ReconstructionData) -> int:
+        """The candidates in all; a ValueError for more than an attack can hold."""
+        count = max(1, round(self.candidates * data.sizes[0]))
+        check_size(count, tuple(data.inputs.shape[1:]), data.classes)
+        return count
 
 
 def audit_reconstruction(
@@ -109,7 +109,9 @@ def audit_reconstruction(
             weight decay, settings out of range, data that read differently each time.
 
     Warns:
-        UserWarning: more members than such an attack was ever seen to succeed with; a network without ReLUs.
+        UserWarning: more members than such an attack was ever seen to succeed with; a network without ReLUs, or with
+            layers that are others in training (BatchNorm, dropout); copies and near copies; other proportions of labels
+            among members than among non-members.
 
     >>> from torch.utils.data import TensorDataset
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
@@ -154,7 +156,7 @@ def attacked(model: nn.Module, data: ReconstructionData, settings: Reconstructio
     """Run the attack and measure it; of the members it gets the number alone."""
     n, k = data.sizes
     shape = tuple(data.inputs.shape[1:])
-    candidates = max(1, round(settings.candidates * n))
+    candidates = settings.count(data)
     with isolated_rng():
         found = reconstruct(
             model, shape, data.classes, candidates=candidates, prior=settings.prior, **settings.of_attack
@@ -172,17 +174,6 @@ def attacked(model: nn.Module, data: ReconstructionData, settings: Reconstructio
     }
     relative = relative_distances(scores, data.inputs)
     truth, margins, patterns = _of_members(model, data.inputs[:n], data.targets)
-    remarks = list(data.remarks)
-    if margins[0] <= 0:
-        remarks.append(
-            "the model does not give every member its label (the least margin is not positive). Without weight decay "
-            "the equation supposes a training that does."
-        )
-    if found.residual > CONVERGED * truth:
-        remarks.append(
-            f"the attack's residual, {found.residual:.4f}, is not far below that of the members themselves, "
-            f"{truth:.4f}: a longer search with the same prior may find members. Pass more steps=."
-        )
     return ReconstructionResult(
         estimates=estimates,
         hits=(a, b),
@@ -199,7 +190,7 @@ def attacked(model: nn.Module, data: ReconstructionData, settings: Reconstructio
         pool=data.inputs,
         reconstruction=found,
         confidence=settings.confidence,
-        remarks=remarks,
+        remarks=[*data.remarks, *of_attack(found.residual, truth, margins[0])],
     )
 
 

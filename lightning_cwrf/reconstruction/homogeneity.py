@@ -48,6 +48,7 @@ def degree_of(model: nn.Module, shape: tuple[int, ...]) -> Degree:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(16, *shape, generator=generator, dtype=torch.float64).to(equation.device)
     targets = torch.zeros(16, dtype=torch.long, device=equation.device)
+    equation.check_inputs(inputs, targets)
     with torch.no_grad():
         _disturb(equation, generator)
         start = [p.clone() for p in equation.parameters]

@@ -5,8 +5,9 @@ KKT conditions of margin maximisation (Lyu & Li 2020):
 
     θ = Σ_i Σ_{c ≠ y_i} λ_ic ∇_θ q_ic,   λ ≥ 0,   q_ic = f_{y_i}(x_i) − f_c(x_i).
 
-With cross-entropy and a coupled weight decay w the same equation holds at a stationary point of any network, with
-``λ_ic = p_c(x_i) / (n w)``. An attacker solves it for the examples (Haim et al. 2022; Buzaglo et al. 2023).
+With cross-entropy and a coupled weight decay w the same equation holds at a stationary point of any network that
+computes the same in training as in evaluation (no BatchNorm, no dropout), with ``λ_ic = p_c(x_i) / (n w)``. An attacker
+solves it for the examples (Haim et al. 2022; Buzaglo et al. 2023).
 """
 
 from __future__ import annotations
@@ -79,6 +80,26 @@ class Equation:
             raise ValueError("all trained weights of the model are 0, so they say nothing of any data: was it trained?")
         self.device = self.parameters[0].device
 
+    def check_inputs(self, inputs: Tensor, targets: Tensor) -> None:
+        """Raise a ValueError for inputs of a shape that the model does not take."""
+        try:
+            with shapes_only(), torch.no_grad():
+                classification_step(self.model, (inputs[:2], targets[:2]))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the model cannot take inputs of the shape {tuple(inputs.shape[1:])}, beside that of the batch "
+                f"({error}). Pass them as the model takes them."
+            ) from error
+
+    def unused(self, inputs: Tensor, targets: Tensor) -> list[bool]:
+        """Of each parameter, whether the outputs do not depend on it."""
+        with torch.enable_grad():
+            gaps = self.gaps(inputs, targets).sum()
+            if not gaps.requires_grad:
+                return [True] * len(self.parameters)
+            found = torch.autograd.grad(gaps, self.parameters, allow_unused=True)
+        return [each is None for each in found]
+
     def gaps(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """:func:`logit_gaps` of the network's logits."""
         with shapes_only():
@@ -149,7 +170,7 @@ def kkt_residual(model: nn.Module, inputs: Tensor, targets: Tensor, multipliers:
         The residual and the multipliers.
 
     Raises:
-        ValueError: multipliers of another shape, targets out of range, or no trained parameter.
+        ValueError: inputs or multipliers of another shape, targets out of range, or no trained parameter.
 
     >>> net = nn.Linear(2, 2, bias=False)
     >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
@@ -159,6 +180,7 @@ def kkt_residual(model: nn.Module, inputs: Tensor, targets: Tensor, multipliers:
     """
     equation = Equation(model)
     inputs, targets = inputs.to(equation.device, torch.float64), targets.to(equation.device)
+    equation.check_inputs(inputs, targets)
     with torch.enable_grad():
         logits, targets = classification_step(equation.model, (inputs, targets))  # checks the values
         if multipliers is None:

@@ -18,9 +18,7 @@ from lightning_cwrf.data.seen import is_seen
 from lightning_cwrf.outputs import ModelOutputs
 from lightning_cwrf.reconstruction.homogeneity import Degree, degree_of
 from lightning_cwrf.reconstruction.prior import ReconstructionPrior
-
-LARGEST = 1000
-"""Members times other classes: beyond it no published attack of this kind has succeeded."""
+from lightning_cwrf.reconstruction.remarks import of_labels, of_layers, of_near_copies, of_size
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class ReconstructionData:
         targets: of the members, ``(n,)``.
         classes: K.
         degree: of the network at the time.
-        remarks: about the data.
+        remarks: about the data and the network.
     """
 
     inputs: Tensor
@@ -82,13 +80,13 @@ def reconstruction_data(
     prior.check_shape(tuple(parts[0].shape[1:]))
     members: ModelOutputs = outputs["members"]
     classes = members.logits.shape[1]
-    if n * (classes - 1) > LARGEST:
-        remarks.append(
-            f"{n} members and {classes} classes: this attack was never seen to succeed at this size (members × other "
-            f"classes above {LARGEST}); that it finds nothing shows nothing."
-        )
+    targets = members.targets[kept[0]]
+    remarks += of_near_copies(torch.cat(parts), n)
+    remarks += of_labels(targets, outputs["nonmembers"].targets[kept[1]])
+    remarks += of_size(n, classes)
+    remarks += of_layers(model)
     degree = degree_of(model, tuple(parts[0].shape[1:]))
-    return ReconstructionData(torch.cat(parts), members.targets[kept[0]], classes, degree, remarks)
+    return ReconstructionData(torch.cat(parts), targets, classes, degree, remarks)
 
 
 def _check_apart(members: ModelOutputs, nonmembers: ModelOutputs, seen: Mapping[str, Collection[ExampleId]]) -> None:

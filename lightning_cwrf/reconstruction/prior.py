@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +20,8 @@ class ReconstructionPrior:
     (Refael et al., "No Prior, No Leakage"). Every result names it, as ``str(prior)`` does.
 
     Args:
-        center: the centre of the candidates at the start, in units of the input: a number, or a tensor of the inputs'
-            shape, such as the mean image of the population.
+        center: the centre of the candidates at the start, in units of the input: a number, or a tensor, an array or
+            nested lists of the inputs' shape, such as the mean image of the population. Kept as a number or a tensor.
         scale: the standard deviation of each coordinate around it, in units of the input.
         box: the lowest and the highest value of a coordinate, which the attack is told; None: it is not.
 
@@ -31,17 +33,13 @@ class ReconstructionPrior:
     N(0, 1²) in each coordinate, kept in [-0.8, 0.8]
     """
 
-    center: float | Tensor = 0.0
+    center: float | Tensor | list[Any] = 0.0
     scale: float = 0.03
     box: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale, low=0, low_open=True)
-        if isinstance(self.center, Tensor):
-            if not self.center.is_floating_point() or not bool(self.center.isfinite().all()):
-                raise ValueError("center must be a number, or a tensor of finite floats of the inputs' shape.")
-        else:
-            check_number("center", self.center)
+        object.__setattr__(self, "center", _center(self.center))
         if self.box is not None:
             if not isinstance(self.box, (tuple, list)) or len(self.box) != 2:
                 raise TypeError(f"box must be a pair, the lowest and the highest value, not {self.box!r}.")
@@ -67,8 +65,8 @@ class ReconstructionPrior:
     def draw(self, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """``count`` starting points, float64 ``(count, *shape)``."""
         noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
-        center = self.center.detach().cpu().double() if isinstance(self.center, Tensor) else self.center
-        return center + self.scale * noise
+        center = torch.as_tensor(self.center, dtype=torch.float64).detach().cpu()
+        return self.scale * noise + center
 
     def penalty(self, inputs: Tensor) -> Tensor:
         """``mean_j Σ_k relu(x − hi)² + relu(lo − x)²``; 0 without a box."""
@@ -76,3 +74,26 @@ class ReconstructionPrior:
             return inputs.new_zeros(())
         low, high = self.box
         return ((inputs - high).relu().square() + (low - inputs).relu().square()).flatten(1).sum(1).mean()
+
+
+def _center(given: Any) -> float | Tensor:
+    """A number as it is; an array or nested lists as a tensor."""
+    wrong = "center must be a number, or a tensor, an array or nested lists of finite floats of the inputs' shape"
+    if isinstance(given, (list, tuple)):
+        try:
+            values = np.array(given)
+        except ValueError as error:  # lists of different lengths
+            raise ValueError(f"{wrong}: these lists have different lengths.") from error
+        given = values.astype(np.float64) if values.dtype.kind in "iuf" else values
+    if isinstance(given, np.ndarray):
+        if given.dtype.kind != "f":
+            raise ValueError(f"{wrong}, not of {given.dtype}.")
+        given = torch.from_numpy(given.astype(np.float64))
+    if not isinstance(given, Tensor):
+        check_number("center", given)
+        return given  # type: ignore[no-any-return]
+    if not given.is_floating_point():
+        raise ValueError(f"{wrong}, not of {given.dtype}.")
+    if not bool(given.isfinite().all()):
+        raise ValueError(f"{wrong}; some of these are not finite.")
+    return given

@@ -196,12 +196,72 @@ def test_the_weight_decay_is_read_off_the_optimizer():
         (torch.optim.Adam, 0.0, "a training by Adam without weight decay ends elsewhere"),
         (torch.optim.RMSprop, 1e-3, "a training by RMSprop ends elsewhere"),
     ]:
+        audit = callback()
         with pytest.warns(UserWarning, match=said):
-            fit(callback(), model=Net(optimizer, weight_decay=decay))
+            fit(audit, model=Net(optimizer, weight_decay=decay))
+        assert sum(said in remark for remark in audit.result.remarks) == 1
+        assert said in str(audit.result)
     for optimizer, decay in [(torch.optim.SGD, 0.0), (torch.optim.SGD, 1e-3), (torch.optim.Adam, 1e-3)]:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", ".*ends elsewhere.*")
             fit(callback(), model=Net(optimizer, weight_decay=decay))
+
+
+def test_an_optimizer_that_ends_elsewhere_is_remarked_with_any_weight_decay():
+    audit = callback(weight_decay=1e-3)
+    with pytest.warns(UserWarning, match="AdamW with a decoupled weight decay"):
+        fit(audit, model=Net(torch.optim.AdamW))
+    assert any("AdamW with a decoupled weight decay" in remark for remark in audit.result.remarks)
+
+
+class Head(Trap):
+    """The optimizer has the last layer alone."""
+
+    def configure_optimizers(self):
+        return self.make(self.net[3].parameters())
+
+
+def test_weights_in_no_optimizer_are_refused():
+    message = r"no optimizer has the parameters net\.0\.weight, net\.0\.bias, .* Freeze them with requires_grad_"
+    for settings in ({}, {"weight_decay": 1e-3}):
+        with pytest.raises(MisconfigurationException, match=message):
+            fit(callback(**settings), model=Head(weight_decay=1e-3))
+
+    class Frozen(Net):
+        def configure_optimizers(self):
+            return self.make(self.net[3].parameters())
+
+    model = Frozen(weight_decay=1e-3)
+    model.net[0].requires_grad_(False)
+    model.unused = torch.nn.Linear(2, 2)  # the outputs do not depend on it, so it does not count
+    audit = callback()
+    fit(audit, model=model)
+    assert audit.result is not None
+
+
+def test_what_is_remarked_is_a_warning_before_the_first_step_and_in_the_result():
+    model = Net(weight_decay=1e-3)
+    model.net[2] = nn.Dropout(0.3)
+    members = TensorDataset(MEMBERS.tensors[0], torch.ones(6).long())
+    others = TensorDataset(side(12, 2).tensors[0], torch.arange(12) % 2 * 2)
+    audit = callback(others)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(audit, model=model, data=DataLoader(members, batch_size=6))
+    for said in ("compute otherwise in training", "labels of members and non-members are in different proportions"):
+        assert sum(said in str(each.message) for each in caught) == 1
+        assert sum(said in remark for remark in audit.result.remarks) == 1
+
+
+class Probabilities(Trap):
+    def forward(self, x):
+        return super().forward(x).softmax(-1)
+
+
+def test_probabilities_and_too_many_candidates_are_errors_before_the_first_step():
+    with pytest.raises(ValueError, match="probabilities"):
+        fit(callback(), model=Probabilities(weight_decay=1e-3))
+    refused(r"6000000000 candidates .* need more than 8 GiB: pass fewer candidates=", ValueError, candidates=1e9)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def benchmark():
 def victim(seed=0, steps=4000):
     """Finished; do not change it."""
     with isolated_rng():
-        return benchmark().victim(seed, steps)
+        return benchmark().victim(seed, steps, benchmark().sides(seed))
 
 
 @functools.cache
@@ -29,4 +29,4 @@ def pool(seed=0):
 
 @functools.cache
 def attacked(scale=0.03, seed=0, steps=4000):
-    return benchmark().attack(victim(seed, steps), seed, scale=scale)
+    return benchmark().attack(victim(seed, steps), seed, benchmark().sides(seed), scale=scale)

@@ -1,5 +1,6 @@
 """The attack: its gates, its prior, its objective, and that it finds members only where there are any."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -67,6 +68,8 @@ def test_candidates_begin_at_the_prior():
     center = torch.linspace(-1, 1, 6)
     draws = ReconstructionPrior(center, 0.1).draw(4000, (6,), torch.Generator().manual_seed(0))
     torch.testing.assert_close(draws.mean(0), center.double(), atol=0.01, rtol=0)
+    for same in (center.numpy(), center.tolist()):
+        assert torch.equal(ReconstructionPrior(same, 0.1).draw(4000, (6,), torch.Generator().manual_seed(0)), draws)
     torch.testing.assert_close(draws.std(0), torch.full((6,), 0.1, dtype=torch.float64), rtol=0.05, atol=0)
 
 
@@ -82,8 +85,13 @@ def test_the_penalty_of_a_box():
         ({"scale": 0}, ValueError, "scale must be a number above 0, not 0"),
         ({"scale": "1"}, TypeError, "scale must be a number, not the str '1'"),
         ({"center": float("nan")}, ValueError, "center must be a finite number"),
-        ({"center": torch.tensor([1.0, torch.inf])}, ValueError, "center must be a number, or a tensor of finite"),
-        ({"center": torch.tensor([1, 2])}, ValueError, "center must be a number, or a tensor of finite floats"),
+        ({"center": torch.tensor([1.0, torch.inf])}, ValueError, "center must be .*; some of these are not finite"),
+        ({"center": torch.tensor([1, 2])}, ValueError, "center must be a number, or a tensor, .* not of torch.int64"),
+        ({"center": [0.0, float("nan")]}, ValueError, "some of these are not finite"),
+        ({"center": np.array([1, 2])}, ValueError, "not of int64"),
+        ({"center": [[1.0, 2.0], [3.0]]}, ValueError, "these lists have different lengths"),
+        ({"center": ["0.5"]}, ValueError, "nested lists of finite floats .*, not of <U3"),
+        ({"center": "0.5"}, TypeError, "center must be a number, not the str '0.5'"),
         ({"box": (1.0, 1.0)}, ValueError, r"box must have its lower end first, not \(1.0, 1.0\)"),
         ({"box": 3}, TypeError, "box must be a pair"),
         ({"box": (0, torch.inf)}, ValueError, "the ends of box must be a finite number"),
@@ -111,6 +119,7 @@ def small(seed=0, width=6):
         ({"candidates": 0}, ValueError, "candidates must be an integer of at least 1"),
         ({"prior": 0.3}, TypeError, "prior must be a ReconstructionPrior, not a float"),
         ({"prior": ReconstructionPrior(torch.zeros(5))}, ValueError, r"has the shape \(5,\) and the inputs \(4,\)"),
+        ({"candidates": 10**9}, ValueError, r"1000000000 candidates with 6 values .* at most 44739242 in all"),
         ({"classes": 4}, ValueError, "the model has 3 classes, not 4: pass classes=3"),
         ({"lr": 1e200, "steps": 20}, ValueError, r"the attack diverged at lr=1e\+200 .* pass a smaller lr"),
     ],
@@ -118,6 +127,11 @@ def small(seed=0, width=6):
 def test_wrong_settings(settings, error, message):
     with pytest.raises(error, match=message):
         reconstruct(small(), (4,), **{"classes": 3, "candidates": 6, **settings})
+
+
+def test_a_shape_that_the_model_does_not_take():
+    with pytest.raises(ValueError, match=r"cannot take inputs of the shape \(5,\)"):
+        reconstruct(small(), (5,), 3, candidates=6)
 
 
 def test_the_same_seed_gives_the_same_and_restarts_choose_the_smallest_residual():
@@ -231,7 +245,7 @@ def test_examples_that_the_victim_never_saw_are_not_told_apart():
 def test_an_untrained_network_gives_nothing():
     torch.manual_seed(0)
     net = benchmark().network()
-    result = benchmark().attack(net, 0, 300, scale=0.03)
+    result = benchmark().attack(net, 0, benchmark().sides(0), steps=300, scale=0.03)
     assert result.hits == (0, 0)
     assert result.truth_residual > 0.9
     assert result.finding.startswith("nothing found with this prior")

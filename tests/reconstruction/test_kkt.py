@@ -134,6 +134,13 @@ def test_wrong_multipliers_and_targets():
         kkt_residual(network(), torch.randn(4, 4), torch.tensor([0, 1, 2, 7]))
 
 
+def test_inputs_of_another_shape():
+    with pytest.raises(ValueError, match=r"cannot take inputs of the shape \(5,\), beside that of the batch"):
+        kkt_residual(network(), torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))
+    with pytest.raises(ValueError, match=r"cannot take inputs of the shape \(5,\)"):
+        homogeneity(network(), torch.randn(4, 5))
+
+
 DEEP = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False)]
 
 CONVOLUTION = [nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3, bias=False)]
