@@ -1,5 +1,7 @@
 """Shadow models and the audit of a model that memorised its members, trained once."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -10,7 +12,15 @@ from lightning_cwrf.shadows import train_shadows
 from tests.helpers import Classifier, part, trainer
 from tests.recipe_functions import Memorise
 
+HERE = Path(__file__).parent
 MEMBERS, NONMEMBERS, POPULATION = part(0, 100), part(100, 200), part(400, 700)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests on the shadow models are slow: each process trains them first."""
+    for item in items:
+        if item.path.parent == HERE and "shadows" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
