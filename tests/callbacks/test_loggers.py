@@ -154,3 +154,36 @@ def test_a_logger_that_fails_is_a_warning_and_the_fit_continues():
     assert "Failing did not take the settings: ValueError: changing a parameter is not allowed" in said
     assert callbacks[-1].result is not None
     assert len(wandb.images) == 1
+
+
+@pytest.mark.slow
+def test_weights_and_biases_receives_bounds_figures_and_settings(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="needs wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=str(tmp_path), offline=True)
+    try:
+        hardened(logger)
+        summary, config = dict(logger.experiment.summary), dict(logger.experiment.config)
+    finally:
+        logger.experiment.finish()
+    assert {"mia/loss/auroc", "mia/loss/auroc_low", "mia/loss/auroc_high"} <= set(summary)
+    assert config["cwrf/rewind/rate"] == 0.05
+    (figure,) = tmp_path.rglob("*.png")
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_mlflow_receives_bounds_figures_and_settings(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow", reason="needs mlflow")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLFlowLogger("hardening", tracking_uri=f"file:{tmp_path}")
+    hardened(logger)
+    data = logger.experiment.get_run(logger.run_id).data
+    assert {"mia/loss/auroc", "mia/loss/auroc_low", "mia/loss/auroc_high"} <= set(data.metrics)
+    assert data.params["cwrf/rewind/rate"] == "0.05"
+    (figure,) = tmp_path.rglob("*.png")
+    assert figure.name == "loss-2.png"
