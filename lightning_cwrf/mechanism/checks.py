@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -87,22 +87,25 @@ def check_single(private: Batches, ids: list[ExampleId]) -> None:
     The guarantee is for one row of the data, so an example in k rows is protected less.
     """
     source: Any = private.dataset if isinstance(private, DataLoader) else private
-    times = Counter(_origins(source, range(len(source))))
-    several = [count for count in times.values() if count > 1]
+    several = _several(_origins(source, range(len(source))))
     cost = "the guarantee of μ is for one row, and an example in k rows has that of k times μ alone"
     if several:
         raise ValueError(
             f"the private data hold {len(several)} examples more than once (one of them {max(several)} times, by index "
             f"in their data set): {cost}. Take each example once."
         )
-    most = max(Counter(ids).values())
-    if most > 1:
-        shared = sum(count for count in Counter(ids).values() if count > 1)
+    equal = _several(ids)
+    if equal:
         warnings.warn(
-            f"{shared} of the {len(ids)} private examples are equal to others, up to {most} to one another: {cost}. If "
-            "they are of one person, leave the copies out.",
+            f"{sum(equal)} of the {len(ids)} private examples are equal to others, up to {max(equal)} to one another: "
+            f"{cost}. If they are of one person, leave the copies out.",
             stacklevel=3,
         )
+
+
+def _several(values: Iterable[Hashable]) -> list[int]:
+    """How often each value occurs that occurs more than once."""
+    return [count for count in Counter(values).values() if count > 1]
 
 
 def _origins(data: Any, places: Iterable[int]) -> Iterator[tuple[int, int]]:

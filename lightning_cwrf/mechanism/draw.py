@@ -27,7 +27,7 @@ from lightning_cwrf.mechanism.parameters import flat, write
 from lightning_cwrf.mechanism.private import PrivateExamples
 from lightning_cwrf.mechanism.spent import SHIFTS, Adjacency, PrivacySpent, large_delta, ledger_of
 from lightning_cwrf.outputs import evaluating
-from lightning_cwrf.weights.copies import copied, parameters_and_buffers, visiting
+from lightning_cwrf.weights.copies import changed_since, copied, visiting
 from lightning_cwrf.weights.descent import scoring_context
 
 _COMPARED = 4
@@ -206,21 +206,13 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     """
     with visiting(model) as kept:
         yield
-        now = dict(parameters_and_buffers(model))
-        changed = [name for name in {**kept, **now} if not _equal(kept.get(name), now.get(name))]
+        changed = changed_since(kept, model)
     if changed:
         raise ValueError(
             f"reading the private data has changed {', '.join(changed)} of the model, without noise: a transfer hook "
             "(on_before_batch_transfer, transfer_batch_to_device, on_after_batch_transfer) keeps something of the "
             "examples. Make the hooks functions of the batch alone."
         )
-
-
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    """Equal numbers in equal places; NaN is equal to NaN."""
-    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 @contextmanager

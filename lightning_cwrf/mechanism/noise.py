@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import secrets
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 from lightning_cwrf.data import isolated_rng
 from lightning_cwrf.mechanism.curvature import PublicCurvature
 from lightning_cwrf.mechanism.private import PrivateExamples
+from lightning_cwrf.weights.copies import parameters_and_buffers
 
 KNOWN_NOISE = (
     "noise_seed makes the noise of the draws reproducible, and the guarantee then holds only while it is secret and "
@@ -56,7 +56,7 @@ def _reproducible(
     add("cholesky", curvature.cholesky)
     if curvature.subspace is not None:
         add("basis", curvature.subspace.basis)
-    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
+    for name, value in parameters_and_buffers(model):
         add(name, value)
     with isolated_rng():
         for example in examples.groups(1):

@@ -110,6 +110,18 @@ def visiting(module: nn.Module) -> Iterator[dict[str, Tensor]]:
                     tensor.copy_(kept[name])
 
 
+def changed_since(kept: Mapping[str, Tensor], module: nn.Module) -> list[str]:
+    """The parameters and buffers that are not what :func:`visiting` kept; NaN in equal places is no change."""
+    now = dict(parameters_and_buffers(module))
+    return [name for name in {**kept, **now} if not _equal(kept.get(name), now.get(name))]
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 def parameters_and_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All of them by name, also those that are not saved."""
     yield from module.named_parameters()

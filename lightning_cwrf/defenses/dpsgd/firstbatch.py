@@ -16,7 +16,7 @@ from lightning_cwrf.defenses.dpsgd.clipping import Clipping
 from lightning_cwrf.defenses.dpsgd.ghost import KeptBackprops
 from lightning_cwrf.defenses.dpsgd.hooks import ReweightedLoss, SampledGradients
 from lightning_cwrf.defenses.dpsgd.independence import is_low, other_rows
-from lightning_cwrf.weights.copies import visiting
+from lightning_cwrf.weights.copies import changed_since, parameters_and_buffers, visiting
 
 _FEW = 4  # examples whose own gradients are compared
 
@@ -176,8 +176,8 @@ def check_state(module: LightningModule, losses_of: Callable[[Any], Tensor], bat
             with visiting(module) as kept:
                 torch.manual_seed(seed)
                 size = len(losses_of(other_rows(batch, size) if copied else batch))
-                now = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-                changed.append({n: t.detach().clone() for n, t in now.items() if _gap(kept.get(n), t)})
+                now = dict(parameters_and_buffers(module))
+                changed.append({n: now[n].detach().clone() for n in changed_since(kept, module) if n in now})
     first, same, other = changed
     wrong = [
         name
