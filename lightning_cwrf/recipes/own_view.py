@@ -97,13 +97,13 @@ class OwnView(TorchFunctionMode):
         if func in _FACTORS:
             x, *rest = args if args else (kwargs.pop("input"),)
             inplace = kwargs.pop("inplace", False)
-            shape, like = x.shape, {"dtype": x.dtype, "device": x.device}
-            noise = self._rows(lambda: func(torch.ones(shape, **like), *rest, **kwargs))
+            like = _layout(x)
+            noise = self._rows(lambda: func(like().fill_(1), *rest, **kwargs))
             return x.mul_(noise) if inplace else x * noise
         if func in _LIKE:
             x, *rest = args if args else (kwargs.pop("input"),)
-            shape, like = x.shape, {"dtype": x.dtype, "device": x.device}
-            return self._rows(lambda: func(torch.empty(shape, **like), *rest, **kwargs))
+            like = _layout(x)
+            return self._rows(lambda: func(like(), *rest, **kwargs))
         if func in _DRAWN:
             return self._rows(lambda: func(*args, **kwargs))
         return func(*args, **kwargs)
@@ -115,6 +115,18 @@ class OwnView(TorchFunctionMode):
 
         rows: Tensor = _Rows.apply(self.row, of)
         return rows
+
+
+def _layout(x: Tensor) -> Callable[[], Tensor]:
+    """What makes an empty tensor with the shape, the type and the order in memory of another.
+
+    Random numbers are drawn in the order of memory: a transposed tensor gets others than a contiguous one.
+    """
+    strides = x.stride()
+    order = sorted(range(x.ndim), key=lambda dim: -strides[dim])
+    shape, dtype, device = [x.shape[dim] for dim in order], x.dtype, x.device
+    back = [order.index(dim) for dim in range(x.ndim)]
+    return lambda: torch.empty(shape, dtype=dtype, device=device).permute(back)
 
 
 class _Rows(torch.autograd.Function):

@@ -101,6 +101,18 @@ class Random(Plain):
         return self.head(self.drop(x.flatten(1) * 1.0))
 
 
+class Attention(Plain):
+    """A transformer's layer: it draws dropout for tensors that are transposed in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
+        self.layer.self_attn.dropout = 0.0
+
+    def forward(self, x):
+        return super().forward(self.layer(x.squeeze(1)).unsqueeze(1))
+
+
 class Constant(Random):
     """All models begin with the same weights."""
 
@@ -125,7 +137,7 @@ class Penalised(Plain):
         return F.cross_entropy(self(batch[0]), batch[1]) + penalty
 
 
-@pytest.mark.parametrize("module", [Classifier, Random, Shifted, Penalised])
+@pytest.mark.parametrize("module", [Classifier, Random, Attention, Shifted, Penalised])
 def test_each_model_draws_and_penalises_as_alone(tmp_path, module):
     assert_stacking_changes_nothing(stackable(module, max_epochs=3), tmp_path)
 
