@@ -27,6 +27,7 @@ STUDIES = {
     "defenses": ["--defenses", "hamp"],
     "levers": ["--lever", "values"],
     "past": [],
+    "past_settings": [],
     "correlation": [],
     "attack_order": ["--queries", "20"],
 }
