@@ -25,14 +25,13 @@ from lightning_cwrf.callbacks.rewind_settings import (
     scores_identity,
 )
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
-from lightning_cwrf.checks import check_flag
 from lightning_cwrf.trainers import callbacks_of, transfer_of
 from lightning_cwrf.weights.batchnorm import estimated_statistics, reset_statistics, tracking_layers
 from lightning_cwrf.weights.descent import trainable_parameters
 from lightning_cwrf.weights.masks import WeightMask
 from lightning_cwrf.weights.redraw import fresh_weights
 from lightning_cwrf.weights.score_files import load_scores
-from lightning_cwrf.weights.selection import check_rate, how_rewound
+from lightning_cwrf.weights.selection import check_choosing, how_rewound
 from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, load_vanilla
 
 
@@ -47,6 +46,8 @@ class CriticalRewindCallback(RewindsWeights):
     Args:
         rate: r, the fraction of all weights to rewind. Published: searched in [0.01, 0.10].
         per_layer: take that fraction of each layer instead.
+        structured: take whole output units (channels, neurons with their bias) by their mean scores, and at most that
+            fraction.
         scores: a file of scores, or a dict by parameter name. Default: those of the :class:`PrivacyScoringCallback`
             before this one.
         mask: a mask, or a file of one; then neither rate nor scores are used.
@@ -79,9 +80,9 @@ class CriticalRewindCallback(RewindsWeights):
         hold: bool = True,
         batchnorm: Literal["keep", "reset", "estimate"] = "keep",
         seed: int | None = None,
+        structured: bool = False,
     ) -> None:
-        check_rate(rate)
-        check_flag("per_layer", per_layer)
+        check_choosing(rate, per_layer, structured)
         check_rewinding(values, hold, batchnorm, seed, vanilla)
         if scores is not None and mask is not None:
             raise ValueError("pass scores or a mask, not both.")
@@ -99,6 +100,7 @@ class CriticalRewindCallback(RewindsWeights):
         self.seed = seed
         self.rate = rate
         self.per_layer = per_layer
+        self.structured = structured
         self.scores = scores
         self.given_mask = mask
         self.vanilla = vanilla
@@ -111,7 +113,7 @@ class CriticalRewindCallback(RewindsWeights):
         if self.given_mask is not None:
             chosen: dict[str, Any] = {"mask": mask_identity(self.given_mask)}
         else:
-            chosen = {"rate": self.rate, "per_layer": self.per_layer, "scores": scores_identity(self.scores)}
+            chosen = {"rate": self.rate, **self._units(), "scores": scores_identity(self.scores)}
         return {
             **chosen,
             "values": self.values,
@@ -120,6 +122,9 @@ class CriticalRewindCallback(RewindsWeights):
             "seed": (self.seed or 0) if self.values == "fresh" else None,
             "vanilla": None if self.vanilla is None else identity(self.vanilla),
         }
+
+    def _units(self) -> dict[str, bool]:
+        return {"per_layer": self.per_layer, "structured": self.structured}
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().prepare(trainer, pl_module, stage)
@@ -216,7 +221,7 @@ class CriticalRewindCallback(RewindsWeights):
         self._check_scores(pl_module, scores)
         if not any(bool(score.any()) for score in scores.values()):
             rank_zero_warn("all scores are 0: the weights to rewind are chosen by their order in the model alone.")
-        mask = WeightMask.top(scores, self.rate, per_layer=self.per_layer)
+        mask = WeightMask.top(scores, self.rate, **self._units())
         if self.scores is None and scoring is not None:
             scoring.mask_made()
         return mask

@@ -48,6 +48,7 @@ class PrivacyScoringCallback(ReadsData):
             that show what the choice of weights adds.
         batch_size: examples in a batch of members, and in one of reference data. Published: 256. Batches of an iterable
             or of your own batch sampler keep their size.
+        mode: ``"eval"``; ``"train"``: the scores are of the model as it trains, with batch statistics and dropout.
         keep_scores: keep the scores after a mask was made of them, for :meth:`save_scores`; 4 bytes per weight.
 
     Raises:
@@ -68,9 +69,10 @@ class PrivacyScoringCallback(ReadsData):
         kind: Literal["privacy", "learnability", "random"] = "privacy",
         batch_size: int = 256,
         keep_scores: bool = False,
+        mode: Literal["eval", "train"] = "eval",
     ) -> None:
         check_choice("kind", kind, ("privacy", "learnability", "random"))
-        check_scoring(lam, steps, lr)
+        check_scoring(lam, steps, lr, mode)
         check_integer("batch_size", batch_size, low=1)
         check_flag("keep_scores", keep_scores)
         self.keep_scores = keep_scores
@@ -82,6 +84,7 @@ class PrivacyScoringCallback(ReadsData):
         self.lam = lam
         self.steps = steps
         self.lr = lr
+        self.mode = mode
         self.reset()
 
     def reset(self) -> None:
@@ -109,6 +112,7 @@ class PrivacyScoringCallback(ReadsData):
             "steps": self.steps,
             "lr": self.lr,
             "batch_size": self.batch_size,
+            "mode": self.mode,
             "vanilla": identity(self.vanilla),
         }
 
@@ -155,7 +159,8 @@ class PrivacyScoringCallback(ReadsData):
         on_step: Callable[[int], Any],
     ) -> dict[str, Tensor]:
         members = self.members if self.members is not None else training_data(trainer, self)
-        common: dict[str, Any] = {"lr": self.lr, "transfer": transfer_of(trainer), "batch_size": self.batch_size}
+        common: dict[str, Any] = {"transfer": transfer_of(trainer)}
+        common.update(lr=self.lr, batch_size=self.batch_size, mode=self.mode)
         if self.kind == "random":
             # One step shows which parameters the loss reaches; only those count as weights.
             reached = learnability_scores(pl_module, members, steps=1, **common)

@@ -66,6 +66,8 @@ class CWRFConfig:
     members: Literal["training", "plain"] = "training"
     hold: bool = field(default=True, metadata=_CAME_LATER)
     batchnorm: Literal["keep", "reset", "estimate"] = field(default="keep", metadata=_CAME_LATER)
+    structured: bool = field(default=False, metadata=_CAME_LATER)
+    mode: Literal["eval", "train"] = field(default="eval", metadata=_CAME_LATER)
 
     def __post_init__(self) -> None:
         check_choice("vanilla", self.vanilla, ("own", "redraw"))
@@ -104,11 +106,12 @@ class CWRFConfig:
         members: Batches | None = None,
         seed: int | None = None,
     ) -> list[Callback]:
-        names = ("lam", "steps", "lr", "kind", "batch_size")
+        names = ("lam", "steps", "lr", "kind", "batch_size", "mode")
         settings = {name: getattr(self, name) for name in names}
         rewind = CriticalRewindCallback(
             self.rate,
             per_layer=self.per_layer,
+            structured=self.structured,
             values=self.values,
             hold=self.hold,
             batchnorm=self.batchnorm,

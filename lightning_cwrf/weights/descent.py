@@ -46,6 +46,7 @@ def accumulate(
     steps: int,
     lr: float,
     on_step: Callable[[int], Any] | None,
+    mode: str = "eval",
 ) -> dict[str, Tensor]:
     """Eq. 2 along plain SGD on a copy: φ += |g ⊙ θ'|, then θ' -= η_e·g (Algorithm 1, lines 7-9).
 
@@ -57,9 +58,9 @@ def accumulate(
     ``make_objective`` makes a function of the copy that takes the next batches and returns the loss.
     """
     try:
-        return _descend(model, make_objective(), steps, lr, on_step, in_backward=True)
+        return _descend(model, make_objective(), steps, lr, on_step, mode, in_backward=True)
     except _CannotUpdateInBackward:
-        return _descend(model, make_objective(), steps, lr, on_step, in_backward=False)
+        return _descend(model, make_objective(), steps, lr, on_step, mode, in_backward=False)
 
 
 class _CannotUpdateInBackward(Exception):
@@ -75,10 +76,11 @@ def _descend(
     steps: int,
     lr: float,
     on_step: Callable[[int], Any] | None,
+    mode: str,
     *,
     in_backward: bool,
 ) -> dict[str, Tensor]:
-    work = copied(model).eval()
+    work = copied(model).train(mode == "train")
     weights = trainable_parameters(work)
     if not weights:
         raise ValueError("the model has no trainable parameter (requires_grad is False everywhere): nothing to score.")

@@ -16,10 +16,13 @@ class TwoBatches:
     After one forward pass, autograd computes each weight's gradient once. After two, the gradients of one pass are kept
     in memory, as large as the weights, until those of the other are added. The first call tries whether a model gives
     the same outputs for both batches together.
+
+    Args:
+        join: whether to try. A model in train mode depends on what is in a batch.
     """
 
-    def __init__(self) -> None:
-        self._can_join: bool | None = None
+    def __init__(self, *, join: bool = True) -> None:
+        self._can_join: bool | None = None if join else False
 
     def __call__(self, model: nn.Module, first: Any, second: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The first batch's logits and targets, and the second one's logits."""

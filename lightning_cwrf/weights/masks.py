@@ -77,7 +77,9 @@ class WeightMask:
         return bool(self._frozen) or self.count == 0
 
     @classmethod
-    def top(cls, scores: Mapping[str, Tensor], rate: float, *, per_layer: bool = False) -> WeightMask:
+    def top(
+        cls, scores: Mapping[str, Tensor], rate: float, *, per_layer: bool = False, structured: bool = False
+    ) -> WeightMask:
         """Choose exactly ``round(rate · N)`` weights: the highest scores over all N weights together (Eq. 5).
 
         Ties at the threshold are broken by the order of parameters and positions. The threshold is found by two
@@ -88,15 +90,18 @@ class WeightMask:
             rate: r in [0, 1]. The paper searches 0.01 to 0.10.
             per_layer: choose the share ``rate`` of each layer (a module's weight and bias together) instead. Where the
                 shares are not whole, the largest remainders round up, so the total is still ``round(rate · N)``.
+            structured: choose whole output units (channels, neurons with their bias) by their mean scores instead, the
+                highest first, until the next has no room in ``round(rate · N)`` weights: at most so many are chosen.
 
         Raises:
             TypeError: a rate that is not a number, or scores of another type.
-            ValueError: a rate outside [0, 1]; scores that are negative, NaN or infinite, or no scores at all.
+            ValueError: a rate outside [0, 1]; scores that are negative, NaN or infinite, or no scores at all;
+                ``per_layer`` and ``structured`` together.
 
         >>> WeightMask.top({"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([1.0])}, rate=1 / 3).masks
         {'a': tensor([ True, False]), 'b': tensor([False])}
         """
-        return cls(top_share(scores, rate, per_layer=per_layer))
+        return cls(top_share(scores, rate, per_layer=per_layer, structured=structured))
 
     def rewind_(self, model: nn.Module, vanilla: Mapping[str, Tensor]) -> None:
         """Set the masked weights to their vanilla values, in place, and take these as the values to hold (Eq. 6).

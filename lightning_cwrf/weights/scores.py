@@ -7,7 +7,8 @@ changed. Scores are computed in the precision of the weights, also inside ``torc
 
 The equations leave three choices open. Eq. 2 is computed per batch, as in Algorithm 1: from the absolute value of the
 batch's mean gradient, not the mean of the examples' absolute gradients. The divergence of Eq. 4 is
-KL(vanilla ‖ θ'), with the vanilla model's outputs as the target. Both models run in eval mode.
+KL(vanilla ‖ θ'), with the vanilla model's outputs as the target. Both models run in eval mode, unless
+``mode="train"``.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cwrf.checks import check_integer, check_number
+from lightning_cwrf.checks import check_choice, check_integer, check_number
 from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
 from lightning_cwrf.data import Batches, OverlapCheck, as_loader, bring_to, cycle
 from lightning_cwrf.weights.copies import copied
 from lightning_cwrf.weights.descent import accumulate, scoring_context
 from lightning_cwrf.weights.joining import TwoBatches
 from lightning_cwrf.weights.vanilla import VanillaSource, load_vanilla
+
+Mode = Literal["eval", "train"]
 
 
 def learnability_scores(
@@ -39,6 +42,7 @@ def learnability_scores(
     transfer: Callable[[Any], Any] | None = None,
     on_step: Callable[[int], Any] | None = None,
     batch_size: int = 256,
+    mode: Mode = "eval",
 ) -> dict[str, Tensor]:
     """Score each weight by its importance for the members' loss: Eq. 2, first-order Taylor (Molchanov et al. 2019).
 
@@ -51,6 +55,7 @@ def learnability_scores(
         on_step: called with the number of steps done, for a progress bar.
         batch_size: examples in a batch. Published: 256. Batches of an iterable or of your own batch sampler keep their
             size.
+        mode: ``"eval"``; ``"train"``: with batch statistics, dropout, and whatever else the model does as it trains.
 
     Returns:
         One non-negative float32 tensor per trainable parameter that the loss reaches in any step, by name and of its
@@ -66,7 +71,7 @@ def learnability_scores(
     >>> {name: tuple(score.shape) for name, score in scores.items()}
     {'weight': (3, 4), 'bias': (3,)}
     """
-    check_scoring(0.0, steps, lr)
+    check_scoring(0.0, steps, lr, mode)
     check_integer("batch_size", batch_size, low=1)
     with scoring_context(model):
         bring = bring_to(model, transfer)
@@ -80,7 +85,7 @@ def learnability_scores(
 
             return objective
 
-        return accumulate(model, make_objective, steps, lr, on_step)
+        return accumulate(model, make_objective, steps, lr, on_step, mode)
 
 
 def privacy_vulnerability_scores(
@@ -95,6 +100,7 @@ def privacy_vulnerability_scores(
     transfer: Callable[[Any], Any] | None = None,
     on_step: Callable[[int], Any] | None = None,
     batch_size: int = 256,
+    mode: Mode = "eval",
 ) -> dict[str, Tensor]:
     """Score each weight by its privacy vulnerability: Eq. 2 accumulated along Eq. 4 (CWRF, Algorithm 1, lines 1-10).
 
@@ -103,7 +109,8 @@ def privacy_vulnerability_scores(
         L = (1-λ) · CE(f(x_tr; θ'), y_tr) + λ · KL(softmax f(x_re; θ_vn) ‖ softmax f(x_re; θ'))
         g = ∇L;   φ += |g ⊙ θ'|;   θ' -= η_e · g
 
-    Both models run in eval mode, so that dropout adds no noise and BatchNorm reads its own running statistics.
+    Both models run in eval mode, so that dropout adds no noise and BatchNorm reads its own running statistics; or both
+    in train mode, each batch by itself.
 
     Args:
         model: the finished (unprotected) classifier.
@@ -118,6 +125,7 @@ def privacy_vulnerability_scores(
         on_step: called with the number of steps done, for a progress bar.
         batch_size: examples in a batch. Published: 256. Batches of an iterable or of your own batch sampler keep their
             size.
+        mode: ``"eval"``; ``"train"``: with batch statistics, dropout, and whatever else the model does as it trains.
 
     Returns:
         One non-negative float32 tensor per trainable parameter, as in :func:`learnability_scores`.
@@ -134,16 +142,16 @@ def privacy_vulnerability_scores(
     >>> bool((scores["weight"] >= 0).all())
     True
     """
-    check_scoring(lam, steps, lr)
+    check_scoring(lam, steps, lr, mode)
     check_integer("batch_size", batch_size, low=1)
     with scoring_context(model):
         overlap = OverlapCheck(members, nonmembers, "the reference data (nonmembers=)")
         bring = bring_to(model, transfer)
 
         def make_objective() -> Callable[[nn.Module], Tensor]:
-            references = _vanilla_outputs(vanilla, model, nonmembers, bring, steps, batch_size)
+            references = _vanilla_outputs(vanilla, model, nonmembers, bring, steps, batch_size, mode)
             member_batches = cycle(as_loader(members, shuffle=True, batch_size=batch_size), "members")
-            run = TwoBatches()
+            run = TwoBatches(join=mode == "eval")
             first = iter([True])
 
             def objective(work: nn.Module) -> Tensor:
@@ -157,7 +165,7 @@ def privacy_vulnerability_scores(
 
             return objective
 
-        return accumulate(model, make_objective, steps, lr, on_step)
+        return accumulate(model, make_objective, steps, lr, on_step, mode)
 
 
 def _vanilla_outputs(
@@ -167,6 +175,7 @@ def _vanilla_outputs(
     bring: Callable[[Any], Any],
     steps: int,
     batch_size: int,
+    mode: Mode,
 ) -> Iterator[tuple[Any, Tensor, Tensor]]:
     """Reference batches with the vanilla model's logits and the targets, endlessly.
 
@@ -174,7 +183,7 @@ def _vanilla_outputs(
     before gradients and scores are allocated.
     """
     batches = cycle(as_loader(nonmembers, shuffle=True, batch_size=batch_size), "nonmembers")
-    vanilla_model = copied(model, load_vanilla(vanilla, model)).eval()
+    vanilla_model = copied(model, load_vanilla(vanilla, model)).train(mode == "train")
 
     @torch.no_grad()
     def with_outputs(batch: Any) -> tuple[Any, Tensor, Tensor]:
@@ -244,8 +253,9 @@ def warn_if_swapped(
         )
 
 
-def check_scoring(lam: float, steps: int, lr: float) -> None:
+def check_scoring(lam: float, steps: int, lr: float, mode: str = "eval") -> None:
     """Raise a TypeError or ValueError for invalid settings."""
     check_number("lam", lam, low=0, high=1, hint="It weights reference data against members (Eq. 4).")
     check_integer("steps", steps, low=1)
     check_number("lr", lr, low=0)
+    check_choice("mode", mode, ("eval", "train"))

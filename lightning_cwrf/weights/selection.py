@@ -20,14 +20,26 @@ def check_rate(rate: Any) -> None:
     check_number("rate", rate, low=0, high=1, hint="It is the fraction of weights to rewind.")
 
 
-def top_share(scores: Mapping[str, Tensor], rate: float, *, per_layer: bool = False) -> dict[str, Tensor]:
-    """Masks of the ``round(rate · N)`` largest of all N scores (Eq. 5); see :meth:`WeightMask.top`."""
+def check_choosing(rate: Any, per_layer: Any, structured: Any) -> None:
+    """Raise for settings of the wrong type, out of range, or that exclude one another."""
     check_rate(rate)
     check_flag("per_layer", per_layer)
+    check_flag("structured", structured)
+    if per_layer and structured:
+        raise ValueError("per_layer takes an exact share of each layer, and structured whole units: pass one of them.")
+
+
+def top_share(
+    scores: Mapping[str, Tensor], rate: float, *, per_layer: bool = False, structured: bool = False
+) -> dict[str, Tensor]:
+    """Masks of the ``round(rate · N)`` largest of all N scores (Eq. 5); see :meth:`WeightMask.top`."""
+    check_choosing(rate, per_layer, structured)
     total = sum(score.numel() for score in scores.values())
     if total == 0:
         raise ValueError("there are no scores to choose weights by.")
     wanted = round(rate * total)
+    if structured:
+        return largest_units(scores, wanted)
     if not per_layer:
         return largest(scores, wanted)
     layers: dict[str, dict[str, Tensor]] = {}
@@ -37,6 +49,38 @@ def top_share(scores: Mapping[str, Tensor], rate: float, *, per_layer: bool = Fa
     masks: dict[str, Tensor] = {}
     for layer, share in zip(layers.values(), apportion(sizes, wanted), strict=True):
         masks.update(largest(layer, share))
+    return {name: masks[name] for name in scores}
+
+
+def largest_units(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    """Masks of the output units with the largest mean scores, in this order, until the next has no room in k weights.
+
+    A unit is one index of the first dimension of a module's parameters together: a channel's kernel or a neuron's row,
+    with its bias; a row of an embedding; an input channel of a transposed convolution.
+
+    >>> scores = {"weight": torch.tensor([[1.0, 1.0], [0.0, 9.0]]), "bias": torch.tensor([1.0, 0.0])}
+    >>> {name: mask.tolist() for name, mask in largest_units(scores, 5).items()}
+    {'weight': [[False, False], [True, True]], 'bias': [False, True]}
+    """
+    modules: dict[tuple[str, int], list[str]] = {}
+    for name, score in scores.items():
+        _order_keys(name, score)  # raises for invalid scores
+        modules.setdefault((name.rpartition(".")[0], len(score) if score.ndim else 1), []).append(name)
+    totals, sizes = [], []
+    for (_, units), names in modules.items():
+        found = [scores[name].detach().cpu().double() for name in names]
+        parts = [each.reshape(units, each.numel() // max(units, 1)) for each in found]
+        totals.append(torch.stack([part.sum(1) for part in parts]).sum(0))
+        sizes.append(torch.full((units,), sum(part.shape[1] for part in parts)))
+    size = torch.cat(sizes)
+    order = (torch.cat(totals) / size).argsort(descending=True, stable=True)
+    chosen = torch.zeros(len(size), dtype=torch.bool)
+    chosen[order] = size[order].cumsum(0) <= k
+    masks = {}
+    for ((_, units), names), mine in zip(modules.items(), chosen.split([len(each) for each in sizes]), strict=True):
+        for name in names:
+            shape = scores[name].shape
+            masks[name] = mine.view(units, *[1] * (len(shape) - 1)).expand(shape).clone() if shape else mine[0].clone()
     return {name: masks[name] for name in scores}
 
 

@@ -83,10 +83,34 @@ def test_per_layer_shares():
     assert abs(int(masks["net.0.weight"].sum() + masks["net.0.bias"].sum()) - 0.2 * 80) <= 1
 
 
+def test_whole_units_are_rewound_and_held():
+    _, callbacks, *_ = run(rewind={"structured": True})
+    mask = callbacks[1].mask
+    assert 0 < mask.count <= round(0.2 * mask.total)
+    for name, chosen in mask.masks.items():
+        units = chosen.flatten(1) if chosen.ndim > 1 else chosen.unsqueeze(1)
+        assert torch.equal(units.all(1), units.any(1))
+        bias = mask.masks.get(name.replace("weight", "bias"))
+        assert bias is None or torch.equal(units.all(1), bias)
+
+
+def test_scores_in_train_mode():
+    _, callbacks, *_ = run(
+        scoring={"kind": "learnability", "mode": "train", "members": list(loader(0, 64)), "keep_scores": True}
+    )
+    in_eval = learnability_scores(finished()[0], list(loader(0, 64)), steps=2)
+    assert callbacks[0].scores.keys() == in_eval.keys()
+    assert not all(torch.equal(callbacks[0].scores[name], score) for name, score in in_eval.items())
+
+
 def test_unknown_words():
     with pytest.raises(ValueError, match="values must be 'initial' or 'fresh' or 'trained' or 'zero', not 'init'"):
         CriticalRewindCallback(values="init")
     with pytest.raises(ValueError, match="tune must be"):
         GradientMaskCallback(tune="all")
+    with pytest.raises(ValueError, match="mode must be 'eval' or 'train', not True"):
+        PrivacyScoringCallback([], "redraw", mode=True)
+    with pytest.raises(ValueError, match="mode must be 'eval' or 'train', not 'test'"):
+        learnability_scores(finished()[0], list(loader(0, 64)), mode="test")
     with pytest.raises(ValueError, match="kind must be"):
         PrivacyScoringCallback([], "redraw", kind="loss")

@@ -103,11 +103,11 @@ def test_words_that_name_no_split_are_an_error_where_they_are_given():
 def test_defaults_are_the_published_settings():
     """λ = 0.7, 30 batches of 256; the rate is in the middle of the searched range; everything else is off."""
     assert PrivacyScoringCallback([], "redraw").settings() == {
-        "kind": "privacy", "lam": 0.7, "steps": 30, "lr": 1e-3, "batch_size": 256, "vanilla": "redraw"
+        "kind": "privacy", "lam": 0.7, "steps": 30, "lr": 1e-3, "batch_size": 256, "mode": "eval", "vanilla": "redraw"
     }  # fmt: skip
     assert CriticalRewindCallback().settings() == {
         "rate": 0.03, "per_layer": False, "scores": None, "values": "initial", "hold": True, "batchnorm": "keep",
-        "seed": None, "vanilla": None
+        "seed": None, "vanilla": None, "structured": False
     }  # fmt: skip
     assert GradientMaskCallback().settings() == {"tune": "rest", "mask": None}
     assert VanillaSnapshotCallback().overwrite is False

@@ -54,6 +54,8 @@ def go_on(half, callbacks, attach=True):
     [
         ({"rewind": {"rate": 0.4}}, r"CriticalRewindCallback did its work with rate=0\.2, and now it has rate=0\.4: "),
         ({"rewind": {"per_layer": True}}, "per_layer=False, and now it has per_layer=True"),
+        ({"rewind": {"structured": True}}, "structured=False, and now it has structured=True"),
+        ({"scoring": {"mode": "train"}}, "mode='eval', and now it has mode='train'"),
         ({"rewind": {"values": "zero"}}, "values='initial', and now it has values='zero'"),
         ({"rewind": {"batchnorm": "reset"}}, "batchnorm='keep', and now it has batchnorm='reset'"),
         ({"scoring": {"lam": 0.9}}, r"PrivacyScoringCallback did its work with lam=0\.7, and now it has lam=0\.9"),

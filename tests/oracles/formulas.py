@@ -37,9 +37,9 @@ def relaxloss(logits, targets, alpha, epoch, upper):
     return total / len(losses)
 
 
-def algorithm_1(model, vanilla, members, references, lam, steps, lr):
+def algorithm_1(model, vanilla, members, references, lam, steps, lr, train=False):
     """Algorithm 1, lines 1-10, with .backward() and a loop over parameters. Returns φ by parameter name."""
-    work, start = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+    work, start = copy.deepcopy(model).train(train), copy.deepcopy(model).train(train)
     start.load_state_dict(vanilla)
     phi = {n: torch.zeros_like(p) for n, p in work.named_parameters() if p.requires_grad}
     for i in range(steps):
@@ -62,6 +62,23 @@ def algorithm_1(model, vanilla, members, references, lam, steps, lr):
 
 def mean(values):
     return sum(values) / len(values)
+
+
+def top_units(scores, k):
+    """Whole output units by their mean score, until the next has no room: names and positions of their weights."""
+    units = {}
+    for name, score in scores.items():
+        module = name.rpartition(".")[0]
+        for unit in range(len(score)):
+            for value, index in zip(score[unit].flatten().tolist(), range(score[unit].numel()), strict=True):
+                units.setdefault((module, len(score), unit), []).append((name, unit, index, value))
+    order = sorted(units.values(), key=lambda unit: -mean([value for *_, value in unit]))
+    chosen = set()
+    for unit in order:
+        if len(chosen) + len(unit) > k:
+            break
+        chosen |= {tuple(weight[:3]) for weight in unit}
+    return chosen
 
 
 def top_by_sorting(scores, k):

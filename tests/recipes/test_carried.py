@@ -35,8 +35,15 @@ CARRIED = {
         "lr": 0.5,
         "kind": "random",
         "batch_size": 9,
+        "mode": "train",
     },
-    CriticalRewindCallback: {"rate": 0.2, "per_layer": True, "values": "zero", "batchnorm": "estimate"},
+    CriticalRewindCallback: {
+        "rate": 0.2,
+        "per_layer": True,
+        "structured": True,
+        "values": "zero",
+        "batchnorm": "estimate",
+    },
     GradientMaskCallback: {"tune": "masked"},
 }
 REFUSED = {

@@ -48,6 +48,8 @@ def test_a_stack_is_hardened_as_its_models_one_by_one(tmp_path, base, optimizer)
         {"kind": "random"},
         {"kind": "learnability"},
         {"per_layer": True},
+        {"structured": True},
+        {"mode": "train"},
         {"values": "zero"},
         {"values": "fresh"},
         {"values": "trained"},

@@ -230,6 +230,7 @@ def test_nan_that_is_held_is_not_moved():
         (lambda: CriticalRewindCallback(rate=True), "rate must be a number, not the bool True"),
         (lambda: CriticalRewindCallback(rate=None), "rate must be a number, not None. It is the fraction"),
         (lambda: CriticalRewindCallback(per_layer="no"), "per_layer must be True or False, not the str 'no'"),
+        (lambda: CriticalRewindCallback(structured=1), "structured must be True or False, not the int 1"),
         (lambda: CriticalRewindCallback(scores=[1.0]), "scores must be a file or tensors by parameter name"),
         (lambda: CriticalRewindCallback(mask={}), "mask must be a WeightMask or a file of one, not a dict"),
         (lambda: GradientMaskCallback(mask=0.5), "mask must be a WeightMask or a file of one, not a float"),

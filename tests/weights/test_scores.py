@@ -27,6 +27,35 @@ def test_scores_are_those_of_algorithm_1(lam):
         torch.testing.assert_close(ours[name].double(), theirs[name], rtol=1e-5, atol=1e-9)
 
 
+def test_scores_in_train_mode_are_of_batch_statistics():
+    torch.manual_seed(0)
+    model, vanilla = (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 10)).double()
+        for _ in range(2)
+    )
+    members = [(x.double(), y) for x, y in batches(0, 40)]
+    reference = [(x.double(), y) for x, y in batches(100, 124)]
+    before = copy.deepcopy(model.state_dict())
+    settings = {"lam": 0.7, "steps": 5, "lr": 0.05}
+    ours = privacy_vulnerability_scores(model, vanilla, members, reference, mode="train", **settings)
+    theirs = formulas.algorithm_1(model, vanilla.state_dict(), members, reference, 0.7, 5, 0.05, train=True)
+    for name in theirs:
+        torch.testing.assert_close(ours[name].double(), theirs[name], rtol=1e-5, atol=1e-9)
+    in_eval = privacy_vulnerability_scores(model, vanilla, members, reference, **settings)
+    assert not torch.allclose(ours["1.weight"], in_eval["1.weight"], rtol=0.1)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_dropout_is_drawn_in_train_mode_alone():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+    for mode, same in (("eval", True), ("train", False)):
+        torch.manual_seed(0)
+        first = learnability_scores(model, batches(0, 40), steps=2, mode=mode)
+        torch.manual_seed(1)
+        again = learnability_scores(model, batches(0, 40), steps=2, mode=mode)
+        assert torch.equal(first["2.weight"], again["2.weight"]) is same
+
+
 def test_learnability_is_privacy_vulnerability_at_lambda_zero():
     model, vanilla = trained()
     members, reference = batches(0, 40), batches(100, 124)
