@@ -82,7 +82,7 @@ def test_the_same_seed_gives_the_same_record_in_another_folder(out, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lever", ["rounds", "lr"])
+@pytest.mark.parametrize("lever", ["rounds", "lr", "units", "mode", "warmup"])
 def test_a_lever(lever, out):
     content, *_ = run("levers", out, "--lever", lever)
     check(content)

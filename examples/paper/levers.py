@@ -2,8 +2,7 @@
 
     python examples/paper/levers.py --lever values
 
-The scoring runs in eval mode: the package has no other. Structured choices (channels, heads) and an optimizer's warm-up
-are not in the package either.
+Whole units are channels and neurons; the heads of an attention are not chosen as a whole.
 """
 
 from __future__ import annotations
@@ -37,11 +36,14 @@ LEVERS: dict[str, dict[str, dict[str, Any]]] = {
     "lambda": {f"λ = {lam:g}": {"lam": lam} for lam in (0.0, 0.3, 0.7, 0.9, 1.0)},
     "batchnorm": {f"statistics: {mode}": {"batchnorm": mode} for mode in ("keep", "reset", "estimate")},
     "layers": {"of all weights": {}, "of each layer": {"per_layer": True}},
+    "units": {"single weights": {}, "whole units": {"structured": True}},
+    "mode": {f"scored in {mode} mode": {"mode": mode} for mode in ("eval", "train")},
 }
 """Settings of CWRF that one lever changes, by the name of the option."""
 TUNINGS: dict[str, dict[str, dict[str, Any]]] = {
     "epochs": {f"{epochs} epochs": {"epochs": epochs} for epochs in (10, 20, 40, 80)},
     "lr": {f"learning rate {lr:g}": {"lr": lr} for lr in (3e-4, 1e-3, 3e-3)},
+    "warmup": {f"{epochs} epochs of warm-up": {"warmup": epochs} for epochs in (0, 5, 10)},
 }
 """Settings of the fine-tuning, which the control has too."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,27 @@ class Classifier(DigitsClassifier):
         for group in optimizer.param_groups:
             group["weight_decay"] = self.hparams["weight_decay"]
         return [optimizer], schedulers
+
+
+class WarmedUp(DigitsClassifier):
+    """The digits' LightningModule, whose learning rate grows in its first epochs."""
+
+    def __init__(self, epochs: int, lr: float, warmup: int) -> None:
+        super().__init__(epochs, lr)
+
+    def configure_optimizers(self) -> Any:
+        (optimizer,), _ = super().configure_optimizers()
+        rate = functools.partial(warmed_cosine, warmup=self.hparams["warmup"], epochs=self.hparams["epochs"])
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, rate)]
+
+
+def warmed_cosine(epoch: int, *, warmup: int, epochs: int) -> float:
+    """The share of the learning rate in an epoch: a cosine from 1 to 0, times a line up to 1 after the warm-up.
+
+    >>> [round(warmed_cosine(epoch, warmup=3, epochs=4), 3) for epoch in range(4)]
+    [0.25, 0.427, 0.375, 0.146]
+    """
+    return min(1.0, (epoch + 1) / (warmup + 1)) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 class WideClassifier(Classifier):

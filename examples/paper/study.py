@@ -59,14 +59,15 @@ class Study:
         self._seconds: dict[str, float] = {}
 
     def recipe(
-        self, epochs: int | None = None, defense: Defense | None = None, lr: float | None = None
+        self, epochs: int | None = None, defense: Defense | None = None, lr: float | None = None, warmup: int = 0
     ) -> ShadowRecipe:
         """A training from scratch; ``epochs`` and ``lr``: other than the task's."""
         epochs = self.task.epochs if epochs is None else epochs
         accelerator = "cpu" if self.arguments.scale == "cpu" else "auto"
         arguments = {"max_epochs": epochs, "accelerator": accelerator}
         augment = flip_and_shift if self.task.augment else None
-        return ShadowRecipe(self.task.build(epochs, lr), arguments, self.task.batch, defense=defense, augment=augment)
+        build = self.task.build(epochs, lr, warmup)
+        return ShadowRecipe(build, arguments, self.task.batch, defense=defense, augment=augment)
 
     def tuning(
         self,
@@ -75,9 +76,10 @@ class Study:
         *,
         epochs: int | None = None,
         lr: float | None = None,
+        warmup: int = 0,
     ) -> ShadowRecipe:
         """A fine-tuning; with settings of :class:`CWRFConfig`, after a rewind."""
-        plain = self.recipe(self.task.tune_epochs if epochs is None else epochs, defense, lr)
+        plain = self.recipe(self.task.tune_epochs if epochs is None else epochs, defense, lr, warmup)
         if not cwrf:
             return plain
         return replace(plain, cwrf=CWRFConfig(self.parts.reference, **{**self.scoring, **cwrf}))

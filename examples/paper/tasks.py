@@ -15,7 +15,7 @@ import torch
 from data_sets import DATA, VOCABULARY, WORDS
 from digits import DigitsClassifier, Split, split
 from digits import quiet as quiet
-from networks import COLUMNS, IMAGES, NETWORKS, TEXTS, Classifier, WideClassifier
+from networks import COLUMNS, IMAGES, NETWORKS, TEXTS, Classifier, WarmedUp, WideClassifier
 from torch.utils.data import Subset, TensorDataset
 
 
@@ -76,9 +76,13 @@ class Task:
             inputs = torch.rand(size, self.inputs, 32, 32, generator=generator)
         return TensorDataset(inputs, torch.arange(size) % self.classes)
 
-    def build(self, epochs: int, lr: float | None = None) -> Callable[[], DigitsClassifier]:
-        """What builds the untrained module; ``lr``: other than the task's."""
+    def build(self, epochs: int, lr: float | None = None, warmup: int = 0) -> Callable[[], DigitsClassifier]:
+        """What builds the untrained module; ``lr``: other than the task's; ``warmup``: epochs, of the digits' alone."""
         lr = self.lr if lr is None else lr
+        if warmup:
+            if self.network != "digits":
+                raise SystemExit("a warm-up is there for the digits' network alone.")
+            return functools.partial(WarmedUp, epochs, lr, warmup)
         if self.network == "digits":
             return functools.partial(DigitsClassifier, epochs, lr)
         sizes = {"size": 32} if self.network == "vit" and self.inputs == 3 else {}
