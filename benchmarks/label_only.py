@@ -44,7 +44,7 @@ def table(store: Path) -> str:
     shadowed = train_shadows(
         recipe, pool, MODELS, population=population, store=store, stack=MODELS // 2, keep_weights=True
     )
-    images = torch.stack([image for image, _ in pool])
+    images = torch.stack([pool[i][0] for i in range(len(shadowed.targets))])
     data = TensorDataset(images, shadowed.targets)
     membership, others = shadowed.membership, slice(TARGETS, TARGETS + SHADOWS)
     models, own = {}, {}

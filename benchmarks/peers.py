@@ -111,7 +111,7 @@ def boundary(store: Path, examples: int = 60, iterations: int = 10) -> str:
     shadowed = train_shadows(recipe, pool, MODELS, population=population, store=store, stack=16, keep_weights=True)
     model = recipe.build().eval()
     model.load_state_dict(shadowed.weights(0))
-    images, labels = torch.stack([image for image, _ in pool])[:examples], shadowed.targets[:examples]
+    images, labels = torch.stack([pool[i][0] for i in range(examples)]), shadowed.targets[:examples]
     asked = 0
 
     def one_hot(points: np.ndarray) -> np.ndarray:

@@ -47,7 +47,8 @@ def pool(seed: int, size: int = 20) -> Pool:
     inside = torch.cat([places[:each] for places in by_class])
     outside = torch.cat([places[each : 2 * each] for places in by_class])
     mean = images[torch.cat([places[2 * each :] for places in by_class])].mean(0)
-    return Pool(*(TensorDataset(images[p] - mean, labels[p]) for p in (inside, outside)), mean)
+    members, nonmembers = (TensorDataset(images[places] - mean, labels[places]) for places in (inside, outside))
+    return Pool(members, nonmembers, mean)
 
 
 def network(outputs: int = 10) -> nn.Sequential:

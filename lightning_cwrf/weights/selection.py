@@ -77,7 +77,8 @@ def largest_units(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
     chosen = torch.zeros(len(size), dtype=torch.bool)
     chosen[order] = size[order].cumsum(0) <= k
     masks = {}
-    for ((_, units), names), mine in zip(modules.items(), chosen.split([len(each) for each in sizes]), strict=True):
+    taken = torch.split(chosen, [units for _, units in modules])
+    for ((_, units), names), mine in zip(modules.items(), taken, strict=True):
         for name in names:
             shape = scores[name].shape
             masks[name] = mine.view(units, *[1] * (len(shape) - 1)).expand(shape).clone() if shape else mine[0].clone()
