@@ -1,7 +1,7 @@
 """Table 3 and Fig. 6: every defense from scratch, in a fine-tuning (r = 0), with CWRF, and with a random mask.
 
-Each over its own strengths, the published ones where there are any, against LiRA and RMIA: ways are compared at equal
-test accuracy, not at one setting. The two controls, from scratch and r = 0, have strengths half-way between these too.
+Each over its own strengths, which its class names, against LiRA and RMIA: ways are compared at equal test accuracy, not
+at one setting. The two controls, from scratch and r = 0, have strengths half-way between these too.
 Fig. 7 is the same with ``--models 128``, Fig. 8 with ``--data news`` (``--scale paper --data dbpedia14``), Fig. 9 is
 its plot. DP-SGD needs a network without BatchNorm, DMP and SELENA need other models; they are left out.
 
@@ -32,12 +32,12 @@ PAPER = {
     "ccl": [("from scratch", 0.7956, 0.8395, 0.0150, 0.7604), ("CWRF", 0.7777, 0.6482, 0.0022, 0.7425)],
 }
 """Table 3, a ResNet18 on CIFAR-10: test accuracy, LiRA's AUC and TPR at an FPR of 0.1 %, RMIA's AUC."""
-UNPUBLISHED: dict[str, list[dict[str, float]]] = {
+STRENGTHS: dict[str, list[dict[str, float]]] = {
     "weight_penalty": [{"l1": 1e-5}, {"l1": 1e-4}, {"l1": 1e-3}],
     "adversarial_regularization": [{"lam": 0.3}, {"lam": 1.0}, {"lam": 3.0}],
     "mixup_mmd": [{"lam": 1.0}, {"lam": 3.0}, {"lam": 10.0}],
 }
-"""Strengths of ours, of defenses without published ones."""
+"""Of defenses whose classes name none."""
 RULE = (
     "for each defense, at equal accuracy and on average over its strengths, is CWRF's LiRA AUC lower by more than two "
     "standard errors than that of the defense from scratch, which is the paper's claim, and than that of r = 0, its "
@@ -51,7 +51,7 @@ def strengths_of(name: str, reference: Any, *, between: bool = False) -> dict[st
     """The defense at each of its strengths, by what it says; or at those half-way ``between`` neighbours."""
     cls = defense_class(name)
     data = dict.fromkeys(cls.data_names(), reference)
-    strengths: Sequence[Mapping[str, float]] = cls.strengths or UNPUBLISHED[name]
+    strengths: Sequence[Mapping[str, float]] = cls.strengths or STRENGTHS[name]
     if between:
         pairs = itertools.pairwise(strengths)
         strengths = [{key: math.sqrt(a[key] * b[key]) for key in a} for a, b in pairs]
@@ -64,7 +64,7 @@ def strengths_of(name: str, reference: Any, *, between: bool = False) -> dict[st
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     known = [name for name in available_defenses() if defense_class(name).strengths]
     made = parser(__file__, __doc__)
-    made.add_argument("--defenses", nargs="+", choices=[*known, *UNPUBLISHED], default=known, help="which")
+    made.add_argument("--defenses", nargs="+", choices=[*known, *STRENGTHS], default=known, help="which")
     arguments = parse(made, words)
     study = Study(f"defenses-{arguments.data}", "Every defense, four ways", arguments, attacks=("lira", "rmia"))
     base = study.unprotected()
