@@ -51,7 +51,7 @@ def test_it_is_unknown_where_weights_are_no_plain_tensors():
     )
 
 
-@pytest.mark.parametrize("wrap", [lambda model: model, torch.compile])
+@pytest.mark.parametrize("wrap", [lambda model: model, pytest.param(torch.compile, marks=pytest.mark.slow)])
 def test_an_audit_has_the_digest_of_its_model(wrap):
     model = trained()[0]
     before = weights_digest(model)
