@@ -18,6 +18,7 @@ from lightning_cwrf.callbacks.common import HoldsWeights, RewindsWeights, earlie
 from lightning_cwrf.callbacks.loggers import log_settings
 from lightning_cwrf.callbacks.reading import training_data
 from lightning_cwrf.callbacks.rewind_settings import (
+    LATER,
     OLD_WORDS,
     check_mask,
     check_rewinding,
@@ -46,8 +47,8 @@ class CriticalRewindCallback(RewindsWeights):
     Args:
         rate: r, the fraction of all weights to rewind. Published: searched in [0.01, 0.10].
         per_layer: take that fraction of each layer instead.
-        structured: take whole output units (channels, neurons with their bias) by their mean scores, and at most that
-            fraction.
+        structured: take whole units by their mean scores, and at most that fraction: a channel's kernel or a neuron's
+            row with its bias, and the pair of a normalisation (:meth:`WeightMask.top`).
         scores: a file of scores, or a dict by parameter name. Default: those of the :class:`PrivacyScoringCallback`
             before this one.
         mask: a mask, or a file of one; then neither rate nor scores are used.
@@ -173,14 +174,24 @@ class CriticalRewindCallback(RewindsWeights):
     def _rewind(self, trainer: Trainer, pl_module: LightningModule) -> WeightMask:
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         mask = self._choose(pl_module, scoring)
-        if mask.count == 0 and self.rate > 0:
-            rank_zero_warn(f"rate {self.rate} of {mask.total} weights is less than one: nothing is rewound.")
+        if self.given_mask is None:
+            self._warn_of_few(mask)
         if self.values == "trained":
             mask.freeze(pl_module)
         else:
             mask.rewind_(pl_module, self._weights(trainer, pl_module, scoring))
         self._set_statistics(trainer, pl_module)
         return mask if self.hold else WeightMask(mask.masks)  # without values to hold
+
+    def _warn_of_few(self, mask: WeightMask) -> None:
+        wanted = round(self.rate * mask.total)
+        if wanted == 0 and self.rate > 0:
+            rank_zero_warn(f"rate {self.rate} of {mask.total} weights is less than one: nothing is rewound.")
+        elif self.structured and mask.count < 0.9 * wanted:
+            rank_zero_warn(
+                f"whole units fill {mask.count} of the {wanted} weights that rate={self.rate} allows: the next has no "
+                "room. Raise the rate for more."
+            )
 
     def _set_statistics(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """BatchNorm's running statistics, of the model with its rewound weights."""
@@ -264,7 +275,8 @@ class CriticalRewindCallback(RewindsWeights):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
         # A checkpoint of an early version has no settings; the rate follows from the mask, roughly.
-        self.done_with = dict(state.pop("settings", None) or {})
+        settings = state.pop("settings", None)
+        self.done_with = {**LATER, **settings} if settings else {}
         if "to" in self.done_with:  # of the previous release
             to = self.done_with.pop("to")
             self.done_with["values"] = OLD_WORDS.get(to, to)

@@ -48,7 +48,8 @@ class PrivacyScoringCallback(ReadsData):
             that show what the choice of weights adds.
         batch_size: examples in a batch of members, and in one of reference data. Published: 256. Batches of an iterable
             or of your own batch sampler keep their size.
-        mode: ``"eval"``; ``"train"``: the scores are of the model as it trains, with batch statistics and dropout.
+        mode: ``"eval"``; ``"train"``: the scores are of the model as it trains, with batch statistics and dropout, but
+            without its Trainer. Layers in eval mode stay so. Random scores do not depend on it.
         keep_scores: keep the scores after a mask was made of them, for :meth:`save_scores`; 4 bytes per weight.
 
     Raises:
@@ -160,13 +161,13 @@ class PrivacyScoringCallback(ReadsData):
     ) -> dict[str, Tensor]:
         members = self.members if self.members is not None else training_data(trainer, self)
         common: dict[str, Any] = {"transfer": transfer_of(trainer)}
-        common.update(lr=self.lr, batch_size=self.batch_size, mode=self.mode)
+        common.update(lr=self.lr, batch_size=self.batch_size)
         if self.kind == "random":
             # One step shows which parameters the loss reaches; only those count as weights.
             reached = learnability_scores(pl_module, members, steps=1, **common)
             with isolated_rng():
                 return {name: torch.rand(score.shape, dtype=torch.float32) for name, score in reached.items()}
-        common.update(steps=self.steps, on_step=on_step)
+        common.update(steps=self.steps, on_step=on_step, mode=self.mode)
         if self.kind == "learnability":
             return learnability_scores(pl_module, members, **common)
         return privacy_vulnerability_scores(pl_module, vanilla, members, self.nonmembers, lam=self.lam, **common)
@@ -198,4 +199,5 @@ class PrivacyScoringCallback(ReadsData):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.scores = state_dict.get("scores")
         # Checkpoints of early versions have no settings: nothing can be compared.
-        self.done_with = state_dict.get("settings") or {}
+        settings = state_dict.get("settings")
+        self.done_with = {"mode": "eval", **settings} if settings else {}  # an option of a later release

@@ -22,6 +22,15 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def in_mode(copy: nn.Module, mode: str) -> nn.Module:
+    """A copy of a model in eval mode, or as it trains: as it is where it trains, so that frozen layers stay in eval."""
+    if mode == "eval":
+        copy.eval()
+    elif not copy.training:
+        copy.train()
+    return copy
+
+
 @contextmanager
 def scoring_context(model: Any) -> Iterator[None]:
     """Check the model, keep the caller's random state, and switch off no_grad, inference mode and autocast."""
@@ -80,7 +89,7 @@ def _descend(
     *,
     in_backward: bool,
 ) -> dict[str, Tensor]:
-    work = copied(model).train(mode == "train")
+    work = in_mode(copied(model), mode)
     weights = trainable_parameters(work)
     if not weights:
         raise ValueError("the model has no trainable parameter (requires_grad is False everywhere): nothing to score.")
@@ -90,7 +99,7 @@ def _descend(
         for name, weight in weights.items():
             weight.register_post_accumulate_grad_hook(updates[name])  # type: ignore[no-untyped-call]
     for step in range(1, steps + 1):
-        loss = objective(work)
+        loss = _loss_of(objective, work, mode)
         if not torch.isfinite(loss):
             raise ValueError(f"the scoring loss is {loss.item()} at step {step}; lower lr (now {lr}).")
         if step == 1:
@@ -101,6 +110,11 @@ def _descend(
             except RuntimeError as error:
                 if in_backward and any(reason in str(error) for reason in _REASONS):
                     raise _CannotUpdateInBackward from error
+                if mode == "train" and _REASONS[0] in str(error):
+                    raise ValueError(
+                        "the model writes into a tensor that it also computes with in train mode, and a step of the "
+                        'scoring runs two batches before its backward pass: score with mode="eval".'
+                    ) from error
                 raise
         for name, weight in weights.items():
             updates[name](weight)
@@ -108,6 +122,18 @@ def _descend(
             on_step(step)
     _warn_unreached([name for name in weights if name not in scores], len(weights))
     return {name: scores[name] for name in weights if name in scores}
+
+
+def _loss_of(objective: Callable[[nn.Module], Tensor], work: nn.Module, mode: str) -> Tensor:
+    try:
+        return objective(work)
+    except ValueError as error:
+        if mode == "train" and "more than 1 value per channel" in str(error):
+            raise ValueError(
+                "a batch of one example has no batch statistics, and the data leave one at their end: pass another "
+                'batch_size, a loader with drop_last=True, or mode="eval".'
+            ) from error
+        raise
 
 
 def _check_copy(loss: Tensor, model: nn.Module) -> None:

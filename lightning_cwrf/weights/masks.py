@@ -90,8 +90,11 @@ class WeightMask:
             rate: r in [0, 1]. The paper searches 0.01 to 0.10.
             per_layer: choose the share ``rate`` of each layer (a module's weight and bias together) instead. Where the
                 shares are not whole, the largest remainders round up, so the total is still ``round(rate · N)``.
-            structured: choose whole output units (channels, neurons with their bias) by their mean scores instead, the
-                highest first, until the next has no room in ``round(rate · N)`` weights: at most so many are chosen.
+            structured: choose whole units by their mean scores instead, the highest first, until the next has no room
+                in ``round(rate · N)`` weights: at most so many are chosen. A unit is one index of a parameter's first
+                dimension: a channel's kernel, a neuron's row, an embedding's; of a transposed convolution, an input
+                channel. Its bias is part of it where names and sizes say so (``weight``, ``bias``), as is the pair of a
+                normalisation.
 
         Raises:
             TypeError: a rate that is not a number, or scores of another type.

@@ -26,7 +26,7 @@ from lightning_cwrf.checks import check_choice, check_integer, check_number
 from lightning_cwrf.classification import check_no_probabilities, check_targets, classification_step
 from lightning_cwrf.data import Batches, OverlapCheck, as_loader, bring_to, cycle
 from lightning_cwrf.weights.copies import copied
-from lightning_cwrf.weights.descent import accumulate, scoring_context
+from lightning_cwrf.weights.descent import accumulate, in_mode, scoring_context
 from lightning_cwrf.weights.joining import TwoBatches
 from lightning_cwrf.weights.vanilla import VanillaSource, load_vanilla
 
@@ -55,7 +55,8 @@ def learnability_scores(
         on_step: called with the number of steps done, for a progress bar.
         batch_size: examples in a batch. Published: 256. Batches of an iterable or of your own batch sampler keep their
             size.
-        mode: ``"eval"``; ``"train"``: with batch statistics, dropout, and whatever else the model does as it trains.
+        mode: ``"eval"``; ``"train"``: with batch statistics, dropout, and whatever else the model does as it trains,
+            but without its Trainer. If the model is in train mode, its layers in eval mode stay so.
 
     Returns:
         One non-negative float32 tensor per trainable parameter that the loss reaches in any step, by name and of its
@@ -159,7 +160,7 @@ def privacy_vulnerability_scores(
                 overlap.see(member, reference)
                 logits, targets, reference_logits = run(work, bring(member), bring(reference))
                 check_no_probabilities(logits, "members")
-                if next(first, False):  # the copy's weights are still the model's
+                if mode == "eval" and next(first, False):  # the copy's weights are still the model's
                     warn_if_swapped(logits, targets, reference_logits, reference_targets)
                 return pve_loss(logits, targets, reference_logits, vanilla_logits, lam=lam)
 
@@ -183,7 +184,7 @@ def _vanilla_outputs(
     before gradients and scores are allocated.
     """
     batches = cycle(as_loader(nonmembers, shuffle=True, batch_size=batch_size), "nonmembers")
-    vanilla_model = copied(model, load_vanilla(vanilla, model)).train(mode == "train")
+    vanilla_model = in_mode(copied(model, load_vanilla(vanilla, model)), mode)
 
     @torch.no_grad()
     def with_outputs(batch: Any) -> tuple[Any, Tensor, Tensor]:

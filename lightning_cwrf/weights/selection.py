@@ -53,21 +53,25 @@ def top_share(
 
 
 def largest_units(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Masks of the output units with the largest mean scores, in this order, until the next has no room in k weights.
+    """Masks of the units with the largest mean scores, in this order, until the next has no room in k weights.
 
-    A unit is one index of the first dimension of a module's parameters together: a channel's kernel or a neuron's row,
-    with its bias; a row of an embedding; an input channel of a transposed convolution.
+    A unit is one index of the first dimension of a parameter, and of its bias: ``weight`` and ``bias`` go together, as
+    do ``in_proj_weight`` and ``in_proj_bias``, where the bias is a vector of the same size.
 
     >>> scores = {"weight": torch.tensor([[1.0, 1.0], [0.0, 9.0]]), "bias": torch.tensor([1.0, 0.0])}
     >>> {name: mask.tolist() for name, mask in largest_units(scores, 5).items()}
     {'weight': [[False, False], [True, True]], 'bias': [False, True]}
     """
-    modules: dict[tuple[str, int], list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name, score in scores.items():
         _order_keys(name, score)  # raises for invalid scores
-        modules.setdefault((name.rpartition(".")[0], len(score) if score.ndim else 1), []).append(name)
+        module, dot, own = name.rpartition(".")
+        weight = f"{module}{dot}{own.replace('bias', 'weight')}"
+        joined = score.ndim == 1 and weight in scores and scores[weight].shape[:1] == score.shape
+        groups.setdefault(weight if joined else name, []).append(name)
+    counts = [len(scores[first]) if scores[first].ndim else 1 for first in groups]
     totals, sizes = [], []
-    for (_, units), names in modules.items():
+    for units, names in zip(counts, groups.values(), strict=True):
         found = [scores[name].detach().cpu().double() for name in names]
         parts = [each.reshape(units, each.numel() // max(units, 1)) for each in found]
         totals.append(torch.stack([part.sum(1) for part in parts]).sum(0))
@@ -77,8 +81,7 @@ def largest_units(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
     chosen = torch.zeros(len(size), dtype=torch.bool)
     chosen[order] = size[order].cumsum(0) <= k
     masks = {}
-    taken = torch.split(chosen, [units for _, units in modules])
-    for ((_, units), names), mine in zip(modules.items(), taken, strict=True):
+    for units, names, mine in zip(counts, groups.values(), torch.split(chosen, counts), strict=True):
         for name in names:
             shape = scores[name].shape
             masks[name] = mine.view(units, *[1] * (len(shape) - 1)).expand(shape).clone() if shape else mine[0].clone()

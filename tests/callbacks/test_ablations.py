@@ -94,6 +94,18 @@ def test_whole_units_are_rewound_and_held():
         assert bias is None or torch.equal(units.all(1), bias)
 
 
+def test_few_whole_units_are_a_warning_that_says_how_few():
+    with pytest.warns(UserWarning, match=r"whole units fill \d+ of the \d+ weights that rate=0\.004 allows"):
+        run(rewind={"structured": True, "rate": 0.004})
+    with pytest.warns(UserWarning, match="is less than one: nothing is rewound"):
+        run(rewind={"structured": True, "rate": 1e-5})
+
+
+def test_random_scores_do_not_depend_on_the_mode():
+    masks = [run(scoring={"kind": "random", "mode": mode})[1][1].mask.masks for mode in ("eval", "train")]
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+
+
 def test_scores_in_train_mode():
     _, callbacks, *_ = run(
         scoring={"kind": "learnability", "mode": "train", "members": list(loader(0, 64)), "keep_scores": True}

@@ -173,8 +173,9 @@ def test_a_checkpoint_of_the_previous_release_goes_on(tmp_path):
     run.save_checkpoint(tmp_path / "half.ckpt")
     checkpoint = torch.load(tmp_path / "half.ckpt", weights_only=True)
     old = checkpoint["callbacks"]["CriticalRewindCallback"]["settings"]
-    for name in ("values", "hold", "batchnorm", "seed"):
+    for name in ("values", "hold", "batchnorm", "seed", "structured"):
         del old[name]
+    del checkpoint["callbacks"]["PrivacyScoringCallback"]["settings"]["mode"]
     old["to"] = "vanilla"
     torch.save(checkpoint, tmp_path / "half.ckpt")
     callbacks = levers(vanilla)
@@ -185,6 +186,11 @@ def test_a_checkpoint_of_the_previous_release_goes_on(tmp_path):
         trainer(callbacks=levers(vanilla, values="zero"), max_epochs=2).fit(
             finished()[0], loader(0, 64), ckpt_path=tmp_path / "half.ckpt"
         )
+    for number, name, now in ((1, "structured", True), (1, "batchnorm", "reset"), (0, "mode", "train")):
+        changed = levers(vanilla)
+        setattr(changed[number], name, now)
+        with pytest.raises(MisconfigurationException, match=f"and now it has {name}={now!r}"):
+            trainer(callbacks=changed, max_epochs=2).fit(finished()[0], loader(0, 64), ckpt_path=tmp_path / "half.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -68,10 +68,12 @@ def top_units(scores, k):
     """Whole output units by their mean score, until the next has no room: names and positions of their weights."""
     units = {}
     for name, score in scores.items():
-        module = name.rpartition(".")[0]
+        group = name
+        if name.endswith("bias") and score.shape == scores[name[:-4] + "weight"].shape[:1]:
+            group = name[:-4] + "weight"
         for unit in range(len(score)):
             for value, index in zip(score[unit].flatten().tolist(), range(score[unit].numel()), strict=True):
-                units.setdefault((module, len(score), unit), []).append((name, unit, index, value))
+                units.setdefault((group, unit), []).append((name, unit, index, value))
     order = sorted(units.values(), key=lambda unit: -mean([value for *_, value in unit]))
     chosen = set()
     for unit in order:

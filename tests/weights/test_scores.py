@@ -46,6 +46,61 @@ def test_scores_in_train_mode_are_of_batch_statistics():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+class Frozen(nn.Sequential):
+    """A train method that returns nothing, as many people write it."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[2].eval()
+
+
+def test_layers_in_eval_mode_stay_so_in_a_model_that_trains():
+    layers = nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 10)
+    model = nn.Sequential(*layers).train()
+    model[2].eval()
+    model[3].eval()
+    scores = [learnability_scores(model, batches(0, 40), steps=3, mode=mode) for mode in ("eval", "train")]
+    assert all(torch.equal(score, scores[1][name]) for name, score in scores[0].items())
+    assert [layer.training for layer in model] == [True, True, False, False, True]
+    frozen = Frozen(*layers)
+    frozen.train()
+    for mode in ("eval", "train"):
+        assert learnability_scores(frozen, batches(0, 40), steps=1, mode=mode).keys() == scores[0].keys()
+        assert privacy_vulnerability_scores(frozen, "redraw", batches(0, 40), batches(100, 124), steps=1, mode=mode)
+    model.eval()  # a finished model as it is loaded
+    again = learnability_scores(model, batches(0, 40), steps=3, mode="train")
+    assert not torch.equal(again["4.weight"], scores[0]["4.weight"])
+
+
+def test_a_batch_of_one_in_train_mode_raises_with_the_fix():
+    model, vanilla = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10)) for _ in range(2))
+    with pytest.raises(ValueError, match=r"a batch of one example has no batch statistics.*another batch_size"):
+        learnability_scores(model, part(0, 9), batch_size=4, steps=3, mode="train")
+    with pytest.raises(ValueError, match="a batch of one example"):
+        privacy_vulnerability_scores(model, vanilla, part(0, 8), part(20, 29), batch_size=4, steps=3, mode="train")
+    assert learnability_scores(model, part(0, 9), batch_size=4, steps=3)
+
+
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 6), nn.Linear(6, 10)
+        self.register_buffer("size", torch.ones(6))
+
+    def forward(self, x):
+        x = self.body(x.flatten(1))
+        if self.training:
+            self.size.mul_(0.9).add_(x.detach().std(0), alpha=0.1)
+        return self.head(x / self.size)
+
+
+def test_a_model_that_overwrites_what_its_backward_pass_needs_raises_with_the_fix():
+    given = Normalised(), Normalised(), batches(0, 40), batches(100, 124)
+    with pytest.raises(ValueError, match=r"writes into a tensor .* score with mode=.eval."):
+        privacy_vulnerability_scores(*given, steps=2, mode="train")
+    assert privacy_vulnerability_scores(*given, steps=2)
+
+
 def test_dropout_is_drawn_in_train_mode_alone():
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
     for mode, same in (("eval", True), ("train", False)):
