@@ -80,21 +80,6 @@ def test_bad_arguments_raise_before_any_training(tmp_path, example, capsys, word
     assert not list(tmp_path.iterdir())
 
 
-def test_compare_defenses_runs_and_resumes(tmp_path, example):
-    """Every way of two defenses, one of which needs non-members; a second run trains nothing and says the same."""
-    words = ["--quick", "--out", tmp_path, "--epochs", 2, "--tune-epochs", 1, "--defenses", "none", "mixup_mmd"]
-    said, files = [], []
-    for _ in range(2):
-        said.append(example("compare_defenses.py", *words))
-        files.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")})
-    assert said[0] == said[1]
-    assert files[0] == files[1]
-    rows = [line for line in (tmp_path / "table.txt").read_text().splitlines() if line.startswith(("none", "mixup"))]
-    assert [re.split(r"\s{2,}", row)[1] for row in rows] == 2 * ["from scratch", "tuned, r = 0", "CWRF", "random mask"]
-    assert all(len(re.findall(r"\d\.\d{3} \[", row)) == 8 for row in rows)
-    assert (tmp_path / "tradeoff.png").stat().st_size > 10_000
-
-
 def test_a_search_on_the_digits_is_the_same_when_it_resumes(tmp_path, example):
     words = ["--out", tmp_path, "--workers", 1, "--defenses", "hamp", "--rates", 0, 0.1, "--epochs", 2]
     words += ["--tune-epochs", 1, "--models", 8, "--floor", 0.5]

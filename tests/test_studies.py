@@ -294,6 +294,15 @@ def test_the_page_of_results_is_what_the_tool_makes_of_the_records():
     assert all(f"\n## {name}\n" in page for name in records)
 
 
+def test_the_table_of_all_defenses_is_that_of_the_record():
+    tool = runpy.run_path(str(ROOT / "tools" / "results.py"))
+    page = (ROOT / "docs" / "defenses" / "README.md").read_text(encoding="utf-8")
+    assert page == tool["with_table"](page), "run python tools/results.py"
+    cells = [line.split(" | ") for line in tool["side_by_side"]().splitlines()]
+    assert len(cells) > 4
+    assert {len(row) for row in cells[3:]} == {5}
+
+
 def test_records_are_small_and_whole():
     for path in (ROOT / "examples" / "paper" / "results").glob("*.json"):
         assert path.stat().st_size < 500_000

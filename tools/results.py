@@ -1,5 +1,7 @@
 """Write docs/results.md from the saved studies in examples/paper/results; no number on that page is typed.
 
+The table of docs/defenses/README.md between its two marks is of the study of all defenses.
+
 python tools/results.py                 # write the page
 python tools/results.py out/paper       # first take the studies that were run there
 """
@@ -19,6 +21,9 @@ from tables import table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "examples" / "paper" / "results"
 PAGE = ROOT / "docs" / "results.md"
+DEFENSES = ROOT / "docs" / "defenses" / "README.md"
+MARKS = ("<!-- side by side -->\n", "<!-- end -->\n")
+FLOOR = 0.02
 HEAD = """# What the studies show
 
 Each study is a script in [`examples/paper/`](../examples/paper/) that trains many models by each recipe, attacks each
@@ -116,10 +121,42 @@ def section(study: dict[str, Any]) -> str:
     return "\n\n".join([*lines, table(study)])
 
 
+def side_by_side() -> str:
+    """Each defense in each way: the strength with the lowest LiRA AUC of those within the floor of test accuracy."""
+    study = _read(RESULTS / "defenses-digits.json")
+    ways: dict[str, dict[str, list[Any]]] = {}
+    for row in study["rows"]:
+        if isinstance(row[3], dict):  # the paper's own are text
+            ways.setdefault(row[0], {}).setdefault(row[2], []).append(row)
+    none = ways.pop("no defense")["from scratch"][0]
+    names = list(next(iter(ways.values())))
+    lines = [f"| defense | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines.append(f"| no defense | {_pair(none)} |{' |' * (len(names) - 1)}")
+    for defense, found in ways.items():
+        cells = []
+        for name in names:
+            kept = [row for row in found[name] if row[3]["value"] >= none[3]["value"] - FLOOR]
+            best = min(kept, key=lambda row: row[4]["value"], default=None)
+            cells.append(f"{_pair(best)} ({best[1]})" if best else "")
+        lines.append(f"| `{defense}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _pair(row: list[Any]) -> str:
+    return f"{row[3]['value']:.3f} / {row[4]['value']:.3f}"
+
+
+def with_table(text: str) -> str:
+    """A page with the table between its marks."""
+    before, rest = text.split(MARKS[0])
+    return f"{before}{MARKS[0]}\n{side_by_side()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+
+
 def main() -> None:
     for folder in sys.argv[1:]:
         print(f"taken: {', '.join(take(Path(folder)))}")
     PAGE.write_text(page(), encoding="utf-8")
+    DEFENSES.write_text(with_table(DEFENSES.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
