@@ -20,8 +20,8 @@ from lightning_cwrf.defenses import create_defense
 from lightning_cwrf.report import plot_tradeoff
 
 ALPHA, EPOCHS = "α", "epochs"
-ALPHAS = [0.0, 0.5, 1.0, 1.5, 2.5]
 PUBLISHED = 2.5
+ALPHAS = [0.0, 0.5, 1.0, 1.5, PUBLISHED]
 LENGTHS = [5, 10, 20, 30, 50, 75]
 NAMED = [20, 50]
 """Of the paper: the epochs after which its advantage stays, and those of the highest accuracy."""

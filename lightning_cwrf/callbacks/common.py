@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
@@ -67,6 +67,8 @@ class OncePerModule(CheckedCallback):
     several = ""
     """The end of the error about two of them in one Trainer: how to have more than one, where that is possible."""
     done_with: dict[str, Any] | None = None
+    later: ClassVar[dict[str, Any]] = {}
+    """Settings that came after others, with the values that work done without them had."""
     _module: weakref.ref[LightningModule] | None = None
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -107,10 +109,11 @@ class OncePerModule(CheckedCallback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.done_with is None:
+        if not self.done_with:  # also of early versions, whose checkpoints have no settings
             return
+        done_with = {**self.later, **self.done_with}
         for name, now in self.settings().items():
-            before = self.done_with.get(name)
+            before = done_with.get(name)
             if before is not None and now is not None and before != now:
                 raise MisconfigurationException(
                     f"{type(self).__name__} did its work with {name}={before!r}, and now it has {name}={now!r}: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -18,7 +18,6 @@ from lightning_cwrf.callbacks.common import HoldsWeights, RewindsWeights, earlie
 from lightning_cwrf.callbacks.loggers import log_settings
 from lightning_cwrf.callbacks.reading import training_data
 from lightning_cwrf.callbacks.rewind_settings import (
-    LATER,
     OLD_WORDS,
     check_mask,
     check_rewinding,
@@ -106,6 +105,8 @@ class CriticalRewindCallback(RewindsWeights):
         self.given_mask = mask
         self.vanilla = vanilla
         self.reset()
+
+    later: ClassVar[dict[str, Any]] = {"hold": True, "batchnorm": "keep", "structured": False}
 
     def reset(self) -> None:
         self.mask: WeightMask | None = None
@@ -275,8 +276,7 @@ class CriticalRewindCallback(RewindsWeights):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
         # A checkpoint of an early version has no settings; the rate follows from the mask, roughly.
-        settings = state.pop("settings", None)
-        self.done_with = {**LATER, **settings} if settings else {}
+        self.done_with = dict(state.pop("settings", None) or {})
         if "to" in self.done_with:  # of the previous release
             to = self.done_with.pop("to")
             self.done_with["values"] = OLD_WORDS.get(to, to)

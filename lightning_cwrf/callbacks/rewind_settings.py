@@ -15,8 +15,6 @@ from lightning_cwrf.weights.score_files import load_scores
 
 VALUES = ("initial", "fresh", "trained", "zero")
 OLD_WORDS = {"vanilla": "initial"}  # by the old name, to=
-LATER = {"hold": True, "batchnorm": "keep", "structured": False}
-"""What a checkpoint from before these options was made with."""
 
 
 def check_rewinding(values: Any, hold: Any, batchnorm: Any, seed: Any, vanilla: Any) -> None:

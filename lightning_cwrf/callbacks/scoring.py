@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -87,6 +87,8 @@ class PrivacyScoringCallback(ReadsData):
         self.lr = lr
         self.mode = mode
         self.reset()
+
+    later: ClassVar[dict[str, Any]] = {"mode": "eval"}
 
     def reset(self) -> None:
         self.scores: dict[str, Tensor] | None = None
@@ -199,5 +201,4 @@ class PrivacyScoringCallback(ReadsData):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.scores = state_dict.get("scores")
         # Checkpoints of early versions have no settings: nothing can be compared.
-        settings = state_dict.get("settings")
-        self.done_with = {"mode": "eval", **settings} if settings else {}  # an option of a later release
+        self.done_with = state_dict.get("settings") or {}

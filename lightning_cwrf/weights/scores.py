@@ -126,7 +126,7 @@ def privacy_vulnerability_scores(
         on_step: called with the number of steps done, for a progress bar.
         batch_size: examples in a batch. Published: 256. Batches of an iterable or of your own batch sampler keep their
             size.
-        mode: ``"eval"``; ``"train"``: with batch statistics, dropout, and whatever else the model does as it trains.
+        mode: as for :func:`learnability_scores`, of both models.
 
     Returns:
         One non-negative float32 tensor per trainable parameter, as in :func:`learnability_scores`.
