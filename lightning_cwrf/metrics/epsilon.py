@@ -46,7 +46,7 @@ class EpsilonLowerBound(_LowerBound):
 
     >>> import torch
     >>> metric = EpsilonLowerBound()
-    >>> metric.update(torch.rand(100), torch.arange(100) < 50)
+    >>> metric.update(torch.arange(100) % 50 / 50, torch.arange(100) < 50)  # members score as non-members do
     >>> metric.compute()
     tensor(0., dtype=torch.float64)
     """
@@ -80,7 +80,7 @@ class MuLowerBound(_LowerBound):
 
     >>> import torch
     >>> metric = MuLowerBound()
-    >>> metric.update(torch.rand(100), torch.arange(100) < 50)
+    >>> metric.update(torch.arange(100) % 50 / 50, torch.arange(100) < 50)  # members score as non-members do
     >>> metric.compute()
     tensor(0., dtype=torch.float64)
     """
