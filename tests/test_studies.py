@@ -102,6 +102,24 @@ def test_the_papers_scale_on_fake_images(tmp_path):
     assert content["task"]["lam"] == 0.9
 
 
+@pytest.mark.slow
+def test_another_optimizer(tmp_path):
+    content, *_ = run("past_settings", tmp_path, "--optimizer", "sgd", "--models", "8")
+    check(content)
+    assert content["study"] == "past-settings-digits-sgd"
+    assert content["task"]["optimizer"] == "sgd"
+
+
+@pytest.mark.parametrize(("name", "lr", "decay"), [("adam", 1e-3, 0.0), ("sgd", 0.05, 5e-4)])
+def test_optimizers_of_a_task(name, lr, decay):
+    task = importlib.import_module("tasks").SCALES["cpu"]["digits"].with_optimizer(name)
+    (optimizer,), _ = task.build(1)().configure_optimizers()
+    group = optimizer.param_groups[0]
+    assert type(optimizer).__name__.lower() == name
+    assert (group["lr"], group["weight_decay"]) == (lr, decay)
+    assert group.get("momentum", 0.9) == 0.9
+
+
 @pytest.mark.parametrize("network", ["resnet18", "vit", "wide"])
 def test_the_papers_networks_take_the_papers_images(network):
     tasks = importlib.import_module("tasks")

@@ -75,7 +75,7 @@ def scores_of(
 
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parse(parser(__file__, __doc__), words)
-    study = Study(f"correlation-{arguments.data}-{arguments.task.network}", "Correlation of the two scores", arguments)
+    study = Study(f"correlation-{arguments.data}", "Correlation of the two scores", arguments)
     path = study.out / f"{study.name}.scores.json"
     known: list[dict[str, dict[str, float]]] = json.loads(path.read_text()) if path.is_file() else []
     began, last = time.perf_counter(), None

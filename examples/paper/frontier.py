@@ -73,7 +73,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
 def record(study: Study, found: dict[tuple[str, float | None], RecipeAudit]) -> dict[str, Any]:
     controls = [audit for (way, _), audit in found.items() if way in (BASE, CONTROL)]
     above = {key: above_frontier(audit, controls) for key, audit in found.items() if key[0] not in (BASE, CONTROL)}
-    with_earlier = study.arguments.data == "digits" and not study.arguments.quick
+    with_earlier = study.name == "frontier-digits" and not study.arguments.quick
     rows = []
     for (way, alpha), audit in found.items():
         row = [way, None if alpha is None else f"{alpha:g}", audit.estimate(ACCURACY), audit.estimate(AUC)]

@@ -49,8 +49,8 @@ def warmed_cosine(epoch: int, *, warmup: int, epochs: int) -> float:
     return min(1.0, (epoch + 1) / (warmup + 1)) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-class WideClassifier(Classifier):
-    """With SGD, as the papers on LiRA and RMIA train Wide ResNets."""
+class WithSGD(Classifier):
+    """With SGD, momentum and weight decay, as in the papers on LiRA, RMIA and PAST."""
 
     def configure_optimizers(self) -> Any:
         decay = self.hparams["weight_decay"]

@@ -23,7 +23,7 @@ import lightning
 import torch
 from comparing import ACCURACY, AUC, cell_of
 from data_sets import flip_and_shift
-from networks import NETWORKS, TEXTS
+from networks import IMAGES, NETWORKS, TEXTS
 from tables import markdown, rounded
 from tasks import SCALES, Task, quick, quiet
 
@@ -50,7 +50,7 @@ class Study:
     ) -> None:
         quiet()
         torch.set_num_threads(arguments.threads)
-        self.name, self.title, self.attacks, self.arguments = name, title, list(attacks), arguments
+        self.name, self.title, self.attacks, self.arguments = name + variant(arguments), title, list(attacks), arguments
         self.task: Task = arguments.task
         self.out: Path = arguments.out
         fake = arguments.quick and arguments.scale == "paper"
@@ -101,6 +101,7 @@ class Study:
         alone = (
             self.task.augment
             or self.task.network in TEXTS  # attention has no vectorised form on a CPU
+            or self.task.network in IMAGES  # a stack of deep convolutions takes half as long again
             or not hasattr(recipe, "train_stack")
             or (defense is not None and defense.mixin.why_not_stacked())
         )
@@ -209,6 +210,7 @@ def parser(script: str, description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--scale", choices=list(SCALES), default="cpu", help="how large")
     made.add_argument("--data", choices=sorted({name for each in SCALES.values() for name in each}), help="which data")
     made.add_argument("--network", choices=["digits", *NETWORKS], help="another network")
+    made.add_argument("--optimizer", choices=["adam", "sgd"], help="another optimizer, of all trainings")
     made.add_argument("--quick", action="store_true", help="a few models, examples and epochs, to try the script")
     made.add_argument("--models", type=int, help="of each recipe, even, at least 8")
     made.add_argument("--epochs", type=int, help="of the first training")
@@ -220,6 +222,12 @@ def parser(script: str, description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", type=Path, default=Path("out/paper"), help="results; all studies may share it")
     return made
+
+
+def variant(arguments: argparse.Namespace) -> str:
+    """What a study's name says of the network and the optimizer that it was given."""
+    given = (arguments.network, arguments.optimizer)
+    return "".join(f"-{each}" for each in given if each is not None)
 
 
 def _without(words: Sequence[str], *options: str) -> list[str]:
@@ -244,6 +252,8 @@ def parse(
             task = task.with_network(arguments.network)
         except ValueError as error:
             made.error(str(error))
+    if arguments.optimizer is not None:
+        task = task.with_optimizer(arguments.optimizer)
     task = quick(task) if arguments.quick else task
     given = {name: getattr(arguments, name) for name in ("models", "epochs", "tune_epochs")}
     task = replace(task, **{name: value for name, value in given.items() if value is not None})

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from data_sets import DATA, VOCABULARY, WORDS
-from digits import DigitsClassifier, Split, split
+from digits import DigitsClassifier, Split, network, split
 from digits import quiet as quiet
-from networks import COLUMNS, IMAGES, NETWORKS, TEXTS, Classifier, WarmedUp, WideClassifier
+from networks import COLUMNS, IMAGES, NETWORKS, TEXTS, Classifier, WarmedUp, WithSGD
 from torch.utils.data import Subset, TensorDataset
 
 
@@ -28,6 +28,7 @@ class Task:
         inputs: channels, columns, or words of the vocabulary.
         lam: λ of the scoring, by the number of classes as in the paper; steps: its T.
         augment: whether images are mirrored and moved in training (:func:`flip_and_shift`).
+        optimizer: ``adam``, or ``sgd`` with momentum, at :data:`SGD_RATE` times ``lr``.
     """
 
     data: str
@@ -45,6 +46,7 @@ class Task:
     lam: float = 0.7
     steps: int = 30
     augment: bool = False
+    optimizer: str = "adam"
 
     def parts(self, seed: int, folder: Path | None, *, fake: bool = False) -> Split:
         """The disjoint parts of its data set, or of noise."""
@@ -66,6 +68,11 @@ class Task:
             raise ValueError("--network vit is for images of 28 or 32 pixels, and the digits have 8.")
         return replace(self, network=name)
 
+    def with_optimizer(self, name: str) -> Task:
+        """The task with ``adam`` or ``sgd``, this one with the papers' weight decay where the task has none."""
+        decay = self.weight_decay or SGD_DECAY if name == "sgd" else self.weight_decay
+        return replace(self, optimizer=name, weight_decay=decay)
+
     def fake(self) -> TensorDataset:
         """As many examples as the task needs, of noise."""
         size = sum(self.sizes) + (self.population or 0)
@@ -80,19 +87,28 @@ class Task:
         """What builds the untrained module; ``lr``: other than the task's; ``warmup``: epochs, of the digits' alone."""
         lr = self.lr if lr is None else lr
         if warmup:
-            if self.network != "digits":
-                raise SystemExit("a warm-up is there for the digits' network alone.")
+            if self.network != "digits" or self.optimizer != "adam":
+                raise SystemExit("a warm-up is there for the digits' network with Adam alone.")
             return functools.partial(WarmedUp, epochs, lr, warmup)
+        if self.optimizer == "sgd":
+            return functools.partial(WithSGD, self._net(), epochs, SGD_RATE * lr, self.weight_decay)
         if self.network == "digits":
             return functools.partial(DigitsClassifier, epochs, lr)
+        return functools.partial(Classifier, self._net(), epochs, lr, self.weight_decay)
+
+    def _net(self) -> Callable[[], torch.nn.Module]:
+        if self.network == "digits":
+            return network
         sizes = {"size": 32} if self.network == "vit" and self.inputs == 3 else {}
-        net = functools.partial(NETWORKS[self.network], self.inputs, self.classes, **sizes)
-        if self.network == "wide":
-            return functools.partial(WideClassifier, net, epochs, 100 * lr, self.weight_decay)  # SGD: 0.1
-        return functools.partial(Classifier, net, epochs, lr, self.weight_decay)
+        return functools.partial(NETWORKS[self.network], self.inputs, self.classes, **sizes)
 
 
-_WIDE = Task("cifar10", "wide", (25_000, 25_000, 2_000), None, 3, 10, 100, 40, 256, 64, 5e-4, augment=True)
+SGD_RATE, SGD_DECAY = 50, 5e-4
+_WIDE = replace(
+    Task("cifar10", "wide", (25_000, 25_000, 2_000), None, 3, 10, 100, 40, 256, 64, 5e-4, lr=2e-3),
+    augment=True,
+    optimizer="sgd",
+)
 _CIFAR = Task("cifar10", "resnet18", (18_000, 18_000, 2_000), None, 3, 10, 100, 40, 256, 8, 5e-4)
 SCALES: dict[str, dict[str, Task]] = {
     "cpu": {
