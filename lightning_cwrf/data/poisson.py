@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -34,7 +36,7 @@ class PoissonBatches:
         steps: logical batches of a pass.
         parts: physical batches of a logical batch.
         seed: of the draws; keep it secret where the privacy of the examples depends on it.
-        first_step: the number of the step at which a pass starts.
+        first_step: gives the number of the step at which a pass starts; by default 0.
         rank, world_size: of this process.
 
     Raises:
@@ -54,7 +56,7 @@ class PoissonBatches:
         steps: int,
         parts: int = 1,
         seed: int = 0,
-        first_step: Callable[[], int] = lambda: 0,
+        first_step: Callable[[], int] = int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -89,7 +91,8 @@ class PoissonBatches:
         first = self.first_step()
         kept: dict[str, Any] = {"pin_memory": self.loader.pin_memory, "prefetch_factor": self.loader.prefetch_factor}
         # A new loader for each pass: its workers end with it.
-        yield from loader_like(self.loader, batch_sampler=self._indices(first), collate_fn=self._collate, **kept)
+        collate = functools.partial(_collate, self.loader.collate_fn, self.loader.dataset)  # can be sent to workers
+        yield from loader_like(self.loader, batch_sampler=self._indices(first), collate_fn=collate, **kept)
 
     def state_dict(self) -> dict[str, int]:
         """The number of the next step. With this method, Lightning can resume in the middle of a pass."""
@@ -104,11 +107,12 @@ class PoissonBatches:
             for part in np.array_split(share, self.parts):
                 yield part.tolist()
 
-    def _collate(self, examples: list[Any]) -> Any:
-        if examples:
-            return self.loader.collate_fn(examples)
-        # No example was drawn: an empty batch of the same form.
-        return apply_to_collection(self.loader.collate_fn([self.loader.dataset[0]]), Tensor, lambda tensor: tensor[:0])
+
+def _collate(collate_fn: Callable[[list[Any]], Any], dataset: Dataset[Any], examples: list[Any]) -> Any:
+    if examples:
+        return collate_fn(examples)
+    # No example was drawn: an empty batch of the same form.
+    return apply_to_collection(collate_fn([dataset[0]]), Tensor, lambda tensor: tensor[:0])
 
 
 def check_poisson(loader: Any) -> None:

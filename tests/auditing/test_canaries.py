@@ -37,7 +37,7 @@ class Items(Dataset):
     """Item i is the number i, read with noise of its own each time, and its label."""
 
     def __init__(self, labels, form="tuple"):
-        self.labels, self.form = labels, FORMS[form]
+        self.labels, self.form = labels, form
 
     def __len__(self):
         return len(self.labels)
@@ -45,7 +45,7 @@ class Items(Dataset):
     def __getitem__(self, i):
         if not 0 <= i < len(self):
             raise IndexError(i)
-        return self.form(i + 0.4 * torch.rand(()), self.labels[i])
+        return FORMS[self.form](i + 0.4 * torch.rand(()), self.labels[i])
 
 
 def described(item):

@@ -22,9 +22,9 @@ C_FUNCTIONS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.Clas
 
 _MADE_BY_PYTHON = {
     "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
-    "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__match_args__",
-    "__module__", "__orig_bases__", "__parameters__", "__qualname__", "__signature__", "__slotnames__",
-    "__static_attributes__", "__weakref__", "_abc_impl",
+    "__classdictcell__", "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__",
+    "__match_args__", "__module__", "__orig_bases__", "__parameters__", "__qualname__", "__signature__",
+    "__slotnames__", "__static_attributes__", "__weakref__", "_abc_impl",
 }  # fmt: skip
 """Attributes of a class that do not affect what it does, or repeat others."""
 
