@@ -17,6 +17,7 @@ from tests.attacks.cases import seeds
 from tests.oracles import attacks as oracle
 
 
+@pytest.mark.slow
 @given(seeds, st.sampled_from([1, 4]))
 @settings(max_examples=30)
 def test_the_augmentation_attack_against_loops(seed, views):

@@ -57,6 +57,7 @@ def test_bavaria_beats_lira_at_few_models_of_unequal_spread():
     assert min(auc["t"], auc["normal"]) > max(auc["pooled"], auc["own"]) + 0.01, auc
 
 
+@pytest.mark.slow
 @given(st.floats(-8, 8), st.floats(1.5, 60))
 @settings(max_examples=60)
 def test_students_distribution_function_is_hills(t, nu):

@@ -79,6 +79,7 @@ def test_curvature_and_clipping_norm_do_not_see_the_private_data(monkeypatch):
     assert found[0].clip == found[1].clip
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_nothing_again(tmp_path):
     model = finished()
     run = trainer(tmp_path, callbacks=[draws()])
@@ -126,6 +127,7 @@ class Tested(Classifier):
         pass
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_tested_before_does_not_keep_a_fit_from_drawing(tmp_path):
     torch.manual_seed(0)
     run = trainer(tmp_path, callbacks=[draws(target_epsilon=None, mu=0.3)])
@@ -138,6 +140,7 @@ def test_a_checkpoint_that_was_tested_before_does_not_keep_a_fit_from_drawing(tm
     assert callback.privacy_spent.steps == 4  # two of the weights that the test loaded
 
 
+@pytest.mark.slow
 def test_draws_that_fail_leave_the_weights_and_stay_counted(tmp_path, monkeypatch):
     """An exception in the middle: the checkpoint that it leaves says so, and a resumed run draws all of its own."""
     model = finished()
@@ -269,6 +272,7 @@ def test_training_between_draws_warns_and_nothing_else_does():
         trainer(callbacks=[draws(target_epsilon=3.0)]).fit(model, private())
 
 
+@pytest.mark.slow
 def test_weights_of_a_checkpoint_are_those_that_its_draws_gave(tmp_path):
     run = trainer(callbacks=[draws(target_epsilon=1.0)])
     run.fit(Tested(), private())

@@ -287,6 +287,7 @@ def test_what_is_no_data(data, message):
         as_loader(data, shuffle=False)
 
 
+@pytest.mark.slow
 def test_persistent_workers_of_a_running_loader_are_not_disturbed():
     loader = DataLoader(
         DATA, batch_size=4, sampler=SubsetRandomSampler(EVERY_FOURTH), num_workers=1, persistent_workers=True

@@ -61,6 +61,7 @@ def trained(norm):
     return model.eval(), x, y
 
 
+@pytest.mark.slow
 def test_the_equation_holds_without_batch_statistics_alone():
     assert kkt_residual(*trained([])).residual < 0.1
     assert kkt_residual(*trained([nn.BatchNorm1d(20)])).residual > 0.5

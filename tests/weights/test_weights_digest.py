@@ -26,6 +26,7 @@ def test_it_is_of_every_value_and_of_buffers():
     assert len(set(found)) == 4
 
 
+@pytest.mark.slow
 def test_compiling_and_defenses_do_not_change_it_and_a_wrapper_does():
     model = trained()[0]
     before = weights_digest(model)

@@ -58,6 +58,7 @@ def test_a_count_that_a_later_noise_would_overdraw_is_refused_before_the_first_s
     assert model.privacy_spent.steps == 0
 
 
+@pytest.mark.slow
 def test_a_schedule_that_changes_its_mind_raises():
     class Own(DPSGDMixin, Small):
         def noise_schedule(self, epoch):
