@@ -30,6 +30,7 @@ STUDIES = {
     "past_settings": [],
     "correlation": [],
     "attack_order": ["--queries", "20"],
+    "more_models": [],
 }
 
 
@@ -215,7 +216,7 @@ def test_the_wide_resnet_is_the_published_one():
 
 @pytest.mark.slow
 def test_a_comparison_of_attacks_is_that_of_an_audit_where_both_use_all_models():
-    order = importlib.import_module("attack_order")
+    limited = importlib.import_module("limited")
     torch.manual_seed(0)
     members = balanced_membership(8, 96, seed=0)
     logits = torch.randn(8, 96, 3) + 0.5 * members[..., None]
@@ -225,13 +226,13 @@ def test_a_comparison_of_attacks_is_that_of_an_audit_where_both_use_all_models()
     targets = RecipeTargets.of(shadows, 0)
     audit_of = audit_recipe(shadows, attacks=["lira", "loss"], progress=False)
     for name in ("lira", "loss"):
-        found = order.measured_by(targets, create_attack(name), 3)["auroc"]
+        found = limited.measured_by(targets, create_attack(name), 3)["auroc"]
         known = audit_of.jackknives[f"{name}/auroc"]
         assert found.value == pytest.approx(known.value)
         assert torch.allclose(found.cells, known.cells)
         assert torch.allclose(found.without_pair, known.without_pair)
-    assert order.chosen_pairs(4, 6, 2) == [0, 1]
-    assert order.chosen_pairs(4, 6, 2, without=0) == [1, 2]
+    assert limited.chosen_pairs(4, 6, 2) == [0, 1]
+    assert limited.chosen_pairs(4, 6, 2, without=0) == [1, 2]
 
 
 @pytest.mark.parametrize(

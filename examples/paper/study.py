@@ -236,9 +236,15 @@ def _without(words: Sequence[str], *options: str) -> list[str]:
 
 
 def parse(
-    made: argparse.ArgumentParser, words: Sequence[str] | None, data: Mapping[str, str] | None = None
+    made: argparse.ArgumentParser,
+    words: Sequence[str] | None,
+    data: Mapping[str, str] | None = None,
+    models: int | None = None,
 ) -> argparse.Namespace:
-    """The arguments, with the task that they name; ``data``: the default data of a scale, where not its first."""
+    """The arguments, with the task that they name.
+
+    ``data``: the default data of a scale, where not its first; ``models``: of each recipe, where not the task's number.
+    """
     words = sys.argv[1:] if words is None else list(words)
     arguments = made.parse_args(words)
     arguments.command = " ".join(["python", f"examples/paper/{made.prog}", *_without(words, "--out", "--folder")])
@@ -254,7 +260,7 @@ def parse(
             made.error(str(error))
     if arguments.optimizer is not None:
         task = task.with_optimizer(arguments.optimizer)
-    task = quick(task) if arguments.quick else task
+    task = quick(task) if arguments.quick else replace(task, models=models or task.models)
     given = {name: getattr(arguments, name) for name in ("models", "epochs", "tune_epochs")}
     task = replace(task, **{name: value for name, value in given.items() if value is not None})
     if task.models < 8 or task.models % 2:
