@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import warnings
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_cwrf.data.examples import ExampleId, Key, all_ids, example_ids, is_whole, reads_alike
 from lightning_cwrf.data.loading import Batches, as_loader, loader_like, rebuilt
@@ -124,9 +125,9 @@ def without_overlap(data: Any, *others: Batches, key: Key | None = None) -> Any:
 def same_examples(first: Batches, second: Batches) -> bool:
     """Whether two data sets hold the same examples, in any order, by inputs and label.
 
-    Parts of one object, such as a ``Subset`` of a ``Subset``, are compared by their indices. Otherwise both are read
-    completely, once, and a few batches twice. Where random augmentation changes both, each example is read from the
-    same random state, so that an augmentation that draws from it is the same for equal examples. Where that does not
+    Parts of the same objects, such as a ``Subset`` of a ``Subset``, are compared by their indices. Otherwise both are
+    read completely, once, and a few batches twice. Where random augmentation changes both, each is read from the same
+    random state, so that an augmentation that draws from it is the same for equal examples. Where that does not
     help, or one of them alone is augmented, labels are compared, each as often as it occurs. Streams, which cannot be
     read completely, are not compared, and count as the same.
 
@@ -138,9 +139,9 @@ def same_examples(first: Batches, second: Batches) -> bool:
     """
     if not (is_whole(first) and is_whole(second)):
         return True
-    (whole, places), (other, others) = (places_in(data) for data in (first, second))
-    if whole is other and places is not None and others is not None:
-        return Counter(places) == Counter(others)
+    here, there = origins(first), origins(second)
+    if here and there and {source for source, _ in here} == {source for source, _ in there}:
+        return Counter(here) == Counter(there)
     alike = [reads_alike(data) for data in (first, second)]
     if not any(alike):
         first, second = (_steady(data) for data in (first, second))
@@ -157,16 +158,29 @@ def _by_label(ids: Counter[ExampleId]) -> dict[int | None, int]:
     return found
 
 
-def places_in(data: Batches) -> tuple[Any, list[int] | None]:
-    """The object that holds the examples, below any ``Subset``, and their indices in it; None where there are none."""
+def origins(data: Batches) -> list[tuple[int, Any]] | None:
+    """Where each example comes from, below any ``Subset`` and ``ConcatDataset``; None: the data have no indices.
+
+    Each is the ``id`` of the object that holds the example, and the example's index in it.
+    """
     source: Any = data.dataset if isinstance(data, DataLoader) else data
     if not isinstance(source, Dataset):  # a list of batches
-        return source, None
-    places = list(support(data).places if isinstance(data, DataLoader) else range(len(source)))  # type: ignore[arg-type]
-    while type(source) is Subset and all(isinstance(place, int) for place in places):
-        places = [int(source.indices[place]) for place in places]
-        source = source.dataset
-    return source, places
+        return None
+    places = support(data).places if isinstance(data, DataLoader) else range(len(source))  # type: ignore[arg-type]
+    return [_origin(source, place) for place in places]
+
+
+def _origin(source: Any, place: Any) -> tuple[int, Any]:
+    while isinstance(place, int):
+        if type(source) is Subset:
+            source, place = source.dataset, int(source.indices[place])
+        elif type(source) is ConcatDataset:
+            place %= len(source)
+            part = bisect_right(source.cumulative_sizes, place)
+            source, place = source.datasets[part], place - (source.cumulative_sizes[part - 1] if part else 0)
+        else:
+            return id(source), place + len(source) if place < 0 else place
+    return id(source), place
 
 
 class _Steady(Dataset[Any]):

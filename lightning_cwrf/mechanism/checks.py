@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
-from typing import Any
+from collections.abc import Hashable, Iterable
 
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from lightning_cwrf.checks import check_choice, check_integer, check_number
 from lightning_cwrf.data import Batches
 from lightning_cwrf.data.examples import ExampleId, is_whole
-from lightning_cwrf.data.overlap import is_ambiguous, places_among, places_in, told
+from lightning_cwrf.data.overlap import is_ambiguous, origins, places_among, told
 from lightning_cwrf.mechanism.curvature import PublicCurvature
 from lightning_cwrf.mechanism.parameters import flat, parameter_names
 from lightning_cwrf.mechanism.spent import SHIFTS, GaussianLedger
@@ -86,8 +84,7 @@ def check_single(private: Batches, ids: list[ExampleId]) -> None:
 
     The guarantee is for one row of the data, so an example in k rows is protected less.
     """
-    source: Any = private.dataset if isinstance(private, DataLoader) else private
-    several = _several(_origins(source, range(len(source))))
+    several = _several(origins(private.dataset if isinstance(private, DataLoader) else private) or ())
     cost = "the guarantee of μ is for one row, and an example in k rows has that of k times μ alone"
     if several:
         raise ValueError(
@@ -106,19 +103,6 @@ def check_single(private: Batches, ids: list[ExampleId]) -> None:
 def _several(values: Iterable[Hashable]) -> list[int]:
     """How often each value occurs that occurs more than once."""
     return [count for count in Counter(values).values() if count > 1]
-
-
-def _origins(data: Any, places: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Where each example comes from, below ``Subset`` and ``ConcatDataset``."""
-    if type(data) is Subset:
-        yield from _origins(data.dataset, (int(data.indices[place]) for place in places))
-    elif type(data) is ConcatDataset:
-        begins = [0, *data.cumulative_sizes]
-        for place in places:
-            part = bisect_right(begins, place % len(data)) - 1
-            yield from _origins(data.datasets[part], [place % len(data) - begins[part]])
-    else:
-        yield from ((id(data), place % max(1, len(data))) for place in places)
 
 
 def written(model: nn.Module) -> tuple[str, str] | None:
@@ -140,13 +124,10 @@ def warn_of_other_training(model: nn.Module, ledger: GaussianLedger) -> None:
 
 
 def check_parts(private: Batches, public: Batches) -> None:
-    """Raise a ValueError where both are parts of one data set and share an index, also under random augmentation."""
+    """Raise a ValueError where both take an index of one data set, also under random augmentation."""
     if not is_whole(public):
         return  # which public_curvature refuses
-    (whole, places), (other, others) = (places_in(data) for data in (private, public))
-    if whole is not other or places is None or others is None:
-        return
-    shared = sorted(set(places) & set(others))
+    shared = sorted(place for _, place in set(origins(private) or ()) & set(origins(public) or ()))
     if shared:
         shown = ", ".join(map(str, shared[:10])) + (", ..." if len(shared) > 10 else "")
         raise ValueError(

@@ -50,6 +50,9 @@ def test_parts_of_one_data_set_are_compared_by_index_also_under_augmentation():
     first, second = (DataLoader(Subset(whole, range(*ends)), batch_size=100) for ends in ((0, 96), (90, 300)))
     with pytest.raises(ValueError, match=rf"share 6 of its examples \(at 90, 91, .*{REMEDY}"):
         trainer(callbacks=[draws(second)]).fit(finished(), first)
+    joined = DataLoader(ConcatDataset([Augmented(part(300, 310)), Subset(whole, [95])]), batch_size=100)
+    with pytest.raises(ValueError, match=r"share 1 of its examples \(at 95\)"):
+        trainer(callbacks=[draws(joined)]).fit(finished(), first)
 
 
 def test_public_data_that_read_differently_cannot_be_compared_which_is_said():

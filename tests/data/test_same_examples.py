@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_cwrf.data.overlap import same_examples
 
@@ -57,6 +57,15 @@ def test_by_content(how):
     other, same = PAIRS[how]
     assert same_examples(DATA, other) is same
     assert same_examples(other, DATA) is same
+
+
+def test_parts_of_the_same_objects_are_compared_by_index():
+    first, second = Noisy(TensorDataset(X, Y)), Noisy(TensorDataset(X, Y))  # of equal content
+    both, turned = ConcatDataset([first, second]), ConcatDataset([second, first])
+    assert same_examples(both, turned)
+    assert same_examples(both, Subset(turned, range(-1, -81, -1)))
+    assert not same_examples(Subset(both, [0, 50]), Subset(turned, [0, 50]))
+    assert same_examples(Subset(both, [0, 50]), DataLoader(turned, sampler=[10, 40]))
 
 
 @pytest.mark.slow
