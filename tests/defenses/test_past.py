@@ -1,6 +1,7 @@
 """PAST's choices beyond the paper: frozen weights do not count, and running statistics are the members'."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -53,6 +54,18 @@ def test_modules_without_a_gap_or_without_a_live_weight():
     assert every["b.w"].tolist() == [1, 1]
     one = past_weights({"a.w": torch.tensor([0.0, 5.0])}, alpha=1.0, frozen={"a.w": torch.tensor([False, True])})
     assert one["a.w"].tolist() == [1, 0]  # the only live weight has no gap
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "alpha", "warns"), [("adam", 2.5, True), ("adam", 0.0, False), ("sgd", 2.5, False)]
+)
+def test_an_optimizer_that_undoes_the_weights_is_warned_about(optimizer, alpha, warns):
+    model = Classifier(optimizer=optimizer)
+    PASTMixin.attach(model, nonmembers=loader(40, 60), alpha=alpha)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(max_epochs=1).fit(model, loader(0, 40))
+    assert any("PAST with Adam, which divides every gradient" in str(each.message) for each in caught) is warns
 
 
 def test_with_cwrf_the_penalty_is_that_of_the_live_weights():
