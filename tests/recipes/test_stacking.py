@@ -1,5 +1,6 @@
 """A stack of models gives what each gives alone, or is refused."""
 
+import contextlib
 import functools
 import itertools
 from dataclasses import replace
@@ -167,6 +168,24 @@ class Noisy(Plain):
 
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self(batch[0]), batch[1]) * np.random.default_rng().uniform(1, 2)
+
+
+class Once(Plain):
+    """Its first step alone is another one in the stack, as where rounding moves an activation over a kink."""
+
+    calls = 0
+
+    def training_step(self, batch, batch_idx):
+        Once.calls += 1
+        return F.cross_entropy(self(batch[0]), batch[1]) * (2 if Once.calls == 1 else 1)
+
+
+@pytest.mark.parametrize(("examples", "raises"), [(20, False), (8, True)])
+def test_what_differs_once_is_looked_at_again(examples, raises):
+    Once.calls, members = 0, list(range(examples))
+    context = pytest.raises(ValueError, match="its first step is not that") if raises else contextlib.nullcontext()
+    with context:
+        stackable(Once).train_stack(part(0, 20), [members, members], [1, 2])
 
 
 class Filled(Plain):
