@@ -118,8 +118,15 @@ class Study:
             stack=1 if alone else self.arguments.stack or self.task.models // 2,
             progress=False,
         )
-        self.took(shadows.store.key, time.perf_counter() - began)
+        self._trained(shadows.store.key, time.perf_counter() - began)
         return shadows
+
+    def _trained(self, key: str, seconds: float) -> None:
+        """Add to the time of a recipe's models; what more models took, for a larger study, is not this one's."""
+        counts = [int(path.suffix[1:]) for path in (self.out / "seconds").glob(f"{key}.*")]
+        for count in {*counts, self.task.models}:
+            if count <= self.task.models:
+                self.took(f"{key}.{count}", seconds if count == self.task.models else 0.0)
 
     def audit(self, label: str, shadows: ShadowOutputs) -> RecipeAudit:
         """The audit of a recipe's models, which is kept beside them."""
