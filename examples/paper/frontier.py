@@ -49,6 +49,7 @@ RULE = (
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__file__, __doc__)
     made.add_argument("--alphas", type=float, nargs="+", help="strengths of RelaxLoss, for every way")
+    made.add_argument("--rates", type=float, nargs="+", help="shares that are rewound, of those that there are")
     arguments = parse(made, words)
     if arguments.quick and arguments.alphas is None:
         arguments.alphas = [0.3]
@@ -57,8 +58,9 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     for alpha in arguments.alphas or [0.3, 0.6]:
         label = f"{SCRATCH}, α = {alpha:g}"
         found[SCRATCH, alpha] = study.from_scratch(label, create_defense("relaxloss", alpha=alpha))
-    ways = [CONTROL, CWRF, RANDOM] if arguments.quick else WAYS
-    for way, (settings, alphas) in ((way, WAYS[way]) for way in ways):
+    rates = [0.03] if arguments.quick else arguments.rates
+    ways = {way: each for way, each in WAYS.items() if not rates or each[0].get("rate", rates[0]) in rates}
+    for way, (settings, alphas) in ways.items():
         for alpha in arguments.alphas or alphas:
             recipe = study.tuning(create_defense("relaxloss", alpha=alpha), settings)
             found[way, alpha] = study.tuned(f"{way}, α = {alpha:g}", recipe)
