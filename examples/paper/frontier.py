@@ -49,7 +49,8 @@ RULE = (
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__file__, __doc__)
     made.add_argument("--alphas", type=float, nargs="+", help="strengths of RelaxLoss, for every way")
-    made.add_argument("--rates", type=float, nargs="+", help="shares that are rewound, of those that there are")
+    shares = sorted({settings["rate"] for settings, _ in WAYS.values() if settings})
+    made.add_argument("--rates", type=float, nargs="+", choices=shares, help="shares that are rewound; default: all")
     arguments = parse(made, words)
     if arguments.quick and arguments.alphas is None:
         arguments.alphas = [0.3]
