@@ -174,8 +174,8 @@ class PASTMixin(DefenseMixin, settings=PAST):
         if names and self.defense.alpha > 0:
             rank_zero_warn(
                 f"PAST with {' and '.join(sorted(names))}, which divides every gradient by its own recent size and so "
-                "undoes the weights of PAST's penalty: with Adam it leaked more than plain l1 in our studies, with SGD "
-                "less (docs/defenses/past.md). The paper's optimizer is SGD with momentum 0.9, at 0.01."
+                "undoes the weights of PAST's penalty: in our studies a larger alpha leaked more with Adam, and less "
+                "with SGD (docs/defenses/past.md). The paper's optimizer is SGD with momentum 0.9, from 0.01."
             )
 
     def on_weights_frozen(self, mask: WeightMask) -> None:
