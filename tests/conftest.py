@@ -30,13 +30,6 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def _seed():
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
 def _no_profiler_is_left_on():
     """It would record every operation of the tests after it, until memory runs out."""
     yield
