@@ -55,6 +55,13 @@ def on_average(found: Sequence[CrossedJackknife | None]) -> CrossedJackknife | N
     return combined([(1 / len(there), each) for each in there]) if there else None
 
 
+def compared(found: Sequence[CrossedJackknife | None]) -> str:
+    """The mean over those that exist, and how many these are: the others have an accuracy that no control has."""
+    mean = on_average(found)
+    there = sum(each is not None for each in found)
+    return f"compared at {there} of {len(found)} strengths" + ("" if mean is None else f": {difference(mean)}")
+
+
 def beats(jackknife: CrossedJackknife | None) -> bool:
     """Whether it is below 0 by more than two standard errors."""
     return jackknife is not None and jackknife.value + 2 * jackknife.error < 0

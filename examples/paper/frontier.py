@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from comparing import ACCURACY, AUC, above_frontier, beats, difference, on_average
+from comparing import ACCURACY, AUC, above_frontier, beats, compared, on_average
 from study import BASE, Study, parse, parser
 
 from lightning_cwrf import RecipeAudit
@@ -49,8 +49,7 @@ RULE = (
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__file__, __doc__)
     made.add_argument("--alphas", type=float, nargs="+", help="strengths of RelaxLoss, for every way")
-    shares = sorted({settings["rate"] for settings, _ in WAYS.values() if settings})
-    made.add_argument("--rates", type=float, nargs="+", choices=shares, help="shares that are rewound; default: all")
+    made.add_argument("--one-rate", action="store_true", help="rewind 3 %% alone, where recipes take minutes")
     arguments = parse(made, words)
     if arguments.quick and arguments.alphas is None:
         arguments.alphas = [0.3]
@@ -59,9 +58,8 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     for alpha in arguments.alphas or [0.3, 0.6]:
         label = f"{SCRATCH}, α = {alpha:g}"
         found[SCRATCH, alpha] = study.from_scratch(label, create_defense("relaxloss", alpha=alpha))
-    rates = [0.03] if arguments.quick else arguments.rates
-    ways = {way: each for way, each in WAYS.items() if not rates or each[0].get("rate", rates[0]) in rates}
-    for way, (settings, alphas) in ways.items():
+    few = arguments.quick or arguments.one_rate
+    for way, (settings, alphas) in ((way, WAYS[way]) for way in ([CONTROL, CWRF, RANDOM] if few else WAYS)):
         for alpha in arguments.alphas or alphas:
             recipe = study.tuning(create_defense("relaxloss", alpha=alpha), settings)
             found[way, alpha] = study.tuned(f"{way}, α = {alpha:g}", recipe)
@@ -76,7 +74,8 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
 def record(study: Study, found: dict[tuple[str, float | None], RecipeAudit]) -> dict[str, Any]:
     controls = [audit for (way, _), audit in found.items() if way in (BASE, CONTROL)]
     above = {key: above_frontier(audit, controls) for key, audit in found.items() if key[0] not in (BASE, CONTROL)}
-    with_earlier = study.name == "frontier-digits" and not study.arguments.quick
+    asked = study.arguments
+    with_earlier = study.name == "frontier-digits" and not (asked.quick or asked.epochs or asked.tune_epochs)
     rows = []
     for (way, alpha), audit in found.items():
         row = [way, None if alpha is None else f"{alpha:g}", audit.estimate(ACCURACY), audit.estimate(AUC)]
@@ -87,12 +86,13 @@ def record(study: Study, found: dict[tuple[str, float | None], RecipeAudit]) -> 
         rows.append(row)
     head = ["way", "α", "test accuracy", "LiRA AUC", "AUC above r = 0 at equal accuracy"]
     head += ["earlier accuracy", "earlier AUC"] if with_earlier else []
-    means = {way: on_average([each for (own, _), each in above.items() if own == way]) for way in (CWRF, RANDOM)}
+    of_way = {way: [each for (own, _), each in above.items() if own == way] for way in (CWRF, RANDOM)}
+    means = {way: on_average(each) for way, each in of_way.items()}
     more = {
         "above_r0": {way: None if mean is None else vars_of(mean) for way, mean in means.items()},
         "agreement": agreement(found) if with_earlier else None,
     }
-    return study.write(head, rows, _verdict(means, [each for (own, _), each in above.items() if own == CWRF]), **more)
+    return study.write(head, rows, _verdict(of_way), **more)
 
 
 def vars_of(mean: Any) -> dict[str, float]:
@@ -109,19 +109,11 @@ def agreement(found: dict[tuple[str, float | None], RecipeAudit]) -> dict[str, i
     return {"numbers": len(near), "within_two_standard_errors": sum(near)}
 
 
-def _verdict(means: dict[str, Any], each: list[Any]) -> dict[str, str]:
-    mean = means[CWRF]
-    word = "reproduced" if beats(mean) else "partly" if any(beats(one) for one in each) else "not"
-    if mean is None:
-        return {
-            "word": "not",
-            "rule": RULE,
-            "sentence": "No control has the accuracies of CWRF, so nothing was compared.",
-        }
-    told = "At equal test accuracy, on average over the strengths, the LiRA AUC of CWRF is above that of r = 0 by "
-    told += f"{difference(mean)}"
-    if means[RANDOM] is not None:
-        told += f"; that of a random mask by {difference(means[RANDOM])}"
+def _verdict(of_way: dict[str, list[Any]]) -> dict[str, str]:
+    each = of_way[CWRF]
+    word = "reproduced" if beats(on_average(each)) else "partly" if any(beats(one) for one in each) else "not"
+    told = "How much the LiRA AUC is above that of r = 0 at equal test accuracy, on average: "
+    told += "; ".join(f"{way}, {compared(found)}" for way, found in of_way.items())
     return {"word": word, "rule": RULE, "sentence": f"{told}."}
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from comparing import ACCURACY, AUC, above_frontier, beats, difference, on_average
+from comparing import ACCURACY, AUC, above_frontier, beats, compared, on_average
 from frontier import CONTROL, CWRF, SCRATCH
 from limited import measured_by
 from study import BASE, Study, parse, parser
@@ -94,17 +94,18 @@ def _record(
     counts = [*(2 * m for m in fewer[BASE, None]), study.task.models - 2]
     head = ["way", "α", "test accuracy", *(f"LiRA AUC, {n} shadow models" for n in counts)]
     head += ["AUC above from scratch at equal accuracy", "above r = 0"]
-    means = {way: on_average(list(each.values())) for way, each in above.items()}
     gains = {key: audit.jackknives[AUC] - next(iter(fewer[key].values())) for key, audit in found.items()}
-    yes = [all(each.value > 2 * each.error for each in gains.values()), beats(means[SCRATCH])]
+    yes = [
+        all(each.value > 2 * each.error for each in gains.values()),
+        beats(on_average(list(above[SCRATCH].values()))),
+    ]
     word = "reproduced" if all(yes) else "partly" if any(yes) else "not"
     told = [f"{claim}: {'yes' if each else 'no'}" for claim, each in zip(CLAIMS, yes, strict=True)]
     told[0] += (
         f" (no defense {gains[BASE, None].value:+.3f}, at least {min(each.value for each in gains.values()):+.3f})"
     )
-    told[1] += "" if means[SCRATCH] is None else f" ({difference(means[SCRATCH])})"
-    if means[CONTROL] is not None:
-        told.append(f"above r = 0, the control, CWRF is by {difference(means[CONTROL])}")
+    told[1] += f" ({compared(list(above[SCRATCH].values()))})"
+    told.append(f"above r = 0, the control, {compared(list(above[CONTROL].values()))}")
     return study.write(head, rows, {"word": word, "sentence": f"{'; '.join(told)}.", "rule": RULE})
 
 

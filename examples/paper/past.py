@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from comparing import ACCURACY, AUC, above_frontier, beats, difference, of_models, on_average
+from comparing import ACCURACY, AUC, above_frontier, beats, compared, of_models, on_average
 from correlation import finished_models
 from study import BASE, Study, parse, parser
 from torch.nn import functional as F
@@ -123,13 +123,13 @@ def _verdict(found: dict[tuple[str, str], RecipeAudit], held: dict[float, Estima
     def best(way: str) -> RecipeAudit:
         return max((audit for (own, _), audit in found.items() if own == way), key=lambda a: a.estimate(P1).value)
 
-    controls = [audit for (way, _), audit in found.items() if way in (BASE, FURTHER, L1)]
-    above = on_average([above_frontier(a, controls) for (way, _), a in found.items() if way == ADAPTIVE])
+    controls = [audit for (way, _), audit in found.items() if way in (FURTHER, L1)]  # one curve: λ = 0 and more
+    above = [above_frontier(a, controls) for (way, _), a in found.items() if way == ADAPTIVE]
     others = [way for way, _ in found if way in (BASE, FURTHER, *OTHERS)]
     defended = [way for way in others if way in OTHERS]
     yes = [
         held[0.1].interval.low > 0.5,
-        beats(above),
+        beats(on_average(above)),
         all(_more(best(ADAPTIVE), best(way)) for way in others),
         bool(defended)
         and all(
@@ -139,7 +139,7 @@ def _verdict(found: dict[tuple[str, str], RecipeAudit], held: dict[float, Estima
     word = "reproduced" if all(yes) else "partly" if any(yes) else "not"
     told = [f"{claim}: {'yes' if each else 'no'}" for claim, each in zip(CLAIMS, yes, strict=True)]
     told[0] += f" ({held[0.1]})"
-    told[1] += "" if above is None else f" ({difference(above)})"
+    told[1] += f" ({compared(above)})"
     return {"word": word, "sentence": f"{'; '.join(told)}.", "rule": RULE}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import platform
 import resource
@@ -122,11 +123,20 @@ class Study:
         return shadows
 
     def _trained(self, key: str, seconds: float) -> None:
-        """Add to the time of a recipe's models; what more models took, for a larger study, is not this one's."""
-        counts = [int(path.suffix[1:]) for path in (self.out / "seconds").glob(f"{key}.*")]
-        for count in {*counts, self.task.models}:
-            if count <= self.task.models:
-                self.took(f"{key}.{count}", seconds if count == self.task.models else 0.0)
+        """Add to the time of a recipe's models, of which larger and smaller studies have trained some.
+
+        The file KEY.N has the time of those up to N that come after the next smaller file's. A study that takes fewer
+        models than a file has that share of its time.
+        """
+        wanted, folder = self.task.models, self.out / "seconds"
+        known = {int(path.suffix[1:]): float(path.read_text()) for path in folder.glob(f"{key}.*")}
+        last = min((count for count in known if count >= wanted), default=wanted)
+        known[last] = known.get(last, 0.0) + seconds
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{key}.{last}").write_text(f"{known[last]:.1f}")
+        edges = [0, *sorted(count for count in known if count <= last)]
+        shares = [(min(end, wanted) - begin) / (end - begin) for begin, end in itertools.pairwise(edges)]
+        self._seconds[key] = sum(share * known[end] for share, end in zip(shares, edges[1:], strict=True))
 
     def audit(self, label: str, shadows: ShadowOutputs) -> RecipeAudit:
         """The audit of a recipe's models, which is kept beside them."""
@@ -232,9 +242,12 @@ def parser(script: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def variant(arguments: argparse.Namespace) -> str:
-    """What a study's name says of the network and the optimizer that it was given."""
-    given = (arguments.network, arguments.optimizer)
-    return "".join(f"-{each}" for each in given if each is not None)
+    """What a study's name says of a network and an optimizer that are not its data set's own."""
+    own: Task = SCALES[arguments.scale][arguments.data]
+    network, optimizer = arguments.task.network, arguments.task.optimizer
+    return (f"-on-{network}" if network != own.network else "") + (
+        f"-{optimizer}" if optimizer != own.optimizer else ""
+    )
 
 
 def _without(words: Sequence[str], *options: str) -> list[str]:

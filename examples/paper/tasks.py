@@ -28,7 +28,7 @@ class Task:
         inputs: channels, columns, or words of the vocabulary.
         lam: λ of the scoring, by the number of classes as in the paper; steps: its T.
         augment: whether images are mirrored and moved in training (:func:`flip_and_shift`).
-        optimizer: ``adam``, or ``sgd`` with momentum, at :data:`SGD_RATE` times ``lr``.
+        optimizer: ``adam`` at ``lr``, or ``sgd`` with momentum at ``sgd_lr``.
     """
 
     data: str
@@ -47,6 +47,7 @@ class Task:
     steps: int = 30
     augment: bool = False
     optimizer: str = "adam"
+    sgd_lr: float = 0.05
 
     def parts(self, seed: int, folder: Path | None, *, fake: bool = False) -> Split:
         """The disjoint parts of its data set, or of noise."""
@@ -66,11 +67,12 @@ class Task:
             raise ValueError(f"--network {name} does not take the {self.data}.")
         if self.data == "digits" and name == "vit":
             raise ValueError("--network vit is for images of 28 or 32 pixels, and the digits have 8.")
-        return replace(self, network=name)
+        task = replace(self, network=name)
+        return replace(task.with_optimizer("sgd"), sgd_lr=0.1) if name == "wide" else task
 
     def with_optimizer(self, name: str) -> Task:
-        """The task with ``adam`` or ``sgd``, this one with the papers' weight decay where the task has none."""
-        decay = self.weight_decay or SGD_DECAY if name == "sgd" else self.weight_decay
+        """The task with ``adam``, or with ``sgd`` and the papers' weight decay where the task has none."""
+        decay = self.weight_decay or 5e-4 if name == "sgd" else self.weight_decay
         return replace(self, optimizer=name, weight_decay=decay)
 
     def fake(self) -> TensorDataset:
@@ -85,13 +87,15 @@ class Task:
 
     def build(self, epochs: int, lr: float | None = None, warmup: int = 0) -> Callable[[], DigitsClassifier]:
         """What builds the untrained module; ``lr``: other than the task's; ``warmup``: epochs, of the digits' alone."""
+        if self.optimizer == "sgd" and lr is not None:
+            raise SystemExit("other learning rates are there for Adam alone.")
         lr = self.lr if lr is None else lr
         if warmup:
             if self.network != "digits" or self.optimizer != "adam":
                 raise SystemExit("a warm-up is there for the digits' network with Adam alone.")
             return functools.partial(WarmedUp, epochs, lr, warmup)
         if self.optimizer == "sgd":
-            return functools.partial(WithSGD, self._net(), epochs, SGD_RATE * lr, self.weight_decay)
+            return functools.partial(WithSGD, self._net(), epochs, self.sgd_lr, self.weight_decay)
         if self.network == "digits":
             return functools.partial(DigitsClassifier, epochs, lr)
         return functools.partial(Classifier, self._net(), epochs, lr, self.weight_decay)
@@ -103,12 +107,10 @@ class Task:
         return functools.partial(NETWORKS[self.network], self.inputs, self.classes, **sizes)
 
 
-SGD_RATE, SGD_DECAY = 50, 5e-4
-_WIDE = replace(
-    Task("cifar10", "wide", (25_000, 25_000, 2_000), None, 3, 10, 100, 40, 256, 64, 5e-4, lr=2e-3),
-    augment=True,
-    optimizer="sgd",
-)
+_WIDE = Task(
+    "cifar10", "wide", (25_000, 25_000, 2_000), None, 3, 10, 100, 40, 256, 64, 5e-4,
+    augment=True, optimizer="sgd", sgd_lr=0.1,
+)  # fmt: skip
 _CIFAR = Task("cifar10", "resnet18", (18_000, 18_000, 2_000), None, 3, 10, 100, 40, 256, 8, 5e-4)
 SCALES: dict[str, dict[str, Task]] = {
     "cpu": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 import warnings
 from bisect import bisect_right
@@ -164,16 +165,17 @@ def origins(data: Batches) -> list[tuple[int, Any]] | None:
     Each is the ``id`` of the object that holds the example, and the example's index in it.
     """
     source: Any = data.dataset if isinstance(data, DataLoader) else data
-    if not isinstance(source, Dataset):  # a list of batches
+    if not isinstance(source, Dataset) or not hasattr(source, "__len__"):  # a list of batches, or no map-style data
         return None
-    places = support(data).places if isinstance(data, DataLoader) else range(len(source))  # type: ignore[arg-type]
+    places = support(data).places if isinstance(data, DataLoader) else range(len(source))
     return [_origin(source, place) for place in places]
 
 
 def _origin(source: Any, place: Any) -> tuple[int, Any]:
-    while isinstance(place, int):
+    while hasattr(place, "__index__"):  # an int, of NumPy too
+        place = operator.index(place)
         if type(source) is Subset:
-            source, place = source.dataset, int(source.indices[place])
+            source, place = source.dataset, source.indices[place]
         elif type(source) is ConcatDataset:
             place %= len(source)
             part = bisect_right(source.cumulative_sizes, place)

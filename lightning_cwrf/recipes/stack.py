@@ -72,12 +72,14 @@ class Stack(LightningModule):
         """Raise where losses and gradients are not those of each model by itself.
 
         A step may vectorise and yet change, for example one that looks at which weights require gradients. But rounding
-        may put one activation on the other side of a kink, as that of ReLU, so what differs once is looked at again.
+        may put one activation on the other side of a kink, as that of ReLU. That is so again on the same batch, where
+        a step that does something at its first call alone does not, and it is not so on others.
         """
-        if self._is_that_of_each(next(batches)):
+        first = next(batches)
+        if self._is_that_of_each(first):
             return
-        again = [self._is_that_of_each(batch) for batch in batches]
-        if not again or not all(again):
+        others = list(batches)
+        if self._is_that_of_each(first) or not others or not all(map(self._is_that_of_each, others)):
             raise ValueError("vectorised, its first step is not that of the models one by one")
 
     def _is_that_of_each(self, batch: Any) -> bool:

@@ -171,7 +171,7 @@ class Noisy(Plain):
 
 
 class Once(Plain):
-    """Its first step alone is another one in the stack, as where rounding moves an activation over a kink."""
+    """Does something at its first call alone, as a data-dependent initialisation does."""
 
     calls = 0
 
@@ -180,12 +180,34 @@ class Once(Plain):
         return F.cross_entropy(self(batch[0]), batch[1]) * (2 if Once.calls == 1 else 1)
 
 
-@pytest.mark.parametrize(("examples", "raises"), [(20, False), (8, True)])
-def test_what_differs_once_is_looked_at_again(examples, raises):
+class Kink(Plain):
+    """In a stack another step on the batches with one of some examples, as where rounding decides about a ReLU."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        there = (x.flatten(1)[:, None] == self.at.flatten(1)).all(-1).any()
+        stacked = torch._C._functorch.is_batchedtensor(x)
+        return F.cross_entropy(self(x), y) * (1 + there if stacked else 1)
+
+
+def test_a_step_that_differs_on_one_batch_alone_is_stacked():
+    data, members = [part(0, 20)[i][0].double() for i in range(20)], list(range(20))
+    for at, refused in ((data[:1], False), (data[::10], True), (data, True)):
+        recipe = replace(stackable(functools.partial(Kink, torch.stack(at))), shuffle=False, batch_size=8)
+        refusal = pytest.raises(ValueError, match="its first step is not that")
+        with refusal if refused else contextlib.nullcontext():
+            recipe.train_stack(part(0, 20), [members, members], [1, 2])
+
+
+@pytest.mark.parametrize("examples", [20, 8])
+def test_a_step_whose_first_call_differs_is_refused(examples):
     Once.calls, members = 0, list(range(examples))
-    context = pytest.raises(ValueError, match="its first step is not that") if raises else contextlib.nullcontext()
-    with context:
-        stackable(Once).train_stack(part(0, 20), [members, members], [1, 2])
+    with pytest.raises(ValueError, match="its first step is not that"):
+        replace(stackable(Once), batch_size=8).train_stack(part(0, 20), [members, members], [1, 2])
 
 
 class Filled(Plain):
