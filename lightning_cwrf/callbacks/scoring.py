@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, ClassVar, Literal, cast
@@ -146,12 +147,7 @@ class PrivacyScoringCallback(ReadsData):
             scores = self._score(trainer, pl_module, vanilla, lambda _: bar.update())
         # Each rank has scored by itself, and the mask must be the same on all.
         self.scores = trainer.strategy.broadcast({name: score.cpu() for name, score in scores.items()})
-
-        def read_vanilla() -> Mapping[str, Tensor]:
-            weights = load_vanilla(vanilla, pl_module) if is_file(self.vanilla) else vanilla
-            return cast(Mapping[str, Tensor], trainer.strategy.broadcast(weights))
-
-        self._read_vanilla = read_vanilla
+        self._read_vanilla = functools.partial(_vanilla_weights, vanilla, trainer, pl_module)
         self.done_with = settings
 
     def _score(
@@ -202,3 +198,9 @@ class PrivacyScoringCallback(ReadsData):
         self.scores = state_dict.get("scores")
         # Checkpoints of early versions have no settings: nothing can be compared.
         self.done_with = state_dict.get("settings") or {}
+
+
+def _vanilla_weights(vanilla: Any, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Tensor]:
+    """The weights, of a file read again."""
+    weights = load_vanilla(vanilla, pl_module) if is_file(vanilla) else vanilla
+    return cast(Mapping[str, Tensor], trainer.strategy.broadcast(weights))

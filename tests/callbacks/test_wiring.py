@@ -1,5 +1,6 @@
 """How callbacks find each other in a Trainer, and errors for those that cannot work there."""
 
+import pickle
 import warnings
 
 import pytest
@@ -15,7 +16,7 @@ from lightning_cwrf import (
 )
 from lightning_cwrf.trainers import callbacks_of
 from tests.callbacks.helpers import cwrf, finished, run_with_resume
-from tests.helpers import Classifier, loader, trainer
+from tests.helpers import Classifier, DigitsData, loader, trainer
 
 
 class MyScoring(PrivacyScoringCallback):
@@ -113,3 +114,15 @@ def test_a_second_fit_of_a_trainer_that_has_trained_all_its_epochs_warns():
             run.fit(Classifier(), loader(0, 64))
         with pytest.warns(UserWarning, match="max_epochs=1 in an earlier fit, so this one trains nothing"):
             run.fit(Classifier(), loader(0, 64))
+
+
+class Pickles(Callback):
+    """Sends the datamodule to a worker that is not forked, as a loader with its method as collate_fn does."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pickle.dumps(trainer.datamodule)
+
+
+def test_a_datamodule_can_be_sent_to_workers_after_the_scoring():
+    model, vanilla = finished()
+    trainer(max_epochs=1, callbacks=[*cwrf(vanilla), Pickles()]).fit(model, datamodule=DigitsData())

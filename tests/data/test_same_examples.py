@@ -1,5 +1,6 @@
 """Whether two data sets hold the same examples."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
@@ -66,6 +67,11 @@ def test_parts_of_the_same_objects_are_compared_by_index():
     assert same_examples(both, Subset(turned, range(-1, -81, -1)))
     assert not same_examples(Subset(both, [0, 50]), Subset(turned, [0, 50]))
     assert same_examples(Subset(both, [0, 50]), DataLoader(turned, sampler=[10, 40]))
+    assert same_examples(
+        Subset(Subset(both, np.array([0, 50])), [0, 1]), DataLoader(turned, sampler=np.array([10, 40]))
+    )
+    keyed = Noisy({"a": (X[0], Y[0]), "b": (X[1], Y[1])})
+    assert same_examples(Subset(keyed, ["a", "b"]), Subset(keyed, ["b", "a"]))
 
 
 @pytest.mark.slow
