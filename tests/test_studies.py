@@ -103,6 +103,13 @@ def test_the_papers_scale_on_fake_images(tmp_path):
     assert content["task"]["lam"] == 0.9
 
 
+def test_the_minutes_of_a_study_are_those_of_its_own_number_of_models():
+    seconds_of = importlib.import_module("study").seconds_of
+    known = {16: 10.0, 32: 30.0, 128: 60.0}
+    assert [seconds_of(known, models) for models in (8, 16, 24, 32, 128)] == [5, 10, 25, 40, 100]
+    assert seconds_of({32: 30.0}, 16) == 15
+
+
 @pytest.mark.slow
 def test_another_optimizer(tmp_path):
     content, *_ = run("past_settings", tmp_path, "--optimizer", "sgd", "--models", "8")

@@ -134,9 +134,7 @@ class Study:
         known[last] = known.get(last, 0.0) + seconds
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{key}.{last}").write_text(f"{known[last]:.1f}")
-        edges = [0, *sorted(count for count in known if count <= last)]
-        shares = [(min(end, wanted) - begin) / (end - begin) for begin, end in itertools.pairwise(edges)]
-        self._seconds[key] = sum(share * known[end] for share, end in zip(shares, edges[1:], strict=True))
+        self._seconds[key] = seconds_of(known, wanted)
 
     def audit(self, label: str, shadows: ShadowOutputs) -> RecipeAudit:
         """The audit of a recipe's models, which is kept beside them."""
@@ -209,6 +207,17 @@ class Study:
         memory = max(known.get("peak_memory_gb", 0), round(here / 1024**2, 2))
         times = {"minutes": round(sum(self._seconds.values()) / 60, 1), "peak_memory_gb": memory}
         path.write_text(json.dumps(times, indent=1) + "\n")
+
+
+def seconds_of(known: Mapping[int, float], models: int) -> float:
+    """The seconds that so many models took; ``known``: by a number of models, of those after the next smaller number.
+
+    >>> seconds_of({16: 10.0, 32: 30.0}, 24)
+    25.0
+    """
+    edges = [0, *sorted(known)]
+    shares = {end: (min(end, models) - begin) / (end - begin) for begin, end in itertools.pairwise(edges)}
+    return sum(share * known[end] for end, share in shares.items() if share > 0)
 
 
 def versions() -> dict[str, str]:
