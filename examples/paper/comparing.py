@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,12 @@ def compared(found: Sequence[CrossedJackknife | None]) -> str:
     mean = on_average(found)
     there = sum(each is not None for each in found)
     return f"compared at {there} of {len(found)} strengths" + ("" if mean is None else f": {difference(mean)}")
+
+
+def told_above(of_way: Mapping[str, Sequence[CrossedJackknife | None]], controls: str = "r = 0") -> str:
+    """The means of several ways as a sentence."""
+    each = "; ".join(f"{way}, {compared(found)}" for way, found in of_way.items())
+    return f"How much the LiRA AUC is above that of {controls} at equal test accuracy, on average: {each}."
 
 
 def beats(jackknife: CrossedJackknife | None) -> bool:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comparing import ACCURACY, AUC, above_frontier, beats, on_average
+from comparing import ACCURACY, AUC, above_frontier, beats, on_average, told_above
 from study import BASE, Study, parse, parser
 
 from lightning_cwrf import RecipeAudit
@@ -92,7 +92,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
 def _record(study: Study, base: RecipeAudit, found: Found) -> dict[str, Any]:
     rows = [[BASE, None, SCRATCH, *_numbers(base), None, None]]
     rows += [_paper("none", *PAPER["none"][0])]
-    means: dict[str, dict[str, Any]] = {}
+    found_above: dict[str, dict[str, list[Any]]] = {SCRATCH: {}, CONTROL: {}}
     for name in dict.fromkeys(name for name, _, _ in found):
         own = {(strength, way): audit for (each, strength, way), audit in found.items() if each == name}
         controls = {w: [base, *(a for (_, way), a in own.items() if way == w)] for w in (SCRATCH, CONTROL)}
@@ -102,15 +102,14 @@ def _record(study: Study, base: RecipeAudit, found: Found) -> dict[str, Any]:
             for w in controls
         }
         for (strength, way), audit in own.items():
-            compared = [above[(strength, way), w] for w in (CONTROL, SCRATCH)]
-            rows.append([name, strength, way, *_numbers(audit), *compared])
+            more = [above[(strength, way), w] for w in (CONTROL, SCRATCH)]
+            rows.append([name, strength, way, *_numbers(audit), *more])
         rows += [_paper(name, *each) for each in PAPER.get(name, [])]
-        means[name] = {
-            w: on_average([each for (key, v), each in above.items() if key[1] == CWRF and v == w]) for w in controls
-        }
+        for w in controls:
+            found_above[w][name] = [each for (key, v), each in above.items() if key[1] == CWRF and v == w]
     head = ["defense", "strength", "way", "test accuracy", "LiRA AUC", "LiRA TPR at 0.1% FPR", "RMIA AUC"]
     head += ["LiRA AUC above r = 0 at equal accuracy", "above from scratch"]
-    return study.write(head, rows, _verdict(means))
+    return study.write(head, rows, _verdict(found_above))
 
 
 def _numbers(audit: RecipeAudit) -> list[Any]:
@@ -121,15 +120,19 @@ def _paper(name: str, way: str, *numbers: float) -> list[Any]:
     return [name, "the paper's", way, *(f"{each:.4f}" for each in numbers), None, None]
 
 
-def _verdict(means: dict[str, dict[str, Any]]) -> dict[str, str]:
-    better = {w: [name for name, each in means.items() if beats(each[w])] for w in (SCRATCH, CONTROL)}
+def _verdict(above: dict[str, dict[str, list[Any]]]) -> dict[str, str]:
+    """``above``: how much CWRF is above a control, by the control, the defense and the strength."""
+    better = {w: [name for name, each in of.items() if beats(on_average(each))] for w, of in above.items()}
     both = [name for name in better[SCRATCH] if name in better[CONTROL]]
-    word = "reproduced" if len(both) == len(means) else "partly" if better[SCRATCH] else "not"
+    word = "reproduced" if len(both) == len(above[CONTROL]) else "partly" if better[SCRATCH] else "not"
     told = "At equal accuracy, CWRF leaks less than the defense from scratch with {} of {} defenses{}"
     told += ", and less than r = 0 with {}{}."
     names = [f" ({', '.join(each)})" if each else "" for each in better.values()]
     counts = [len(each) for each in better.values()]
-    return {"word": word, "rule": RULE, "sentence": told.format(counts[0], len(means), names[0], counts[1], names[1])}
+    told = told.format(counts[0], len(above[CONTROL]), names[0], counts[1], names[1])
+    of_controls = {SCRATCH: "the defense from scratch", CONTROL: "r = 0"}
+    told = " ".join([told, *(told_above(above[w], said) for w, said in of_controls.items())])
+    return {"word": word, "rule": RULE, "sentence": told}
 
 
 if __name__ == "__main__":

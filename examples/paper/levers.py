@@ -2,7 +2,7 @@
 
     python examples/paper/levers.py --lever values
 
-Whole units are channels and neurons; the heads of an attention are not chosen as a whole.
+Whole units are channels and neurons; the lever heads is for networks with attention (--data news, --network vit).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from comparing import ACCURACY, AUC, above_frontier, difference, on_average
+from comparing import ACCURACY, AUC, above_frontier, difference, on_average, told_above
 from study import BASE, Study, parse, parser
 
 from lightning_cwrf import RecipeAudit
@@ -37,6 +37,7 @@ LEVERS: dict[str, dict[str, dict[str, Any]]] = {
     "batchnorm": {f"statistics: {mode}": {"batchnorm": mode} for mode in ("keep", "reset", "estimate")},
     "layers": {"of all weights": {}, "of each layer": {"per_layer": True}},
     "units": {"single weights": {}, "whole units": {"structured": True}},
+    "heads": {"single weights": {}, "whole units": {"structured": True}, "whole heads": {"structured": "heads"}},
     "mode": {f"scored in {mode} mode": {"mode": mode} for mode in ("eval", "train")},
 }
 """Settings of CWRF that one lever changes, by the name of the option."""
@@ -121,25 +122,20 @@ def _record(study: Study, base: RecipeAudit, found: Found, options: dict[str, li
         [option, f"{alpha:g}", audit.estimate(ACCURACY), audit.estimate(AUC), above.get((option, alpha))]
         for (option, alpha), audit in found.items()
     ]
-    means = {option: on_average([each for (own, _), each in above.items() if own == option]) for option in options}
+    of_option = {option: [each for (own, _), each in above.items() if own == option] for option in options}
     ways = {
         option: {f"α = {alpha:g}": audit for (own, alpha), audit in found.items() if own == option}
         for option in dict.fromkeys(option for option, _ in found)
     }
     plot_tradeoff(ways, study.out / f"{study.name}.png")
     head = [study.arguments.lever, "α", "test accuracy", "LiRA AUC", "AUC above r = 0 at equal accuracy"]
-    return study.write(head, rows, _verdict(means))
+    return study.write(head, rows, _verdict(of_option))
 
 
-def _verdict(means: dict[str, Any]) -> dict[str, str]:
-    compared = {option: difference(each) for option, each in means.items() if each is not None}
-    better = any(each.value < 0 and each.p_value <= LEVEL / len(compared) for each in compared.values())
-    told = "; ".join(f"{option}: {compared.get(option, 'no control of that accuracy')}" for option in means)
-    return {
-        "word": "better" if better else "no better",
-        "rule": RULE,
-        "sentence": f"LiRA's AUC above r = 0 at equal accuracy, on average: {told}.",
-    }
+def _verdict(of_option: dict[str, list[Any]]) -> dict[str, str]:
+    means = [difference(mean) for each in of_option.values() if (mean := on_average(each)) is not None]
+    better = any(each.value < 0 and each.p_value <= LEVEL / len(means) for each in means)
+    return {"word": "better" if better else "no better", "rule": RULE, "sentence": told_above(of_option)}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from lightning_cwrf.weights.masks import WeightMask
 from lightning_cwrf.weights.redraw import fresh_weights
 from lightning_cwrf.weights.score_files import load_scores
 from lightning_cwrf.weights.selection import check_choosing, how_rewound
+from lightning_cwrf.weights.units import units_of
 from lightning_cwrf.weights.vanilla import VanillaSource, check_source, identity, load_vanilla
 
 
@@ -47,7 +48,7 @@ class CriticalRewindCallback(RewindsWeights):
         rate: r, the fraction of all weights to rewind. Published: searched in [0.01, 0.10].
         per_layer: take that fraction of each layer instead.
         structured: take whole units by their mean scores, and at most that fraction: a channel's kernel or a neuron's
-            row with its bias, and the pair of a normalisation (:meth:`WeightMask.top`).
+            row with its bias, or the pair of a normalisation; with ``"heads"`` also a head (:meth:`WeightMask.top`).
         scores: a file of scores, or a dict by parameter name. Default: those of the :class:`PrivacyScoringCallback`
             before this one.
         mask: a mask, or a file of one; then neither rate nor scores are used.
@@ -80,7 +81,7 @@ class CriticalRewindCallback(RewindsWeights):
         hold: bool = True,
         batchnorm: Literal["keep", "reset", "estimate"] = "keep",
         seed: int | None = None,
-        structured: bool = False,
+        structured: bool | Literal["heads"] = False,
     ) -> None:
         check_choosing(rate, per_layer, structured)
         check_rewinding(values, hold, batchnorm, seed, vanilla)
@@ -115,7 +116,8 @@ class CriticalRewindCallback(RewindsWeights):
         if self.given_mask is not None:
             chosen: dict[str, Any] = {"mask": mask_identity(self.given_mask)}
         else:
-            chosen = {"rate": self.rate, **self._units(), "scores": scores_identity(self.scores)}
+            chosen = {"rate": self.rate, "per_layer": self.per_layer, "structured": self.structured}
+            chosen["scores"] = scores_identity(self.scores)
         return {
             **chosen,
             "values": self.values,
@@ -125,14 +127,12 @@ class CriticalRewindCallback(RewindsWeights):
             "vanilla": None if self.vanilla is None else identity(self.vanilla),
         }
 
-    def _units(self) -> dict[str, bool]:
-        return {"per_layer": self.per_layer, "structured": self.structured}
-
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().prepare(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse_moved_weights(trainer, self)
+        units_of(self.structured, pl_module)  # raises where there are no heads
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         if scoring is None and self.vanilla is None and self.values == "initial":
             raise MisconfigurationException(
@@ -233,7 +233,8 @@ class CriticalRewindCallback(RewindsWeights):
         self._check_scores(pl_module, scores)
         if not any(bool(score.any()) for score in scores.values()):
             rank_zero_warn("all scores are 0: the weights to rewind are chosen by their order in the model alone.")
-        mask = WeightMask.top(scores, self.rate, **self._units())
+        units = units_of(self.structured, pl_module)
+        mask = WeightMask.top(scores, self.rate, per_layer=self.per_layer, structured=units)
         if self.scores is None and scoring is not None:
             scoring.mask_made()
         return mask

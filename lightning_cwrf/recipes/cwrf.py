@@ -66,7 +66,7 @@ class CWRFConfig:
     members: Literal["training", "plain"] = "training"
     hold: bool = field(default=True, metadata=_CAME_LATER)
     batchnorm: Literal["keep", "reset", "estimate"] = field(default="keep", metadata=_CAME_LATER)
-    structured: bool = field(default=False, metadata=_CAME_LATER)
+    structured: bool | Literal["heads"] = field(default=False, metadata=_CAME_LATER)
     mode: Literal["eval", "train"] = field(default="eval", metadata=_CAME_LATER)
 
     def __post_init__(self) -> None:

@@ -8,10 +8,12 @@ from lightning_cwrf.weights.masks import WeightMask
 from lightning_cwrf.weights.redraw import fresh_weights, redraw
 from lightning_cwrf.weights.score_files import load_scores, save_scores
 from lightning_cwrf.weights.scores import learnability_scores, privacy_vulnerability_scores, pve_loss
+from lightning_cwrf.weights.units import attention_heads
 from lightning_cwrf.weights.vanilla import load_vanilla, save_vanilla
 
 __all__ = [
     "WeightMask",
+    "attention_heads",
     "capture",
     "estimated_statistics",
     "fresh_weights",

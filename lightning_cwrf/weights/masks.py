@@ -78,7 +78,12 @@ class WeightMask:
 
     @classmethod
     def top(
-        cls, scores: Mapping[str, Tensor], rate: float, *, per_layer: bool = False, structured: bool = False
+        cls,
+        scores: Mapping[str, Tensor],
+        rate: float,
+        *,
+        per_layer: bool = False,
+        structured: bool | Mapping[str, int] = False,
     ) -> WeightMask:
         """Choose exactly ``round(rate · N)`` weights: the highest scores over all N weights together (Eq. 5).
 
@@ -94,7 +99,8 @@ class WeightMask:
                 in ``round(rate · N)`` weights: at most so many are chosen. A unit is one index of a parameter's first
                 dimension: a channel's kernel, a neuron's row, an embedding's; of a transposed convolution, an input
                 channel. Its bias is part of it where names and sizes say so (``weight``, ``bias``), as is the pair of a
-                normalisation.
+                normalisation. With the numbers of heads by module name, of
+                :func:`~lightning_cwrf.weights.attention_heads`, the queries, keys and values of a head are one unit.
 
         Raises:
             TypeError: a rate that is not a number, or scores of another type.

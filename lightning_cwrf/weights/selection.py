@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_cwrf.checks import check_flag, check_number
+from lightning_cwrf.weights.units import check_structured, largest_units
 
 _CHUNK = 1 << 18  # scores per counting step: its temporaries stay in the cache
 
@@ -24,22 +25,30 @@ def check_choosing(rate: Any, per_layer: Any, structured: Any) -> None:
     """Raise for settings of the wrong type, out of range, or that exclude one another."""
     check_rate(rate)
     check_flag("per_layer", per_layer)
-    check_flag("structured", structured)
+    check_structured(structured)
     if per_layer and structured:
         raise ValueError("per_layer takes an exact share of each layer, and structured whole units: pass one of them.")
 
 
 def top_share(
-    scores: Mapping[str, Tensor], rate: float, *, per_layer: bool = False, structured: bool = False
+    scores: Mapping[str, Tensor],
+    rate: float,
+    *,
+    per_layer: bool = False,
+    structured: bool | Mapping[str, int] = False,
 ) -> dict[str, Tensor]:
     """Masks of the ``round(rate · N)`` largest of all N scores (Eq. 5); see :meth:`WeightMask.top`."""
     check_choosing(rate, per_layer, structured)
+    if isinstance(structured, str):
+        raise ValueError("scores do not say how many heads there are: pass structured=attention_heads(model).")
     total = sum(score.numel() for score in scores.values())
     if total == 0:
         raise ValueError("there are no scores to choose weights by.")
     wanted = round(rate * total)
     if structured:
-        return largest_units(scores, wanted)
+        for name, score in scores.items():
+            _order_keys(name, score)  # raises for invalid scores
+        return largest_units(scores, wanted, {} if structured is True else structured)
     if not per_layer:
         return largest(scores, wanted)
     layers: dict[str, dict[str, Tensor]] = {}
@@ -49,42 +58,6 @@ def top_share(
     masks: dict[str, Tensor] = {}
     for layer, share in zip(layers.values(), apportion(sizes, wanted), strict=True):
         masks.update(largest(layer, share))
-    return {name: masks[name] for name in scores}
-
-
-def largest_units(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Masks of the units with the largest mean scores, in this order, until the next has no room in k weights.
-
-    A unit is one index of the first dimension of a parameter, and of its bias: ``weight`` and ``bias`` go together, as
-    do ``in_proj_weight`` and ``in_proj_bias``, where the bias is a vector of the same size.
-
-    >>> scores = {"weight": torch.tensor([[1.0, 1.0], [0.0, 9.0]]), "bias": torch.tensor([1.0, 0.0])}
-    >>> {name: mask.tolist() for name, mask in largest_units(scores, 5).items()}
-    {'weight': [[False, False], [True, True]], 'bias': [False, True]}
-    """
-    groups: dict[str, list[str]] = {}
-    for name, score in scores.items():
-        _order_keys(name, score)  # raises for invalid scores
-        module, dot, own = name.rpartition(".")
-        weight = f"{module}{dot}{own.replace('bias', 'weight')}"
-        joined = score.ndim == 1 and weight in scores and scores[weight].shape[:1] == score.shape
-        groups.setdefault(weight if joined else name, []).append(name)
-    counts = [len(scores[first]) if scores[first].ndim else 1 for first in groups]
-    totals, sizes = [], []
-    for units, names in zip(counts, groups.values(), strict=True):
-        found = [scores[name].detach().cpu().double() for name in names]
-        parts = [each.reshape(units, each.numel() // max(units, 1)) for each in found]
-        totals.append(torch.stack([part.sum(1) for part in parts]).sum(0))
-        sizes.append(torch.full((units,), sum(part.shape[1] for part in parts)))
-    size = torch.cat(sizes)
-    order = (torch.cat(totals) / size).argsort(descending=True, stable=True)
-    chosen = torch.zeros(len(size), dtype=torch.bool)
-    chosen[order] = size[order].cumsum(0) <= k
-    masks = {}
-    for units, names, mine in zip(counts, groups.values(), torch.split(chosen, counts), strict=True):
-        for name in names:
-            shape = scores[name].shape
-            masks[name] = mine.view(units, *[1] * (len(shape) - 1)).expand(shape).clone() if shape else mine[0].clone()
     return {name: masks[name] for name in scores}
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
 from lightning_cwrf.weights.scores import learnability_scores
@@ -92,6 +93,50 @@ def test_whole_units_are_rewound_and_held():
         assert torch.equal(units.all(1), units.any(1))
         bias = mask.masks.get(name.replace("weight", "bias"))
         assert bias is None or torch.equal(units.all(1), bias)
+
+
+class Attending(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 12), Attention(), nn.Flatten(), nn.Linear(96, 10))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, words):  # the rows of an image
+        return self.attention(words, words, words, need_weights=False)[0]
+
+
+def test_whole_heads_are_rewound_and_held():
+    torch.manual_seed(0)
+    model = Attending()
+    vanilla = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer(max_epochs=5).fit(model, loader(0, 64))
+    callbacks = [
+        PrivacyScoringCallback(loader(100, 140), vanilla, steps=2, kind="random"),
+        CriticalRewindCallback(0.7, structured="heads"),
+        GradientMaskCallback(),
+    ]
+    trainer(max_epochs=2, callbacks=callbacks).fit(model, loader(0, 64))
+    weights = dict(model.named_parameters())
+    mask = callbacks[1].mask.masks["net.2.attention.in_proj_weight"]
+    heads = mask.reshape(3, 3, 4, 12).transpose(0, 1).flatten(1)  # queries, keys and values, by head
+    assert torch.equal(heads.all(1), heads.any(1))
+    assert heads.any()
+    assert not heads.all()
+    name = "net.2.attention.in_proj_weight"
+    assert torch.equal(weights[name][mask], vanilla[name][mask])
+    assert (weights[name] != vanilla[name])[~mask].all()
+
+
+def test_whole_heads_of_a_model_without_attention_are_an_error_before_anything_runs():
+    with pytest.raises(
+        ValueError, match=r"needs an nn\.MultiheadAttention.* and the model has none: pass structured=True"
+    ):
+        run(rewind={"structured": "heads"})
 
 
 def test_few_whole_units_are_a_warning_that_says_how_few():

@@ -64,16 +64,26 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def top_units(scores, k):
-    """Whole output units by their mean score, until the next has no room: names and positions of their weights."""
+def top_units(scores, k, heads=()):
+    """Whole units by their mean score, until the next has no room: names and positions of their weights.
+
+    A unit is an output, or of a module in ``heads`` (their number by its name) a head: row r of queries, of keys or of
+    values, of E each, belongs to head (r mod E) // (E / heads).
+    """
     units = {}
     for name, score in scores.items():
         group = name
-        if name.endswith("bias") and score.shape == scores[name[:-4] + "weight"].shape[:1]:
-            group = name[:-4] + "weight"
-        for unit in range(len(score)):
-            for value, index in zip(score[unit].flatten().tolist(), range(score[unit].numel()), strict=True):
-                units.setdefault((group, unit), []).append((name, unit, index, value))
+        weight = name.removesuffix("bias") + "weight"
+        if name.endswith("bias") and weight in scores and score.shape == scores[weight].shape[:1]:
+            group = weight
+        module, _, own = name.rpartition(".")
+        for row in range(len(score)):
+            unit = (group, row)
+            if module in heads and "proj_" in own:
+                width = len(score) // (3 if own.startswith("in_proj") else 1)
+                unit = (module, row % width // (width // heads[module]))
+            for index, value in enumerate(score[row].flatten().tolist()):
+                units.setdefault(unit, []).append((name, row, index, value))
     order = sorted(units.values(), key=lambda unit: -mean([value for *_, value in unit]))
     chosen = set()
     for unit in order:

@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as npst
 
 from lightning_cwrf.weights.masks import WeightMask
 from lightning_cwrf.weights.selection import apportion
-from tests.oracles import formulas
 from tests.oracles.formulas import top_by_sorting
 
 floats = st.floats(0, width=32, allow_nan=False, allow_infinity=False)
@@ -66,55 +65,6 @@ def test_per_layer_takes_weight_and_bias_together():
     mask = WeightMask.top(scores, 0.2, per_layer=True)
     assert mask.masks["a.bias"].all()
     assert mask.masks["b.weight"].sum() == 2
-
-
-@given(
-    st.lists(st.tuples(npst.arrays(np.float32, npst.array_shapes(max_dims=3, max_side=5), elements=few | floats),
-                       st.booleans()), min_size=1, max_size=4),
-    st.floats(0, 1),
-)  # fmt: skip
-def test_whole_units_by_their_mean_scores(layers, rate):
-    scores = {}
-    for i, (array, with_bias) in enumerate(layers):
-        scores[f"layer{i}.weight"] = torch.from_numpy(array)
-        if with_bias:
-            scores[f"layer{i}.bias"] = torch.from_numpy(array.reshape(len(array), -1)[:, 0].copy())
-    total = sum(score.numel() for score in scores.values())
-    mask = WeightMask.top(scores, rate, structured=True)
-    found = {
-        (name, unit, index)
-        for name, chosen in mask.masks.items()
-        for unit in range(len(chosen))
-        for index in chosen[unit].flatten().nonzero().flatten().tolist()
-    }
-    assert mask.count <= round(rate * total)
-    assert {name: chosen.shape for name, chosen in mask.masks.items()} == {n: s.shape for n, s in scores.items()}
-    # Means of huge and tiny numbers round: a unit may stand in for one of the same mean.
-    expected = formulas.top_units(scores, round(rate * total))
-    if found != expected:
-        means = [_unit_means(scores, each) for each in (found, expected)]
-        assert sorted(means[0]) == pytest.approx(sorted(means[1]), rel=1e-6)
-
-
-def _unit_means(scores, chosen):
-    units = {(name.rpartition(".")[0], unit) for name, unit, _ in chosen}
-    return [
-        float(
-            torch.cat([s[unit].flatten() for n, s in scores.items() if n.rpartition(".")[0] == module]).double().mean()
-        )
-        for module, unit in units
-    ]
-
-
-def test_scalars_are_units_and_invalid_scores_raise():
-    masks = WeightMask.top({"a.t": torch.tensor(2.0), "b.w": torch.ones(3, 2)}, 0.2, structured=True).masks
-    assert masks["a.t"].item() is True
-    assert not masks["b.w"].any()
-    for bad, message in ((-1.0, "negative"), (float("nan"), "NaN")):
-        with pytest.raises(ValueError, match=message):
-            WeightMask.top({"a": torch.tensor([bad, 1.0])}, 0.5, structured=True)
-    with pytest.raises(ValueError, match="pass one of them"):
-        WeightMask.top({"a": torch.ones(2)}, 0.5, structured=True, per_layer=True)
 
 
 def test_layers_are_the_modules_that_hold_the_parameters():
