@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_cwrf.checks import check_flag, check_number
-from lightning_cwrf.weights.units import check_structured, largest_units
+from lightning_cwrf.weights.units import check_structured, heads_of, largest_units
 
 _CHUNK = 1 << 18  # scores per counting step: its temporaries stay in the cache
 
@@ -39,8 +39,6 @@ def top_share(
 ) -> dict[str, Tensor]:
     """Masks of the ``round(rate · N)`` largest of all N scores (Eq. 5); see :meth:`WeightMask.top`."""
     check_choosing(rate, per_layer, structured)
-    if isinstance(structured, str):
-        raise ValueError("scores do not say how many heads there are: pass structured=attention_heads(model).")
     total = sum(score.numel() for score in scores.values())
     if total == 0:
         raise ValueError("there are no scores to choose weights by.")
@@ -48,7 +46,7 @@ def top_share(
     if structured:
         for name, score in scores.items():
             _order_keys(name, score)  # raises for invalid scores
-        return largest_units(scores, wanted, {} if structured is True else structured)
+        return largest_units(scores, wanted, heads_of(structured))
     if not per_layer:
         return largest(scores, wanted)
     layers: dict[str, dict[str, Tensor]] = {}

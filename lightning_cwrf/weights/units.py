@@ -54,6 +54,13 @@ def units_of(structured: bool | str, model: nn.Module) -> bool | Mapping[str, in
     return attention_heads(model) if isinstance(structured, str) else structured
 
 
+def heads_of(structured: Any) -> Mapping[str, int]:
+    """The numbers of heads that were given with scores; none where all units are channels and neurons."""
+    if structured == HEADS:
+        raise ValueError("scores do not say how many heads there are: pass structured=attention_heads(model).")
+    return structured if isinstance(structured, Mapping) else {}
+
+
 def largest_units(scores: Mapping[str, Tensor], k: int, heads: Mapping[str, int]) -> dict[str, Tensor]:
     """Masks of the units with the largest mean scores, in this order, until the next has no room in k weights.
 
