@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import cycle
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -115,7 +115,7 @@ def plot_tradeoff(
     figure = _figure(9, 6)
     axes = figure.add_subplot()
     defenses = list(dict.fromkeys(defense for audits in results.values() for defense in audits))
-    colours = {defense: f"C{i}" if i < 10 else "black" for i, defense in enumerate(defenses)}
+    colours = dict(zip(defenses, _colours(len(defenses)), strict=True))
     for audits, marker in zip(results.values(), cycle("osD^vPX"), strict=False):
         for defense, result in audits.items():
             x, y = result.model_metrics["test_accuracy"], result.estimates[attack]["auroc"]
@@ -137,6 +137,13 @@ def plot_tradeoff(
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     axes.grid(alpha=0.3)
     return _save(figure, path)
+
+
+def _colours(count: int) -> list[Any]:
+    """Different colours: the usual ten, or as many along a rainbow."""
+    from matplotlib import colormaps
+
+    return [f"C{i}" for i in range(count)] if count <= 10 else list(colormaps["turbo"].resampled(count)(range(count)))
 
 
 def _plain(text: str) -> str:

@@ -4,8 +4,10 @@ import sys
 
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 
 from lightning_cwrf.report import comparison_table, plot_losses, plot_roc, plot_tradeoff, tradeoff_table
+from lightning_cwrf.report.plots import _colours
 from tests.report.cases import audited
 
 
@@ -133,6 +135,11 @@ def test_the_tradeoff_has_a_row_per_model_with_a_defenses_rows_together():
     assert [line.split()[:2] for line in lines[2:5]] == [["none", "scratch"], ["hamp", "scratch"], ["hamp", "tuned"]]
     assert "0.550 [0.600, 0.900]" in lines[4]
     assert "In brackets: 95% confidence interval." in table
+
+
+@pytest.mark.parametrize("count", [1, 10, 11, 30])
+def test_every_series_has_its_own_colour(count):
+    assert len({to_rgba(colour) for colour in _colours(count)}) == count
 
 
 @pytest.mark.slow
