@@ -1,6 +1,7 @@
 """Write docs/results.md from the saved studies in examples/paper/results; no number on that page is typed.
 
-The table of docs/defenses/README.md between its two marks is of the study of all defenses.
+The table of docs/defenses/README.md between its two marks is of the study of all defenses; docs/frontiers.png shows the
+frontiers of all data sets.
 
 python tools/results.py                 # write the page
 python tools/results.py out/paper       # first take the studies that were run there
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "paper"))
-from tables import table
+from frontier import CONTROL, CWRF, RANDOM, SCRATCH
+from study import BASE
+from tables import figure, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "examples" / "paper" / "results"
@@ -24,6 +27,17 @@ PAGE = ROOT / "docs" / "results.md"
 DEFENSES = ROOT / "docs" / "defenses" / "README.md"
 MARKS = ("<!-- side by side -->\n", "<!-- end -->\n")
 FLOOR = 0.02
+FIGURE = ROOT / "docs" / "frontiers.png"
+FRONTIERS = [f"frontier-{data}" for data in ("digits", "tabular", "news", "fashion")]
+LOOKS = {
+    CONTROL: "o-k",
+    SCRATCH: "DC0",
+    CWRF: "sC3",
+    "CWRF, r = 1%": "<C1",
+    "CWRF, r = 10%": ">C4",
+    RANDOM: "xC2",
+}
+"""Of each way in the figure of the frontiers: a marker, a line, and a colour."""
 HEAD = """# What the studies show
 
 Each study is a script in [`examples/paper/`](../examples/paper/) that trains many models by each recipe, attacks each
@@ -147,6 +161,32 @@ def _pair(row: list[Any]) -> str:
     return f"{row[3]['value']:.3f} / {row[4]['value']:.3f}"
 
 
+def draw_frontiers(path: Path) -> None:
+    """The frontiers as a figure: r = 0 and no defense as a line, all others as points, with their intervals."""
+    known = {study["study"]: study for study, _ in studies()}
+    found = [known[name] for name in FRONTIERS if name in known]
+    with figure(path, len(found)) as panels:
+        for axes, study in zip(panels, found, strict=True):
+            ways = {row[0]: [each for each in study["rows"] if each[0] == row[0]] for row in study["rows"]}
+            ways[CONTROL] += ways.pop(BASE)  # the strength 0 of the fine-tuning alone
+            for way, rows in ways.items():
+                rows = sorted(rows, key=lambda row: row[2]["value"])
+                points = {**_points(rows, 2, "x"), **_points(rows, 3, "y")}
+                axes.errorbar(**points, label=way, fmt=LOOKS[way], elinewidth=0.6)
+            task = study["task"]
+            axes.set(title=f"{task['data']}, {task['network']}", xlabel="test accuracy", ylabel="LiRA AUC")
+            axes.locator_params(axis="x", nbins=6)
+            axes.grid(alpha=0.3)
+        panels[0].legend(fontsize="small")
+
+
+def _points(rows: list[list[Any]], column: int, axis: str) -> dict[str, Any]:
+    """The estimates in a column, and how far their intervals reach down and up, for matplotlib."""
+    cells = [row[column] for row in rows]
+    reach = [[abs(cell[end] - cell["value"]) for cell in cells] for end in ("low", "high")]
+    return {axis: [cell["value"] for cell in cells], f"{axis}err": reach}
+
+
 def with_table(text: str) -> str:
     """A page with the table between its marks."""
     before, rest = text.split(MARKS[0])
@@ -157,6 +197,7 @@ def main() -> None:
     for folder in sys.argv[1:]:
         print(f"taken: {', '.join(take(Path(folder)))}")
     PAGE.write_text(page(), encoding="utf-8")
+    draw_frontiers(FIGURE)
     DEFENSES.write_text(with_table(DEFENSES.read_text(encoding="utf-8")), encoding="utf-8")
 
 
