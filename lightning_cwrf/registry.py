@@ -49,6 +49,10 @@ class Registry(Generic[T]):
             raise ValueError(f"there is no {self._kind} {name!r}; available: {', '.join(self.names())}.")
         return self._entries[name]
 
+    def get(self, name: str) -> T | None:
+        """The entry of this name, or None."""
+        return self._entries.get(name)
+
     def __iter__(self) -> Iterator[T]:
         return iter(self._entries.values())
 

@@ -284,6 +284,23 @@ def test_the_distance_from_the_frontier_is_that_from_the_line_between_its_neighb
     assert comparing.above_frontier(found, [found, high]) is None
 
 
+def test_controls_that_are_clearly_above_the_line_between_others_are_not_on_the_frontier():
+    """As of a defense that leaks more than none at the same accuracy."""
+    generator = torch.Generator().manual_seed(0)
+    none, leaky, far, near = (
+        audit(*point, generator) for point in ((0.9, 0.7), (0.901, 0.95), (0.95, 0.96), (0.925, 0.84))
+    )
+    comparing = importlib.import_module("comparing")
+    assert comparing.on_frontier([none, leaky, near, far]) == [
+        none,
+        near,
+        far,
+    ]  # near is above the line, but not clearly
+    found = audit(0.91, 0.85, generator)
+    above = comparing.above_frontier(found, [leaky, far, none, near])
+    assert above.value == pytest.approx(0.85 - (0.7 + 0.14 * 0.01 / 0.025))
+
+
 def test_its_error_is_that_of_all_six_numbers():
     """The value without one pair, to first order, from numerical derivatives of the distance."""
     generator = torch.Generator().manual_seed(1)

@@ -25,28 +25,49 @@ def combined(parts: Sequence[tuple[float, CrossedJackknife]]) -> CrossedJackknif
 def above_frontier(found: RecipeAudit, controls: Sequence[RecipeAudit], measure: str = AUC) -> CrossedJackknife | None:
     """How much more AUC a recipe has than the controls at the same test accuracy; None: no control has more, or less.
 
-    The controls' AUC at that accuracy is on the line between their two neighbours. Their curve bends downwards from
-    it, so the line is above the curve, which favours the recipe: the denser the controls, the less. Errors of all six
-    numbers are propagated (delta method).
+    The controls' AUC at that accuracy is on the line between their two neighbours on the frontier. Their curve bends
+    downwards from it, so the line is above the curve, which favours the recipe: the denser the controls, the less.
+    A control is not on the frontier where it is itself above the line between two others by more than two standard
+    errors: nobody would choose it.
     """
-    x = found.estimate(ACCURACY).value
-    order = sorted((each for each in controls if each is not found), key=lambda each: each.estimate(ACCURACY).value)
-    for a, b in itertools.pairwise(order):
-        left, right = a.estimate(ACCURACY).value, b.estimate(ACCURACY).value
-        if left <= x <= right and left < right:
-            share = (x - left) / (right - left)
-            slope = (b.estimate(measure).value - a.estimate(measure).value) / (right - left)
-            weights = ((found, 1.0), (a, share - 1), (b, -share))
-            return combined(
-                [(weight, audit.jackknives[measure]) for audit, weight in weights]
-                + [(-slope * weight, audit.jackknives[ACCURACY]) for audit, weight in weights]
-            )
-    return None
+    others = [each for each in controls if each is not found]
+    order = sorted(on_frontier(others, measure), key=lambda each: each.estimate(ACCURACY).value)
+    lines = (_above_line(found, a, b, measure) for a, b in itertools.pairwise(order))
+    return next((each for each in lines if each is not None), None)
+
+
+def on_frontier(controls: Sequence[RecipeAudit], measure: str = AUC) -> list[RecipeAudit]:
+    """The controls that are not above the line between any two others by more than two standard errors."""
+    return [
+        each
+        for each in controls
+        if not any(
+            exceeds(_above_line(each, a, b, measure))
+            for a, b in itertools.permutations(controls, 2)
+            if each is not a and each is not b
+        )
+    ]
+
+
+def _above_line(found: RecipeAudit, a: RecipeAudit, b: RecipeAudit, measure: str) -> CrossedJackknife | None:
+    """How much AUC a recipe has above the line from a to b; None: its accuracy is not between theirs.
+
+    Errors of all six numbers are propagated (delta method).
+    """
+    x, left, right = (each.estimate(ACCURACY).value for each in (found, a, b))
+    if not left <= x <= right or left == right:
+        return None
+    share = (x - left) / (right - left)
+    slope = (b.estimate(measure).value - a.estimate(measure).value) / (right - left)
+    weights = ((found, 1.0), (a, share - 1), (b, -share))
+    return combined(
+        [(weight, audit.jackknives[measure]) for audit, weight in weights]
+        + [(-slope * weight, audit.jackknives[ACCURACY]) for audit, weight in weights]
+    )
 
 
 def difference(jackknife: CrossedJackknife) -> Difference:
-    p = jackknife.p_value()
-    return Difference(jackknife.value, jackknife.interval(), 2 * min(p, 1 - p))
+    return Difference(jackknife.value, jackknife.interval(), jackknife.two_sided_p_value())
 
 
 def on_average(found: Sequence[CrossedJackknife | None]) -> CrossedJackknife | None:
@@ -71,6 +92,11 @@ def told_above(of_way: Mapping[str, Sequence[CrossedJackknife | None]], controls
 def beats(jackknife: CrossedJackknife | None) -> bool:
     """Whether it is below 0 by more than two standard errors."""
     return jackknife is not None and jackknife.value + 2 * jackknife.error < 0
+
+
+def exceeds(jackknife: CrossedJackknife | None) -> bool:
+    """Whether it is above 0 by more than two standard errors."""
+    return jackknife is not None and jackknife.value > 2 * jackknife.error
 
 
 def cell_of(cell: Any) -> Any:

@@ -76,7 +76,8 @@ def scores_of(
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parse(parser(__file__, __doc__), words)
     study = Study(f"correlation-{arguments.data}", "Correlation of the two scores", arguments)
-    path = study.out / f"{study.name}.scores.json"
+    of_scores = f"{study.base.store.key}-{study.task.lam:g}-{study.task.steps}"
+    path = study.out / f"{study.name}-{of_scores}.scores.json"
     known: list[dict[str, dict[str, float]]] = json.loads(path.read_text()) if path.is_file() else []
     began, last = time.perf_counter(), None
     for i, (model, initial, members) in enumerate(finished_models(study)):
@@ -89,9 +90,9 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         path.write_text(json.dumps(known, indent=1))
     study.took(study.name, time.perf_counter() - began)
     assert last is not None
-    scores = scores_of(study, *last, seed=len(known) - 1)
+    scores = scores_of(study, *last, seed=study.task.models - 1)
     _plot(study, last[0], scores[ALL], scores["learnability"])
-    return _record(study, last[0], known)
+    return _record(study, last[0], known[: study.task.models])
 
 
 def _record(study: Study, model: LightningModule, known: list[dict[str, dict[str, float]]]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     python examples/paper/levers.py --lever values
 
-Whole units are channels and neurons; the lever heads is for networks with attention (--data news, --network vit).
+Whole units are channels and neurons; the lever heads is for networks with attention (--data news --rate 0.1:
+a head is more than a percent of the weights there, and at 3 % none is chosen).
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def _record(study: Study, base: RecipeAudit, found: Found, options: dict[str, li
 
 def _verdict(of_option: dict[str, list[Any]]) -> dict[str, str]:
     means = [difference(mean) for each in of_option.values() if (mean := on_average(each)) is not None]
-    better = any(each.value < 0 and each.p_value <= LEVEL / len(means) for each in means)
+    better = any(each.value < 0 and each.p_value <= LEVEL / len(of_option) for each in means)
     return {"word": "better" if better else "no better", "rule": RULE, "sentence": told_above(of_option)}
 
 

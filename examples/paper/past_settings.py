@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from comparing import ACCURACY, AUC, beats, difference
+from comparing import ACCURACY, AUC, beats, combined, difference
 from past import ADVANTAGE, FURTHER
 from study import BASE, Study, parse, parser
 
@@ -84,7 +84,8 @@ def _verdict(found: Found, settled: float, best: float) -> dict[str, str]:
     fewer = [change(ALPHA, alphas[0], alphas[-1], measure) for measure in (ACCURACY, ADVANTAGE)]
     falls, stays = change(EPOCHS, lengths[0], settled, ADVANTAGE), change(EPOCHS, settled, lengths[-1], ADVANTAGE)
     grows, shrinks = (change(EPOCHS, *ends, ACCURACY) for ends in ((lengths[0], best), (best, lengths[0])))
-    yes = [*map(beats, fewer), beats(falls) and abs(stays.value) < abs(falls.value), beats(shrinks)]
+    less = beats(falls - stays) and beats(combined([(1.0, falls), (1.0, stays)]))  # whichever way it goes after
+    yes = [*map(beats, fewer), beats(falls) and less, beats(shrinks)]
     word = "reproduced" if all(yes) else "partly" if any(yes) else "not"
     shown = [*map(difference, fewer), f"{difference(falls)}, then {difference(stays)}", difference(grows)]
     claims = [*CLAIMS[:2], CLAIMS[2].format(settled), CLAIMS[3].format(best)]

@@ -193,7 +193,7 @@ class Attack:
 class _Registered(NamedTuple):
     function: Function
     needs: tuple[str, ...]
-    settings: tuple[str, ...]
+    settings: dict[str, Any]  # by name, their defaults
     check: Callable[..., None] | None
 
 
@@ -234,7 +234,7 @@ def register_attack(
     def register(function: Function) -> Function:
         parameters = list(inspect.signature(settings_of or function).parameters.values())
         own = [p for p in parameters if p.kind is p.KEYWORD_ONLY] if settings_of else parameters[1:]
-        ATTACKS.add(name, _Registered(function, needs, tuple(p.name for p in own), check))
+        ATTACKS.add(name, _Registered(function, needs, {p.name: p.default for p in own}, check))
         return function
 
     return register

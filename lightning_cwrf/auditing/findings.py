@@ -29,12 +29,14 @@ class Findings:
             test_loss, loss_gap.
         confidence: of every interval.
         failures: attacks that could not run, with the reason; the other attacks are valid.
+        attack_settings: how each attack was run, as text.
     """
 
     estimates: dict[str, dict[str, Estimate]]
     model_metrics: dict[str, Estimate]
     confidence: float
     failures: dict[str, str]
+    attack_settings: dict[str, str]
     _audited: ClassVar[str] = "the model"
 
     def notes(self, metrics: Sequence[str] | None = None) -> list[str]:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from lightning_cwrf.attacks import Attack
 from lightning_cwrf.attacks.resampling import check_pairs
+from lightning_cwrf.auditing.attack_settings import settings_told
 from lightning_cwrf.auditing.estimates import attack_metrics, depends_on_shadows
 from lightning_cwrf.auditing.recipe_result import RecipeAudit
 from lightning_cwrf.auditing.recipe_targets import Measures, RecipeTargets, in_groups, jackknives_of
@@ -88,7 +89,7 @@ def audit_recipe(
                 continue
             jackknives |= {f"{attack.name}/{name}": each for name, each in found.items()}
             measures |= {f"{attack.name}/{name}": each for name, each in metrics.items()}
-    nonmembers = int((~targets.membership).sum(1).min())
+    nonmembers = (~targets.membership).sum(1).tolist()
     estimates = {n: _estimate(n, each, confidence, measures.get(n), nonmembers) for n, each in jackknives.items()}
     result = RecipeAudit(
         scores=scores,
@@ -104,6 +105,7 @@ def audit_recipe(
         failures=failures,
         remarks=targets.remarks(),
         data=targets.digest(),
+        attack_settings={attack.name: settings_told(attack) for attack in chosen},
     )
     for remark in result.remarks:
         warnings.warn(remark, stacklevel=2)
@@ -174,19 +176,21 @@ class _Metrics:
 
 
 def _estimate(
-    name: str, jackknife: CrossedJackknife, confidence: float, metric: MembershipMetric | None, nonmembers: int
+    name: str, jackknife: CrossedJackknife, confidence: float, metric: MembershipMetric | None, nonmembers: list[int]
 ) -> Estimate:
+    """``nonmembers``: of each model."""
     low, high = jackknife.interval(confidence)
     if metric is None:
         if not name.endswith("accuracy"):
             return Estimate(jackknife.value, Interval(low, high))
         if jackknife.error == 0:  # every model is right on all examples, or on none: as of one model
-            low, high = clopper_pearson(round(jackknife.value * nonmembers), nonmembers, confidence)
+            fewest = min(nonmembers)
+            low, high = clopper_pearson(round(jackknife.value * fewest), fewest, confidence)
         return Estimate(jackknife.value, _within(low, high, 0.0, 1.0))
     if jackknife.error == 0:  # every model has the same value, which shows no spread: as in the audit of one of them
         low, high = metric.interval(confidence)
-    chance = metric.chance(nonmembers)
-    p = None if chance is None else jackknife.p_value(chance)
+    chances = [chance for each in nonmembers if (chance := metric.chance(each)) is not None]
+    p = jackknife.p_value(sum(chances) / len(chances)) if chances else None
     return Estimate(
         jackknife.value, _within(low, high, metric.plot_lower_bound, metric.plot_upper_bound), metric.note, p
     )

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_cwrf._version import __version__
+from lightning_cwrf.auditing.attack_settings import settings_differ
 from lightning_cwrf.auditing.findings import RAW, Findings
 from lightning_cwrf.auditing.saved import read_json, write_json
 from lightning_cwrf.auditing.values import Estimate, estimate_of
@@ -51,8 +52,10 @@ class RecipeAudit(Findings):
         jackknives: what each error is estimated from, under the names of :meth:`values`.
         failures: attacks that could not run, with the reason.
         remarks: probable mistakes.
-        data: a digest of the pool, its membership, the population and the groups of examples. Recipes whose audits have
-            the same are compared in pairs.
+        data: a digest of the pool with its labels and membership, the population and the groups of examples. Recipes
+            whose audits have the same are compared in pairs.
+        attack_settings: how each attack was run, with all its settings, as text; empty in audits that were saved
+            without it.
     """
 
     scores: dict[str, Tensor] = field(repr=False)
@@ -66,6 +69,7 @@ class RecipeAudit(Findings):
     failures: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list, repr=False)
     data: str = field(default="", repr=False)
+    attack_settings: dict[str, str] = field(default_factory=dict, repr=False)
 
     _audited = "mean over models"
 
@@ -79,14 +83,15 @@ class RecipeAudit(Findings):
 
         Raises:
             TypeError: ``other`` is not a RecipeAudit.
-            ValueError: another pool, membership, population or number of models; a measure that one of them lacks.
+            ValueError: another pool, membership, population or number of models; a measure that one of them lacks; an
+                attack with other settings.
         """
         if not isinstance(other, RecipeAudit):
             raise TypeError(f"a recipe can be compared with a RecipeAudit, not with a {type(other).__name__}.")
         if self.data != other.data:
             raise ValueError(
                 "the two recipes cannot be compared in pairs: their shadow models have another pool, population, "
-                "number or seed, or the audits another seed. Train and audit both with the same."
+                "number or seed, or the audits another seed or version. Train and audit both with the same."
             )
         if self.confidence != other.confidence:
             raise ValueError(
@@ -96,10 +101,28 @@ class RecipeAudit(Findings):
         for audit in (self, other):
             if measure not in audit.jackknives:
                 raise ValueError(f"there is no measure {measure!r}; there are {', '.join(audit.jackknives)}.")
-        difference = self.jackknives[measure] - other.jackknives[measure]
-        same = difference.value == 0 and difference.error == 0
-        p = 0.5 if same else difference.p_value()
-        return Difference(difference.value, difference.interval(self.confidence), min(1.0, 2 * min(p, 1 - p)))
+        attack = measure.rpartition("/")[0]
+        if settings_differ(self.attack_settings, other.attack_settings, [attack]):
+            raise ValueError(
+                f"the two audits ran different attacks under one name, {self.attack_settings[attack]} and "
+                f"{other.attack_settings[attack]}: audit both with the same."
+            )
+        mine, others = self.jackknives[measure], other.jackknives[measure]
+        difference = mine - others
+        if 0 in (mine.error, others.error):
+            return self._without_spread(other, measure, difference)
+        return Difference(difference.value, difference.interval(self.confidence), difference.two_sided_p_value())
+
+    def _without_spread(self, other: RecipeAudit, measure: str, difference: CrossedJackknife) -> Difference:
+        """Of a measure that is the same in all models of a recipe, which does not say how far it is from the mean.
+
+        The interval is from one estimate's end to the other's, both of which allow for that; where it does not hold 0,
+        the two estimates' intervals do not overlap, so the p-value is at most 1 − confidence.
+        """
+        mine, others = self.estimate(measure).interval, other.estimate(measure).interval
+        p = difference.two_sided_p_value()
+        p = 1.0 if difference.value == 0 else max(p, 1 - self.confidence)
+        return Difference(difference.value, Interval(mine.low - others.high, mine.high - others.low), p)
 
     def notes(self, metrics: Sequence[str] | None = None) -> list[str]:
         """The limits of these metrics (None: of all), remarks, and the attacks that failed; each once."""
@@ -136,7 +159,10 @@ class RecipeAudit(Findings):
             attack: {name: estimate_of(e) for name, e in each.items()} for attack, each in found["estimates"].items()
         }
         found["model_metrics"] = {name: estimate_of(e) for name, e in found["model_metrics"].items()}
-        found["jackknives"] = {name: CrossedJackknife(**each) for name, each in found["jackknives"].items()}
+        found["jackknives"] = {
+            name: CrossedJackknife(float(each["value"]), each["without_pair"], each["cells"])
+            for name, each in found["jackknives"].items()
+        }
         return cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found})
 
     def _size_line(self) -> str:

@@ -81,6 +81,7 @@ class RecipeTargets:
         sides = [(shadows.logits, shadows.targets)]
         sides += [] if shadows.population_logits is None else [(shadows.population_logits, population_targets)]
         models = range(len(shadows))
+        labelled = (shadows.digests, shadows.targets.tolist(), population, population_targets.tolist())
         return cls(
             outputs={name: PerModel(each) for name, each in given.items() if each is not None},
             membership=shadows.membership,
@@ -89,7 +90,7 @@ class RecipeTargets:
             losses=torch.stack([torch.cat([example_losses(z[i].float(), y) for z, y in sides]) for i in models]),
             correct=torch.stack([torch.cat([z[i].argmax(-1) == y for z, y in sides]) for i in models]),
             groups=groups,
-            identity=(shadows.digests, shadows.membership.tolist(), population, seed),
+            identity=(*labelled, shadows.membership.tolist(), seed),
         )
 
     def __len__(self) -> int:

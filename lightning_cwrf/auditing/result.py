@@ -53,6 +53,8 @@ class AuditResult(Findings):
         examples: a digest of the audited examples, as they were read; empty in audits that were saved without it.
         weights: a digest of the audited weights (:func:`~lightning_cwrf.weights.weights_digest`); empty where it is not
             known, as in audits that were saved without it.
+        attack_settings: how each attack was run, with all its settings, as text; empty in audits that were saved
+            without it.
     """
 
     scores: dict[str, Tensor] = field(repr=False)
@@ -68,6 +70,7 @@ class AuditResult(Findings):
     remarks: list[str] = field(default_factory=list, repr=False)
     examples: str = field(default="", repr=False)
     weights: str = field(default="", repr=False)
+    attack_settings: dict[str, str] = field(default_factory=dict, repr=False)
 
     def notes(self, metrics: Sequence[str] | None = None) -> list[str]:
         """The limits of these metrics (None: of all), remarks, and the attacks that failed; each once."""

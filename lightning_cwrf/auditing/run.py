@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_cwrf.attacks import Attack, Evidence, create_attacks, example_losses
 from lightning_cwrf.attacks.resampling import check_pairs
+from lightning_cwrf.auditing.attack_settings import settings_told
 from lightning_cwrf.auditing.audited import AuditedData, warn_of_draws
 from lightning_cwrf.auditing.estimates import (
     attack_metrics,
@@ -214,6 +215,7 @@ def audit_outputs(
         remarks=[*remarks, *suspicions(sides, model, overlap)],
         examples=examples_digest(sides),
         weights=weights,
+        attack_settings={attack.name: settings_told(attack) for attack in chosen},
     )
 
 

@@ -23,6 +23,7 @@ from lightning_cwrf.callbacks.rewind_settings import (
     check_rewinding,
     mask_identity,
     scores_identity,
+    warn_of_few,
 )
 from lightning_cwrf.callbacks.scoring import PrivacyScoringCallback
 from lightning_cwrf.trainers import callbacks_of, transfer_of
@@ -132,7 +133,6 @@ class CriticalRewindCallback(RewindsWeights):
         if stage != "fit":
             return
         refuse_moved_weights(trainer, self)
-        units_of(self.structured, pl_module)  # raises where there are no heads
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         if scoring is None and self.vanilla is None and self.values == "initial":
             raise MisconfigurationException(
@@ -162,6 +162,7 @@ class CriticalRewindCallback(RewindsWeights):
         super().on_fit_start(trainer, pl_module)
         if self.mask is None:
             _refuse_finetuning(trainer, pl_module)
+            units_of(self.structured, pl_module, [])  # raises where there are no heads
             if self.batchnorm != "keep":
                 tracking_layers(pl_module)
 
@@ -176,23 +177,13 @@ class CriticalRewindCallback(RewindsWeights):
         scoring = earlier(trainer, self, PrivacyScoringCallback, "scores")
         mask = self._choose(pl_module, scoring)
         if self.given_mask is None:
-            self._warn_of_few(mask)
+            warn_of_few(mask, self.rate, self.structured)
         if self.values == "trained":
             mask.freeze(pl_module)
         else:
             mask.rewind_(pl_module, self._weights(trainer, pl_module, scoring))
         self._set_statistics(trainer, pl_module)
         return mask if self.hold else WeightMask(mask.masks)  # without values to hold
-
-    def _warn_of_few(self, mask: WeightMask) -> None:
-        wanted = round(self.rate * mask.total)
-        if wanted == 0 and self.rate > 0:
-            rank_zero_warn(f"rate {self.rate} of {mask.total} weights is less than one: nothing is rewound.")
-        elif self.structured and mask.count < 0.9 * wanted:
-            rank_zero_warn(
-                f"whole units fill {mask.count} of the {wanted} weights that rate={self.rate} allows: the next has no "
-                "room. Raise the rate for more."
-            )
 
     def _set_statistics(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """BatchNorm's running statistics, of the model with its rewound weights."""
@@ -233,7 +224,7 @@ class CriticalRewindCallback(RewindsWeights):
         self._check_scores(pl_module, scores)
         if not any(bool(score.any()) for score in scores.values()):
             rank_zero_warn("all scores are 0: the weights to rewind are chosen by their order in the model alone.")
-        units = units_of(self.structured, pl_module)
+        units = units_of(self.structured, pl_module, scores)
         mask = WeightMask.top(scores, self.rate, per_layer=self.per_layer, structured=units)
         if self.scores is None and scoring is not None:
             scoring.mask_made()

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_cwrf.checks import check_choice, check_flag, check_integer
 from lightning_cwrf.files import digest
 from lightning_cwrf.weights.masks import WeightMask
 from lightning_cwrf.weights.score_files import load_scores
+from lightning_cwrf.weights.units import HEADS, is_of_heads
 
 VALUES = ("initial", "fresh", "trained", "zero")
 OLD_WORDS = {"vanilla": "initial"}  # by the old name, to=
@@ -39,6 +41,20 @@ def check_mask(mask: Any) -> None:
     """Raise a TypeError unless ``mask`` is one, a file of one, or None."""
     if mask is not None and not isinstance(mask, (str, PathLike, WeightMask)):
         raise TypeError(f"mask must be a WeightMask or a file of one, not a {type(mask).__name__}.")
+
+
+def warn_of_few(mask: WeightMask, rate: float, structured: bool | str) -> None:
+    """Warn where a mask has much less than its share of the weights, or no head where heads were asked for."""
+    wanted = round(rate * mask.total)
+    if wanted == 0 and rate > 0:
+        rank_zero_warn(f"rate {rate} of {mask.total} weights is less than one: nothing is rewound.")
+    elif structured and mask.count < 0.9 * wanted:
+        rank_zero_warn(
+            f"whole units fill {mask.count} of the {wanted} weights that rate={rate} allows: the next has no room. "
+            "Raise the rate for more."
+        )
+    if structured == HEADS and not any(mask.masks[name].any() for name in mask.masks if is_of_heads(name)):
+        rank_zero_warn(f"rate={rate} chose no head, only smaller units: a head is large. Raise the rate.")
 
 
 def mask_identity(mask: str | PathLike[str] | WeightMask) -> str | None:

@@ -89,8 +89,16 @@ class CWRFConfig:
             seed: of fresh values.
 
         Raises:
-            ValueError: such data are missing, or would have no effect.
+            ValueError: such data are missing, or would have no effect; vanilla weights of another kind than these
+                settings say, by which shadow models are hardened.
         """
+        if is_redraw(vanilla) != (self.vanilla == "redraw"):
+            given = "redraws" if is_redraw(vanilla) else "takes saved weights"
+            wanted = "the weights from before its training" if is_redraw(vanilla) else 'vanilla="redraw"'
+            raise ValueError(
+                f"shadow models of these settings have vanilla={self.vanilla!r}, and your own hardening {given}, which "
+                f"is another recipe: pass {wanted} here, or measure a CWRFConfig with the other vanilla=."
+            )
         if self.members == "plain" and augmented and members is None:
             raise ValueError(
                 'with CWRFConfig(members="plain") and augmentation, pass the plain training data: members=.'

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from lightning_cwrf.auditing import AuditResult, Estimate, RecipeAudit
+from lightning_cwrf.auditing.attack_settings import settings_differ
 from lightning_cwrf.auditing.decision import joint_level
 from lightning_cwrf.report.table import MODEL_ROWS, AnyAudit, Row, compared, same_weights
 from lightning_cwrf.report.verdict import joined, verdict
@@ -97,6 +98,8 @@ def gain(before: AnyAudit, after: AnyAudit) -> str:
 def measured_changes(before: AnyAudit, after: AnyAudit) -> list[Change]:
     """How each measure of the comparison table changed: of two recipes in pairs, else by whether intervals overlap."""
     rows = compared([before, after])
+    others = settings_differ(before.attack_settings, after.attack_settings)
+    rows = [row._replace(estimates=[None, None]) if row.measure.rpartition("/")[0] in others else row for row in rows]
     if not (isinstance(before, RecipeAudit) and isinstance(after, RecipeAudit) and paired(before, after)):
         return [Change(row.label, direction(*row.estimates)) for row in rows]
     return [_paired(row, before, after, joint_level(after.confidence, len(rows))) for row in rows]
@@ -140,7 +143,7 @@ def same_examples(first: AnyAudit, other: AnyAudit) -> bool:
 
 def _paired(row: Row, before: RecipeAudit, after: RecipeAudit, level: float) -> Change:
     """The paired difference of one measure, judged at this level."""
-    if any(row.measure not in each.jackknives for each in (before, after)):
+    if None in row.estimates:
         return Change(row.label, "cannot be compared")
     difference = after.minus(before, row.measure)
     if math.isnan(difference.value) or math.isnan(difference.p_value):

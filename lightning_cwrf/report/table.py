@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from lightning_cwrf.auditing import FPR, AuditResult, Estimate, RecipeAudit, aligned
+from lightning_cwrf.auditing.attack_settings import settings_differ
 from lightning_cwrf.auditing.findings import Findings
 from lightning_cwrf.auditing.names import attack_name, metric_name
 from lightning_cwrf.auditing.tables import percent
@@ -232,6 +233,16 @@ def of_one_model(results: Mapping[str, Findings]) -> list[str]:
     ]
 
 
+def of_other_attacks(results: Mapping[str, Findings]) -> list[str]:
+    """A remark for every two audits that ran different attacks under one name."""
+    return [
+        f"{first} and {second} ran different attacks as {attack}, {one.attack_settings[attack]} and "
+        f"{other.attack_settings[attack]}: their rows do not compare."
+        for (first, one), (second, other) in combinations(results.items(), 2)
+        for attack in settings_differ(one.attack_settings, other.attack_settings)
+    ]
+
+
 def _is_same_audit(first: Findings, other: Findings) -> bool:
     if not isinstance(first, AuditResult) or not isinstance(other, AuditResult) or not same_weights(first, other):
         return False
@@ -245,4 +256,5 @@ def _is_same_audit(first: Findings, other: Findings) -> bool:
 def _layout(rows: list[list[str]], results: Mapping[str, Findings]) -> str:
     rule = ["─" * max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = aligned([rows[0], rule, *rows[1:]])
-    return "\n".join([*lines, "", *of_one_model(results), *comparison_notes(results.values())])
+    remarks = [*of_one_model(results), *of_other_attacks(results), *comparison_notes(results.values())]
+    return "\n".join([*lines, "", *remarks])

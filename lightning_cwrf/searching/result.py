@@ -135,7 +135,13 @@ class RecipeSearch:
                 "The fine-tuning made the test accuracy higher: the base models may not be trained as yours was. Are "
                 "the arguments of the first training right?"
             )
-        if change.interval.low < -self.floor:
+        if change.interval.high < -self.floor:
+            lines.append(
+                f"It loses more accuracy than the floor of {_points(self.floor)}, at least "
+                f"{_points(-change.interval.high)}: the half of the examples that chose it was too kind. Search again "
+                "with more models, or a smaller floor."
+            )
+        elif change.interval.low < -self.floor:
             lines.append(
                 f"The loss of accuracy may exceed the floor of {_points(self.floor)}: its interval reaches "
                 f"{_points(-change.interval.low)}."
@@ -144,6 +150,11 @@ class RecipeSearch:
         rival = self._rival()
         if rival is not None:
             lines.append(self._compared(self.best, rival))
+        if len(self.trials) > 1:
+            lines.append(
+                "These figures are of other examples than the choice, but of the same models, which flatters the best "
+                "of many candidates: before you report it, audit its recipe on models of another seed."
+            )
         return lines
 
     def plot(self, path: str | PathLike[str]) -> Path:

@@ -134,7 +134,7 @@ class _Search:
         """All candidates of a round; None: the time was over, and the round before counts."""
         models = self.models[number]
         standings: dict[str, Standing] = {}
-        base = self._audited(BASE, models)
+        base: RecipeAudit | None = None
         for name in going:
             if time.monotonic() > self.deadline:
                 if number == 0:
@@ -147,6 +147,7 @@ class _Search:
                     f"{self.models[number - 1]} models of each candidate"
                 )
                 return None
+            base = self._audited(BASE, models) if base is None else base
             audit = self._audited(name, models)
             rewinds = self.candidates[name].cwrf is not None
             standings[name] = Standing.of(audit, base, self.floor, self.measure, rewinds=rewinds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,21 @@ def attention_heads(model: nn.Module) -> dict[str, int]:
     return found
 
 
-def units_of(structured: bool | str, model: nn.Module) -> bool | Mapping[str, int]:
-    """What :meth:`WeightMask.top` takes, for a model: the numbers of its heads in place of ``"heads"``."""
-    return attention_heads(model) if isinstance(structured, str) else structured
+def is_of_heads(name: str) -> bool:
+    """Whether a parameter is a projection to heads, by its name."""
+    return name.rpartition(".")[2] in _PROJECTIONS
+
+
+def units_of(structured: bool | str, model: nn.Module, scores: Iterable[str]) -> bool | Mapping[str, int]:
+    """What :meth:`WeightMask.top` takes: in place of ``"heads"``, their numbers in the model's scored attentions."""
+    if not isinstance(structured, str):
+        return structured
+    scored = _modules(scores)
+    return {name: heads for name, heads in attention_heads(model).items() if name in scored}
+
+
+def _modules(parameters: Iterable[str]) -> set[str]:
+    return {name.rpartition(".")[0] for name in parameters}
 
 
 def heads_of(structured: Any) -> Mapping[str, int]:
@@ -121,10 +133,9 @@ class _Group:
 
 
 def _groups(scores: Mapping[str, Tensor], heads: Mapping[str, int]) -> list[_Group]:
-    modules = {name.rpartition(".")[0] for name in scores}
-    if heads and not modules & set(heads):
-        raise ValueError(f"structured names {', '.join(map(repr, heads))}, and none of the scores is of such a module.")
-    groups: dict[str, _Group] = {}
+    if unknown := sorted(set(heads) - _modules(scores)):
+        raise ValueError(f"structured names {', '.join(map(repr, unknown))}, and no scores are of such a module.")
+    groups: dict[str | tuple[str, str], _Group] = {}
     for name, score in scores.items():
         module, dot, own = name.rpartition(".")
         rows = len(score) if score.ndim else 1
@@ -132,7 +143,7 @@ def _groups(scores: Mapping[str, Tensor], heads: Mapping[str, int]) -> list[_Gro
             blocks, units = _PROJECTIONS[own], heads[module]
             if rows % (blocks * units):
                 raise ValueError(f"the {rows} rows of {name!r} are not those of {units} heads.")
-            groups.setdefault(f"{module}{dot}{HEADS}", _Group(units, {})).blocks[name] = blocks
+            groups.setdefault((module, HEADS), _Group(units, {})).blocks[name] = blocks
             continue
         weight = f"{module}{dot}{own.replace('bias', 'weight')}"
         joined = score.ndim == 1 and weight in scores and scores[weight].shape[:1] == score.shape

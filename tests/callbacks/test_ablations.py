@@ -110,26 +110,37 @@ class Attention(nn.Module):
         return self.attention(words, words, words, need_weights=False)[0]
 
 
-def test_whole_heads_are_rewound_and_held():
+def rewound_heads(rate):
     torch.manual_seed(0)
     model = Attending()
     vanilla = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer(max_epochs=5).fit(model, loader(0, 64))
     callbacks = [
         PrivacyScoringCallback(loader(100, 140), vanilla, steps=2, kind="random"),
-        CriticalRewindCallback(0.7, structured="heads"),
+        CriticalRewindCallback(rate, structured="heads"),
         GradientMaskCallback(),
     ]
     trainer(max_epochs=2, callbacks=callbacks).fit(model, loader(0, 64))
-    weights = dict(model.named_parameters())
-    mask = callbacks[1].mask.masks["net.2.attention.in_proj_weight"]
+    name = "net.2.attention.in_proj_weight"
+    return callbacks[1].mask.masks[name], model.get_parameter(name), vanilla[name]
+
+
+def test_whole_heads_are_rewound_and_held():
+    mask, weights, vanilla = rewound_heads(0.7)
     heads = mask.reshape(3, 3, 4, 12).transpose(0, 1).flatten(1)  # queries, keys and values, by head
     assert torch.equal(heads.all(1), heads.any(1))
     assert heads.any()
     assert not heads.all()
-    name = "net.2.attention.in_proj_weight"
-    assert torch.equal(weights[name][mask], vanilla[name][mask])
-    assert (weights[name] != vanilla[name])[~mask].all()
+    assert torch.equal(weights[mask], vanilla[mask])
+    assert (weights != vanilla)[~mask].all()
+
+
+def test_a_rate_below_that_of_a_head_is_a_warning():
+    with pytest.warns(
+        UserWarning, match=r"rate=0\.05 chose no head, only smaller units: a head is large\. Raise the rate"
+    ):
+        mask, *_ = rewound_heads(0.05)
+    assert not mask.any()
 
 
 def test_whole_heads_of_a_model_without_attention_are_an_error_before_anything_runs():

@@ -1,5 +1,6 @@
 """The search over real trainings, which are tiny."""
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -117,6 +118,8 @@ def test_the_best_hardens_a_finished_model(found):
     kept = [(p == vanilla[name]).flatten() for name, p in model.named_parameters()]
     assert abs(int(torch.cat(kept).sum()) - 0.1 * len(torch.cat(kept))) <= 1
     assert type(model) is Classifier
+    with pytest.raises(ValueError, match="vanilla='own', and your own hardening redraws, which is another recipe"):
+        rewinding.callbacks("redraw")
 
 
 def test_conclusions_name_the_best_with_its_uncertainty_and_its_rival(found):
@@ -128,6 +131,21 @@ def test_conclusions_name_the_best_with_its_uncertainty_and_its_rival(found):
     assert none.conclusions()[0].startswith("No candidate loses at most 30 points of test accuracy.")
     with pytest.raises(ValueError, match="no candidate loses at most 30% of test accuracy: raise floor"):
         _ = none.recipe
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [(0.1, None), (0.3, "may exceed the floor of 30 points"), (0.9, "loses more accuracy than the floor of 30 points")],
+)
+def test_conclusions_say_whether_the_floor_may_be_or_is_exceeded(found, loss, said):
+    base = found.audits["no defense"]
+    accuracy = base.jackknives["test_accuracy"]
+    lower = replace(accuracy, value=accuracy.value - loss, cells=accuracy.cells.flip(1))  # flipped: with an error
+    worse = replace(found.audits[found.best], jackknives={**base.jackknives, "test_accuracy": lower})
+    told = " ".join(replace(found, audits={**found.audits, found.best: worse}).conclusions())
+    shown = [each for each in ("may exceed", "loses more accuracy") if each in told]
+    assert shown == [each for each in shown if each in (said or "")]
+    assert (said or "but of the same models") in told
 
 
 def test_conclusions_say_what_the_audit_of_the_best_remarks(found):
@@ -181,6 +199,19 @@ def test_time_that_is_over_ends_the_search_after_the_last_complete_round(store, 
     assert "the time was over in the round of 10 models" in str(found)
     with pytest.raises(RuntimeError, match="the time was over after 2 of 4 candidates of the first round"):
         search(store, minutes=2.5)
+
+
+def test_no_base_models_are_trained_when_the_time_is_over(store, monkeypatch):
+    now, trained = iter(range(1000)), []
+    monkeypatch.setattr("time.monotonic", lambda: 60.0 * next(now))
+    train = importlib.import_module("lightning_cwrf.searching.run").train_shadows
+    monkeypatch.setattr(
+        "lightning_cwrf.searching.run.train_shadows",
+        lambda *given, **settings: trained.append(given[2]) or train(*given, **settings),
+    )
+    found = search(store, minutes=4.5)  # one reading for the start, one for each of four candidates
+    assert "the time was over in the round of 10 models" in str(found)
+    assert set(trained) == {8}
 
 
 def test_copies_are_in_the_same_half():

@@ -115,7 +115,7 @@ def test_a_chosen_head_is_what_the_attention_computes_as_one():
         ("heads", "scores do not say how many heads there are: pass structured=attention_heads(model)"),
         ("head", "structured must be True, False or 'heads', not 'head'"),
         ({}, "structured names no attention: pass True"),
-        ({"attentoin": 2}, "structured names 'attentoin', and none of the scores is of such a module"),
+        ({"attention": 2, "attentoin": 2}, "structured names 'attentoin', and no scores are of such a module"),
         ({"attention": 5}, "the 12 rows of 'attention.in_proj_weight' are not those of 5 heads"),
         ({"attention": 0}, "the number of heads of 'attention' must be an integer of at least 1, not 0"),
     ],

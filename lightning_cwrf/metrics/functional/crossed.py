@@ -80,3 +80,12 @@ class CrossedJackknife:
         if self.error == 0:
             return 0.0 if self.value > null else 1.0
         return float(special.stdtr(self.freedom, (null - self.value) / self.error))
+
+    def two_sided_p_value(self) -> float:
+        """The probability of a value so far from 0, in either direction, if the mean over all is 0; NaN of NaN."""
+        if math.isnan(self.value):
+            return self.value
+        if self.error == 0:
+            return 1.0 if self.value == 0 else 0.0
+        p = self.p_value()
+        return min(1.0, 2 * min(p, 1 - p))
