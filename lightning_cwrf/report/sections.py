@@ -16,7 +16,14 @@ from lightning_cwrf.report.changes import OVERLAP, PAIRED, Change, changes, comp
 from lightning_cwrf.report.curves import loss_histograms
 from lightning_cwrf.report.elements import grid, legend, listed, scroll, section, table_of, tag
 from lightning_cwrf.report.inputs import flat_settings
-from lightning_cwrf.report.table import AnyAudit, attacks_in, comparison_notes, comparison_rows, missing
+from lightning_cwrf.report.table import (
+    AnyAudit,
+    attacks_in,
+    comparison_notes,
+    comparison_remarks,
+    comparison_rows,
+    missing,
+)
 from lightning_cwrf.report.verdict import blind_spots, reference_points, rule, verdict
 
 _BINS = 40
@@ -118,7 +125,7 @@ def scale(audits: Mapping[str, AnyAudit]) -> str:
 def measurements(audits: Mapping[str, AnyAudit], seconds: Mapping[str, float | None] | None) -> str:
     """The comparison table, and every note."""
     shown = comparison_notes(audits.values())
-    notes = []
+    notes = comparison_remarks(audits)
     for note in dict.fromkeys(n for result in audits.values() for n in result.notes()):
         of = [name for name, result in audits.items() if note in result.notes()]
         notes.append(note if len(of) == len(audits) else f"{note} ({', '.join(of)})")

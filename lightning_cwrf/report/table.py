@@ -224,6 +224,11 @@ def same_weights(first: Findings, other: Findings) -> bool:
     return first.weights == other.weights != ""
 
 
+def comparison_remarks(results: Mapping[str, Findings]) -> list[str]:
+    """What makes audits differ beside the models."""
+    return [*of_one_model(results), *of_other_attacks(results), *of_other_sizes(results)]
+
+
 def of_one_model(results: Mapping[str, Findings]) -> list[str]:
     """A remark for every two audits of the same weights, which a comparison says are two models."""
     return [
@@ -231,6 +236,15 @@ def of_one_model(results: Mapping[str, Findings]) -> list[str]:
         for (first, one), (second, other) in combinations(results.items(), 2)
         if same_weights(one, other)
     ]
+
+
+def of_other_sizes(results: Mapping[str, Findings]) -> list[str]:
+    """A remark where recipes are attacked with different numbers of models."""
+    sizes = {name: len(result) for name, result in results.items() if isinstance(result, RecipeAudit)}
+    if len(set(sizes.values())) < 2:
+        return []
+    told = ", ".join(f"{name} of {size}" for name, size in sizes.items())
+    return [f"The recipes have different numbers of models ({told}): more shadow models are a stronger attack."]
 
 
 def of_other_attacks(results: Mapping[str, Findings]) -> list[str]:
@@ -256,5 +270,5 @@ def _is_same_audit(first: Findings, other: Findings) -> bool:
 def _layout(rows: list[list[str]], results: Mapping[str, Findings]) -> str:
     rule = ["─" * max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = aligned([rows[0], rule, *rows[1:]])
-    remarks = [*of_one_model(results), *of_other_attacks(results), *comparison_notes(results.values())]
+    remarks = [*comparison_remarks(results), *comparison_notes(results.values())]
     return "\n".join([*lines, "", *remarks])

@@ -10,7 +10,7 @@ from lightning_cwrf import RecipeAudit
 from lightning_cwrf.attacks import create_attack, register_attack
 from lightning_cwrf.attacks.base import ATTACKS
 from lightning_cwrf.metrics.base import METRICS, MembershipMetric, register_metric
-from lightning_cwrf.report import comparison_table
+from lightning_cwrf.report import comparison_table, write_report
 from lightning_cwrf.report.changes import conclusion
 from lightning_cwrf.shadows import ShadowOutputs, balanced_membership
 from tests.auditing.recipes import run, simulated
@@ -55,15 +55,24 @@ def test_two_attacks_of_one_name_are_told_apart_by_their_functions():
         audits[0].minus(audits[1], "own/auroc")
 
 
-def test_audits_of_one_model_with_other_settings_show_no_gain():
+def test_audits_of_one_model_with_other_settings_show_no_gain(tmp_path):
     before, after = audited(0.9, low=0.8, high=1.0), audited(0.6, low=0.5, high=0.7)
     told = " ".join(conclusion({"a": before, "b": after}))
     assert "loss attack AUC and LiRA AUC fell" in told
     settings = [{"lira": "lira(online=True)"}, {"lira": "lira(online=False)"}]
     before, after = (replace(a, attack_settings=s) for a, s in zip((before, after), settings, strict=True))
-    told = " ".join(conclusion({"a": before, "b": after}))
+    audits = {"a": before, "b": after}
+    told = " ".join(conclusion(audits))
     assert "loss attack AUC fell" in told
+    page = write_report(audits, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "a and b ran different attacks as lira" in page
     assert "LiRA AUC fell" not in told
+
+
+def test_a_table_says_that_recipes_have_different_numbers_of_models():
+    audits = {"few": run(simulated(), ["loss"]), "many": run(simulated(models=10), ["loss"])}
+    assert "different numbers of models (few of 8, many of 10)" in comparison_table(audits)
+    assert "numbers of models" not in comparison_table({"few": audits["few"], "again": audits["few"]})
 
 
 def constant(value, models=8, examples=64):
