@@ -53,8 +53,8 @@ Brackets are 95 % intervals over models and pools. *Above r = 0 at equal accurac
 than the fine-tuning alone: than the line between the two strengths of r = 0 (or no defense) that have just less and
 just more test accuracy. The curve of r = 0 bends below that line, which favours the recipe. A strength that is itself
 above the line between two others, by more than two standard errors, is left out: nobody would choose it. Where no r = 0
-has more accuracy, or none has less, the cell is empty. Where these two have nearly the same accuracy the line is steep, and the
-interval is much wider than the differences between neighbours: read the others.
+has more accuracy, or none has less, the cell is empty. Where these two have nearly the same accuracy the line is steep,
+and the interval is much wider than the differences between neighbours: read the others.
 
 Run one with `python examples/paper/frontier.py`; `--scale cpu` is for two cores overnight, `gpu` for one GPU, and
 `paper` has the papers' data, sizes and epochs. All share what they have trained in `--out`, and go on where they were.

@@ -21,7 +21,6 @@ from lightning_cwrf.defenses import create_defense
 from lightning_cwrf.report import plot_tradeoff
 
 SCRATCH, CONTROL, CWRF, RANDOM = "from scratch", "fine-tuned, r = 0", "CWRF, r = 3%", "random mask, r = 3%"
-ALPHAS = [0.15, 0.3, 0.6, 0.9]
 SETTINGS: dict[str, dict[str, Any]] = {
     CONTROL: {},
     CWRF: {"rate": 0.03},

@@ -53,7 +53,7 @@ def warn_of_few(mask: WeightMask, rate: float, structured: bool | str) -> None:
             f"whole units fill {mask.count} of the {wanted} weights that rate={rate} allows: the next has no room. "
             "Raise the rate for more."
         )
-    if structured == HEADS and not any(mask.masks[name].any() for name in mask.masks if is_of_heads(name)):
+    if structured == HEADS and rate > 0 and not any(mask.masks[name].any() for name in mask.masks if is_of_heads(name)):
         rank_zero_warn(f"rate={rate} chose no head, only smaller units: a head is large. Raise the rate.")
 
 
