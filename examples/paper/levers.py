@@ -8,7 +8,7 @@ a head is more than a percent of the weights there, and at 3 % none is chosen).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from comparing import ACCURACY, AUC, above_frontier, difference, on_average, told_above
@@ -118,19 +118,35 @@ def _in_rounds(study: Study, label: str, alpha: float, cwrf: dict[str, Any], rou
 def _record(study: Study, base: RecipeAudit, found: Found, options: dict[str, list[RecipeAudit]]) -> dict[str, Any]:
     """``options`` has the controls of each option."""
     above = {key: above_frontier(audit, options[key[0]]) for key, audit in found.items() if key[0] in options}
+    of_option = {option: [each for (own, _), each in above.items() if own == option] for option in options}
+    usual = _default(study, options)
+    of_tuning: dict[str, list[Any]] = {}
+    for (name, alpha), audit in found.items():
+        if usual is not None and name not in (*options, f"{CONTROL}, {usual}"):
+            above[name, alpha] = above_frontier(audit, options[usual])
+            of_tuning.setdefault(name, []).append(above[name, alpha])
     rows = [[BASE, None, base.estimate(ACCURACY), base.estimate(AUC), None]]
     rows += [
         [option, f"{alpha:g}", audit.estimate(ACCURACY), audit.estimate(AUC), above.get((option, alpha))]
         for (option, alpha), audit in found.items()
     ]
-    of_option = {option: [each for (own, _), each in above.items() if own == option] for option in options}
     ways = {
         option: {f"α = {alpha:g}": audit for (own, alpha), audit in found.items() if own == option}
         for option in dict.fromkeys(option for option, _ in found)
     }
     plot_tradeoff(ways, study.out / f"{study.name}.png")
     head = [study.arguments.lever, "α", "test accuracy", "LiRA AUC", "AUC above r = 0 at equal accuracy"]
-    return study.write(head, rows, _verdict(of_option))
+    verdict = _verdict(of_option)
+    if of_tuning:
+        verdict["sentence"] += f" The fine-tuning alone: {told_above(of_tuning, f'{CONTROL}, {usual}')}"
+    return study.write(head, rows, verdict)
+
+
+def _default(study: Study, options: Iterable[str]) -> str | None:
+    """Of a lever of the fine-tuning, the option that every other study has: its r = 0 is the others' control."""
+    lever, task = study.arguments.lever, study.task
+    usual = {"epochs": task.tune_epochs, "lr": task.lr, "warmup": 0}
+    return next((each for each in options if lever in usual and TUNINGS[lever][each][lever] == usual[lever]), None)
 
 
 def _verdict(of_option: dict[str, list[Any]]) -> dict[str, str]:

@@ -96,7 +96,7 @@ def check_pairs(membership: Tensor | None, resamples: int) -> int:
     if models < 2 * FEWEST_PAIRS:
         raise ValueError(
             f"{models} shadow models are too few to draw from: train at least {2 * FEWEST_PAIRS} "
-            f"({FEWEST_PAIRS} complementary pairs), or leave shadow_resamples at 0."
+            f"({FEWEST_PAIRS} complementary pairs). An audit of one model can leave shadow_resamples at 0."
         )
     if models % 2 or not torch.equal(membership[0::2], ~membership[1::2]):
         raise ValueError(

@@ -88,10 +88,15 @@ class RecipeAudit(Findings):
         """
         if not isinstance(other, RecipeAudit):
             raise TypeError(f"a recipe can be compared with a RecipeAudit, not with a {type(other).__name__}.")
+        if len(self) != len(other):
+            raise ValueError(
+                f"the two recipes cannot be compared in pairs: one has {len(self)} models and the other {len(other)}. "
+                "Audit both with as many."
+            )
         if self.data != other.data:
             raise ValueError(
-                "the two recipes cannot be compared in pairs: their shadow models have another pool, population, "
-                "number or seed, or the audits another seed or version. Train and audit both with the same."
+                "the two recipes cannot be compared in pairs: their shadow models have another pool, population or "
+                "seed (labels count too), or the audits another seed or version. Train and audit both with the same."
             )
         if self.confidence != other.confidence:
             raise ValueError(
@@ -116,13 +121,13 @@ class RecipeAudit(Findings):
     def _without_spread(self, other: RecipeAudit, measure: str, difference: CrossedJackknife) -> Difference:
         """Of a measure that is the same in all models of a recipe, which does not say how far it is from the mean.
 
-        The interval is from one estimate's end to the other's, both of which allow for that; where it does not hold 0,
-        the two estimates' intervals do not overlap, so the p-value is at most 1 − confidence.
+        The interval is from one estimate's end to the other's, both of which allow for that. Where it does not hold 0,
+        the two estimates' intervals do not overlap, and the p-value is at most 1 − confidence; else nothing is shown.
         """
         mine, others = self.estimate(measure).interval, other.estimate(measure).interval
-        p = difference.two_sided_p_value()
-        p = 1.0 if difference.value == 0 else max(p, 1 - self.confidence)
-        return Difference(difference.value, Interval(mine.low - others.high, mine.high - others.low), p)
+        interval = Interval(mine.low - others.high, mine.high - others.low)
+        p = 1.0 if interval.low <= 0 <= interval.high else 1 - self.confidence
+        return Difference(difference.value, interval, p)
 
     def notes(self, metrics: Sequence[str] | None = None) -> list[str]:
         """The limits of these metrics (None: of all), remarks, and the attacks that failed; each once."""

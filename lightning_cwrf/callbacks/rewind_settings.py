@@ -48,13 +48,17 @@ def warn_of_few(mask: WeightMask, rate: float, structured: bool | str) -> None:
     wanted = round(rate * mask.total)
     if wanted == 0 and rate > 0:
         rank_zero_warn(f"rate {rate} of {mask.total} weights is less than one: nothing is rewound.")
-    elif structured and mask.count < 0.9 * wanted:
+        return
+    if structured and mask.count < 0.9 * wanted:
         rank_zero_warn(
             f"whole units fill {mask.count} of the {wanted} weights that rate={rate} allows: the next has no room. "
             "Raise the rate for more."
         )
     if structured == HEADS and rate > 0 and not any(mask.masks[name].any() for name in mask.masks if is_of_heads(name)):
-        rank_zero_warn(f"rate={rate} chose no head, only smaller units: a head is large. Raise the rate.")
+        rank_zero_warn(
+            f"rate={rate} chose no head: the units with the highest mean scores that fit into it are others. Raise the "
+            "rate until one is chosen."
+        )
 
 
 def mask_identity(mask: str | PathLike[str] | WeightMask) -> str | None:

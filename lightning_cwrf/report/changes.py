@@ -90,7 +90,8 @@ def gain(before: AnyAudit, after: AnyAudit) -> str:
     elif words["lower"]:
         privacy = f"A gain in privacy was shown: {joined(words['lower'])} fell."
     else:
-        beyond = "the error of the difference" if paired(before, after) else "the intervals"
+        together = f"the error of the difference, which allows for {len(found) + len(_OWN)} measures together"
+        beyond = together if paired(before, after) else "the intervals"
         privacy = f"No gain in privacy was shown: no measure of an attack is lower by more than {beyond}."
     return f"{privacy} {_accuracy(before, after)}"
 
@@ -153,15 +154,20 @@ def _paired(row: Row, before: RecipeAudit, after: RecipeAudit, level: float) -> 
 
 
 def _accuracy(before: AnyAudit, after: AnyAudit) -> str:
+    """What became of the accuracy: a cost, so of recipes in pairs it is judged alone, not among all measures."""
     pair = [result.model_metrics.get("test_accuracy") for result in (before, after)]
     words = {each.label: each.word for each in measured_changes(before, after)}
     word = words.get(MODEL_ROWS["test_accuracy"], "cannot be compared")
     if pair[0] is None or pair[1] is None or word == "cannot be compared":
         return "Test accuracies cannot be compared."
-    said = {"lower": "fell", "higher": "rose"}.get(word, "went")
-    doubt = ", which is within the error" if paired(before, after) else ", and the intervals overlap"
-    overlap = doubt if said == "went" else ""
-    return f"Test accuracy {said} from {pair[0].value:.3f} to {pair[1].value:.3f}{overlap}."
+    said, more = {"lower": "fell", "higher": "rose"}.get(word, "went"), ""
+    if isinstance(before, RecipeAudit) and isinstance(after, RecipeAudit) and paired(before, after):
+        difference = after.minus(before, "test_accuracy")
+        low, high = difference.interval
+        said, more = "fell" if high < 0 else "rose" if low > 0 else "went", f": {difference}"
+    elif said == "went":
+        more = ", and the intervals overlap"
+    return f"Test accuracy {said} from {pair[0].value:.3f} to {pair[1].value:.3f}{more}."
 
 
 def _told(found: list[Change], what: str, same: str, *, others: bool) -> list[str]:

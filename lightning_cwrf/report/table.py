@@ -226,7 +226,7 @@ def same_weights(first: Findings, other: Findings) -> bool:
 
 def comparison_remarks(results: Mapping[str, Findings]) -> list[str]:
     """What makes audits differ beside the models."""
-    return [*of_one_model(results), *of_other_attacks(results), *of_other_sizes(results)]
+    return [*of_one_model(results), *of_other_attacks(results), *of_other_sizes(results), *of_other_pools(results)]
 
 
 def of_one_model(results: Mapping[str, Findings]) -> list[str]:
@@ -245,6 +245,17 @@ def of_other_sizes(results: Mapping[str, Findings]) -> list[str]:
         return []
     told = ", ".join(f"{name} of {size}" for name, size in sizes.items())
     return [f"The recipes have different numbers of models ({told}): more shadow models are a stronger attack."]
+
+
+def of_other_pools(results: Mapping[str, Findings]) -> list[str]:
+    """A remark for recipes that are not of one pool and membership, and are no pairs."""
+    recipes = [(name, result) for name, result in results.items() if isinstance(result, RecipeAudit)]
+    return [
+        f"{first} and {name} have other pools, labels, memberships or populations: they differ by these too, and are "
+        "not compared in pairs."
+        for (first, one), (name, other) in combinations(recipes, 2)
+        if len(one) == len(other) and one.data != other.data
+    ]
 
 
 def of_other_attacks(results: Mapping[str, Findings]) -> list[str]:

@@ -126,8 +126,8 @@ class RecipeSearch:
         leak, accuracy = (
             f"{found.estimate(name)} instead of {base.estimate(name)}" for name in (self.measure, ACCURACY)
         )
-        lines = [f"Best: {self.best}. {attack} {leak}, test accuracy {accuracy}: {change}."]
         gained = found.minus(base, self.measure)
+        lines = [f"Best: {self.best}. {attack} {leak}: {gained}; test accuracy {accuracy}: {change}."]
         if gained.interval.high >= 0:
             lines.append(f"It was not shown to leak less than {BASE}: {attack} differs by {gained}.")
         if change.interval.low > 0:
@@ -141,6 +141,11 @@ class RecipeSearch:
                 f"{_points(-change.interval.high)}: the half of the examples that chose it was too kind. Search again "
                 "with more models, or a smaller floor."
             )
+        elif change.value < -self.floor:
+            lines.append(
+                f"The estimate of the loss of accuracy, {_points(-change.value)}, exceeds the floor of "
+                f"{_points(self.floor)} here; on the half that chose it did not. For less, ask for a smaller floor."
+            )
         elif change.interval.low < -self.floor:
             lines.append(
                 f"The loss of accuracy may exceed the floor of {_points(self.floor)}: its interval reaches "
@@ -150,6 +155,12 @@ class RecipeSearch:
         rival = self._rival()
         if rival is not None:
             lines.append(self._compared(self.best, rival))
+        better = [name for name, audit in self.audits.items() if self._is_better(audit, found)]
+        if better:
+            lines.append(
+                f"Here {' and '.join(better)} had the better estimates of both accuracy and leak, by luck or not: the "
+                "choice was made on the other half."
+            )
         if len(self.trials) > 1:
             lines.append(
                 "These figures are of other examples than the choice, but of the same models, which flatters the best "
@@ -225,6 +236,12 @@ class RecipeSearch:
         rows = [["dropped, on the half that chooses", "models", "test accuracy", self._leak_name(), "why"]]
         dropped = [(each, each.dropped) for each in self.trials if each.dropped is not None]
         return rows + [[t.name, str(t.models), str(t.test_accuracy), str(t.leak), why] for t, why in dropped]
+
+    def _is_better(self, audit: RecipeAudit, than: RecipeAudit) -> bool:
+        return (
+            audit.estimate(ACCURACY).value > than.estimate(ACCURACY).value
+            and audit.estimate(self.measure).value < than.estimate(self.measure).value
+        )
 
     def _leak_name(self) -> str:
         attack, _, metric = self.measure.partition("/")

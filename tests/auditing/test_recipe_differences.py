@@ -69,6 +69,20 @@ def test_audits_of_one_model_with_other_settings_show_no_gain(tmp_path):
     assert "LiRA AUC fell" not in told
 
 
+def test_a_table_says_that_recipes_are_of_different_pools():
+    audits = {"one": run(simulated(), ["loss"]), "other": run(simulated(seed=1), ["loss"])}
+    assert "one and other have other pools, labels" in comparison_table(audits)
+
+
+def test_a_loss_of_accuracy_is_told_with_its_interval_and_is_not_excused_by_other_measures():
+    before, after = (run(simulated(better=better, models=16), ["loss", "lira"]) for better in (1.0, 0.85))
+    difference = after.minus(before, "test_accuracy")
+    assert difference.interval.high < 0
+    told = conclusion({"before": before, "after": after})[-1]
+    assert f"Test accuracy fell from {before.estimate('test_accuracy').value:.3f} to " in told
+    assert str(difference) in told
+
+
 def test_a_table_says_that_recipes_have_different_numbers_of_models():
     audits = {"few": run(simulated(), ["loss"]), "many": run(simulated(models=10), ["loss"])}
     assert "different numbers of models (few of 8, many of 10)" in comparison_table(audits)
@@ -91,6 +105,8 @@ def test_a_measure_that_is_the_same_in_all_models_is_not_certain():
     assert difference.value == 0.5
     assert difference.interval == (mine.low - others.high, mine.high - others.low)
     assert difference.p_value == pytest.approx(0.05)
+    near = found.minus(run(constant(4.95), ["loss"]), "train_accuracy")
+    assert (near.value, near.p_value) == (0.0, 1.0)
     nothing = chance.minus(run(constant(5.0), ["loss"]), "loss/tpr_at_fpr_0.001")
     assert nothing.value == 0
     assert nothing.interval.high > 0.05
