@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from comparing import ACCURACY, AUC, above_frontier, beats, compared, on_average
+from comparing import ACCURACY, AUC, above_frontier, beats, compared, exceeds, on_average
 from frontier import CONTROL, CWRF, SCRATCH
 from limited import measured_by
 from study import BASE, Study, parse, parser
@@ -96,7 +96,7 @@ def _record(
     head += ["AUC above from scratch at equal accuracy", "above r = 0"]
     gains = {key: audit.jackknives[AUC] - next(iter(fewer[key].values())) for key, audit in found.items()}
     yes = [
-        all(each.value > 2 * each.error for each in gains.values()),
+        all(map(exceeds, gains.values())),
         beats(on_average(list(above[SCRATCH].values()))),
     ]
     word = "reproduced" if all(yes) else "partly" if any(yes) else "not"

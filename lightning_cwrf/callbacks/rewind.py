@@ -162,7 +162,8 @@ class CriticalRewindCallback(RewindsWeights):
         super().on_fit_start(trainer, pl_module)
         if self.mask is None:
             _refuse_finetuning(trainer, pl_module)
-            units_of(self.structured, pl_module, [])  # raises where there are no heads
+            if self.given_mask is None:
+                units_of(self.structured, pl_module, [])  # raises where there are no heads
             if self.batchnorm != "keep":
                 tracking_layers(pl_module)
 

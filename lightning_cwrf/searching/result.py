@@ -129,7 +129,7 @@ class RecipeSearch:
         gained = found.minus(base, self.measure)
         lines = [f"Best: {self.best}. {attack} {leak}: {gained}; test accuracy {accuracy}: {change}."]
         if gained.interval.high >= 0:
-            lines.append(f"It was not shown to leak less than {BASE}: {attack} differs by {gained}.")
+            lines.append(f"It was not shown to leak less than {BASE}.")
         if change.interval.low > 0:
             lines.append(
                 "The fine-tuning made the test accuracy higher: the base models may not be trained as yours was. Are "

@@ -108,9 +108,8 @@ def test_a_difference_is_narrower_than_what_it_is_the_difference_of():
 def test_recipes_over_other_data_or_models_are_not_compared_in_pairs():
     first = run(simulated(), ["loss"])
     others = [run(simulated(seed=1), ["loss"]), run(simulated(models=10), ["loss"]), run(simulated(), ["loss"], seed=1)]
-    for other, why in zip(
-        others, ("another pool, population or seed", "one has 8 models and the other 10", "seed"), strict=True
-    ):
+    another = "another pool, population or seed"
+    for other, why in zip(others, (another, "one has 8 models and the other 10", another), strict=True):
         with pytest.raises(ValueError, match=why):
             first.minus(other, "loss/auroc")
     with pytest.raises(ValueError, match="there is no measure 'lira/auroc'; there are train_accuracy"):

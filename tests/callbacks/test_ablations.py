@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lightning_cwrf import CriticalRewindCallback, GradientMaskCallback, PrivacyScoringCallback
+from lightning_cwrf.weights import WeightMask
 from lightning_cwrf.weights.scores import learnability_scores
 from tests.callbacks.helpers import finished
 from tests.helpers import Classifier, loader, trained, trainer
@@ -146,6 +147,13 @@ def test_whole_heads_of_a_model_without_attention_are_an_error_before_anything_r
         ValueError, match=r"needs an nn\.MultiheadAttention.* and the model has none: pass structured=True"
     ):
         run(rewind={"structured": "heads"})
+
+
+def test_a_given_mask_needs_no_heads():
+    _, callbacks, *_ = run()
+    mask = WeightMask(callbacks[1].mask.masks)
+    _, again, *_ = run(rewind={"mask": mask, "structured": "heads"})
+    assert again[1].mask.count == mask.count
 
 
 def test_few_whole_units_are_a_warning_that_says_how_few():
